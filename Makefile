@@ -1,0 +1,72 @@
+# make dev      .venv with everything in it, faststy installed editable
+# make demo     train a bundled style for three minutes, paint the bundled photos with it;
+#               make demo STYLE=painting.jpg SECONDS=600 for another
+# make test     the tests; make test ARGS='-k gram' for some of them
+# make lint     ruff and mypy
+# make bench    the benchmarks
+# make gpu      the tests that need a CUDA device
+# make clean    remove what these made
+#
+# PYTHON makes the environment. TORCH is what pip installs as torch: the CPU build, unless you say
+# `make dev TORCH=torch==2.13.0` (with CUDA, on Linux). FASTSTY_BUILD_EXT: see setup.py.
+
+.PHONY: dev demo test lint bench gpu clean
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+STYLE ?= faststy/assets/styles/swirl.jpg
+SECONDS ?= 180
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+SOURCES := $(wildcard csrc/*.cpp csrc/*.cu csrc/*.h)
+# The encoder is measured against VGG-19, whose weights are not here: those suites are run by hand.
+SUITES := $(filter-out benchmarks/encoder%,$(wildcard benchmarks/*.py))
+
+# On Linux plain torch brings gigabytes of CUDA; its CPU build has a version of its own, and mostly
+# comes from an index of its own.
+ifeq ($(shell uname -s),Linux)
+TORCH ?= torch==2.13.0+cpu
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+else
+TORCH ?= torch==2.13.0
+endif
+
+dev: .venv/ready
+
+.venv/ready: pyproject.toml setup.py constraints.txt $(SOURCES)
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) setuptools -c constraints.txt
+	$(PIP) "$(TORCH)" -c constraints.txt $(if $(TORCH_INDEX),|| $(PIP) "$(TORCH)" --index-url $(TORCH_INDEX))
+	$(PIP) --no-build-isolation -c constraints.txt --editable '.[dev]'
+	touch $@
+	$(BIN)/faststy info
+
+demo: .venv/ready
+	rm -rf demo
+	$(BIN)/faststy train $(STYLE) --seconds $(SECONDS) --out demo
+	$(BIN)/faststy stylize faststy/assets/photos -m demo/model.safetensors -o demo/painted
+	@echo "Look at demo/report.html and demo/painted/"
+
+# Triton decides at import whether it interprets kernels: those tests run once so, in a process of
+# their own, and once with all others, where they compile kernels or use a GPU.
+test: .venv/ready
+	if $(BIN)/python -c 'import triton' 2>/dev/null; then \
+	  TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels $(ARGS) $(if $(ARGS),|| test $$? -eq 5); \
+	fi
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: .venv/ready
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+bench: .venv/ready
+	set -e; for suite in $(SUITES); do $(BIN)/python $$suite; done
+
+gpu: .venv/ready
+	$(BIN)/python -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "no CUDA device here")'
+	$(BIN)/python -m pytest -m gpu $(ARGS)
+
+clean:
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache demo faststy/*.so
+	find . -name __pycache__ -not -path './.git/*' -exec rm -rf {} +

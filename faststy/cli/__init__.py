@@ -1,0 +1,62 @@
+"""The command line: one file per command, each exposing `command`, imported when it is needed.
+
+A command's file imports torch inside the function that uses it: `faststy --help` reads all files.
+"""
+
+import os
+import pkgutil
+import sys
+import traceback
+from importlib import import_module
+
+import click
+
+from faststy import __version__
+from faststy.errors import FaststyError
+
+# As a newcomer meets them; any other file in this folder follows in alphabetical order.
+FIRST = ("train", "stylize", "transfer", "styles", "info")
+
+
+class Commands(click.Group):
+    """Finds a command `name` in faststy/cli/name.py."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        names = {m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_")}
+        return [n for n in FIRST if n in names] + sorted(names.difference(FIRST))
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in self.list_commands(ctx):
+            return None
+        command = import_module(f"faststy.cli.{name}").command
+        assert isinstance(command, click.Command)
+        return command
+
+
+@click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="faststy")
+def group() -> None:
+    """Train the look of a painting into a small net in minutes, and paint pictures with it.
+
+    \b
+    faststy train painting.jpg --out run
+    faststy stylize photo.jpg -m run/model.safetensors
+    """
+
+
+def main() -> None:
+    """Run the command line; an error of the user's is one sentence and exit status 2."""
+    try:
+        group(prog_name="faststy")
+    except (FaststyError, OSError) as error:
+        if os.environ.get("FASTSTY_DEBUG") == "1":
+            traceback.print_exc()
+        else:
+            click.echo(f"faststy: {_sentence(error)}", err=True)
+        sys.exit(2)
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return " ".join(str(error).split())
