@@ -1,0 +1,19 @@
+"""What the package ships: sample photos and style pictures; ``assets.md`` gives their sources."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+__all__ = ["photos", "styles"]
+
+_HERE = Path(__file__).parent
+
+
+def photos() -> list[Path]:
+    """The bundled sample photos, sorted by name: RGB JPEG files in the public domain."""
+    return sorted((_HERE / "photos").glob("*.jpg"))
+
+
+def styles() -> dict[str, Path]:
+    """The bundled style pictures by name, sorted: RGB JPEG files, at least 700 px a side."""
+    return {path.stem: path for path in sorted((_HERE / "styles").glob("*.jpg"))}

@@ -1,0 +1,51 @@
+"""The bundled photos and style pictures are there, whole, and documented."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from faststy import assets
+
+FOLDER = Path(assets.__file__).parent
+
+
+def test_photos_are_four_to_six_colour_pictures() -> None:
+    photos = assets.photos()
+    assert 4 <= len(photos) <= 6
+    assert photos == sorted(photos)
+    assert sum(path.stat().st_size for path in photos) < 500_000
+
+
+def test_styles_are_named_by_their_file() -> None:
+    styles = assets.styles()
+    assert len(styles) >= 5
+    assert list(styles) == sorted(styles)
+    for name, path in styles.items():
+        assert path == FOLDER / "styles" / f"{name}.jpg"
+        assert path.stat().st_size <= 350_000
+
+
+@pytest.mark.parametrize(
+    "path", [*assets.photos(), *assets.styles().values()], ids=lambda path: path.stem
+)
+def test_every_picture_decodes_in_rgb_with_detail_all_over(path: Path) -> None:
+    with Image.open(path) as picture:
+        assert picture.format == "JPEG"
+        assert picture.mode == "RGB"
+        assert min(picture.size) >= (700 if path.parent.name == "styles" else 300)
+        pixels = np.asarray(picture, dtype=np.float32)
+    if path.parent.name == "styles":  # a flat area teaches a generator nothing
+        side = 96
+        rows, columns = (n // side for n in pixels.shape[:2])
+        blocks = pixels[: rows * side, : columns * side].reshape(rows, side, columns, side, 3)
+        assert blocks.std(axis=(1, 3)).max(axis=-1).min() > 4
+
+
+def test_every_picture_has_its_source_and_licence_on_record() -> None:
+    record = (FOLDER / "assets.md").read_text(encoding="utf-8")
+    for path in [*assets.photos(), *assets.styles().values()]:
+        assert f"`{path.parent.name}/{path.name}`" in record
