@@ -1,0 +1,319 @@
+"""`faststy stylize`: paint pictures, folders and standard input with a trained model."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from faststy.stylization.stylizer import Painting
+
+STREAM = "-"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One picture to paint; a source or target of None is standard input or output."""
+
+    source: Path | None
+    target: Path | None
+    map_target: Path | None = None
+
+    @property
+    def name(self) -> str:
+        return "standard input" if self.source is None else str(self.source)
+
+    @property
+    def targets(self) -> list[Path]:
+        return [path for path in (self.target, self.map_target) if path is not None]
+
+
+@dataclass
+class Summary:
+    """What `--json` prints."""
+
+    model: str
+    style: dict[str, float]
+    device: str
+    painted: list[dict[str, Any]] = field(default_factory=list)
+    skipped: list[dict[str, str]] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+@click.command()
+@click.argument("inputs", metavar="INPUT...", nargs=-1, required=True, type=click.Path())
+@click.option(
+    "-m",
+    "--model",
+    required=True,
+    type=click.Path(),
+    help="The model: the model.safetensors of a training run.",
+)
+@click.option("-o", "--out", type=click.Path(), help="A file, a folder, or - for standard output.")
+@click.option("--style", help="A style of the model, or a mixture: NAME or NAME:0.7,OTHER:0.3.")
+@click.option(
+    "--strength",
+    type=click.FloatRange(0, 1),
+    default=1.0,
+    show_default=True,
+    help="0 is the photo, 1 the full style.",
+)
+@click.option(
+    "--repair",
+    type=click.FloatRange(0, 1),
+    help="How much lost content comes back: 0 is pure style, 1 all (the default).",
+)
+@click.option("--keep-color", is_flag=True, help="Keep the colours of the photo.")
+@click.option(
+    "--mask", type=click.Path(), help="A picture that says where: white is painted, black is not."
+)
+@click.option(
+    "--size",
+    metavar="PIXELS",
+    type=click.IntRange(16),
+    help="Short side to paint at and to write; smaller pictures stay as they are.",
+)
+@click.option("--save-map", is_flag=True, help="Also write the map of lost content, NAME_lost.png.")
+@click.option("--json", "as_json", is_flag=True, help="Print what was done as one JSON object.")
+def command(
+    inputs: tuple[str, ...],
+    model: str,
+    out: str | None,
+    style: str | None,
+    strength: float,
+    repair: float | None,
+    keep_color: bool,
+    mask: str | None,
+    size: int | None,
+    save_map: bool,
+    as_json: bool,
+) -> None:
+    """Paint pictures with a trained model.
+
+    INPUT is a picture, a folder (read with all its subfolders), or - for standard input, which is
+    written to standard output unless -o says otherwise.
+
+    Without -o, NAME_STYLE appears beside each picture or folder. With -o, one picture becomes that
+    file, or lies in that folder if OUT is one or has no suffix; one folder becomes that folder;
+    several inputs lie in that folder under their own names. Formats that are read but not written
+    become PNG. An input is never overwritten.
+
+    Pictures that cannot be read are skipped and listed. Exit status: 0 when all were painted,
+    1 when some were skipped, 2 when nothing could be painted or written.
+
+    \b
+    faststy stylize photo.jpg -m run/model.safetensors
+    faststy stylize holiday/ -m run/model.safetensors -o painted --strength 0.8
+    cat photo.jpg | faststy stylize - -m run/model.safetensors > painted.jpg
+    """
+    from faststy.errors import FaststyError
+    from faststy.pictures import encode_picture, heat_map, read_picture
+    from faststy.stylization.stylizer import Stylizer, mixing_weights
+
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # odd metadata is nobody's business here
+    stylizer = Stylizer.load(model)
+    weights = mixing_weights(style, stylizer.styles)
+    if save_map and stylizer.model.repairer is None:
+        raise FaststyError(f"{model}: has no repairer, so there is no map to save")
+    if repair and stylizer.model.repairer is None:
+        raise FaststyError(f"{model}: has no repairer; leave --repair at 0")
+    jobs = plan(inputs, out, _label(weights), save_map)
+    check(jobs, [Path(model), *([Path(mask)] if mask else [])], as_json)
+    mask_picture = None if mask is None else read_picture(mask).to_image()
+
+    summary = Summary(model, weights, str(stylizer.device))
+    begin = time.perf_counter()
+    for job in _with_progress(jobs):
+        start = time.perf_counter()
+        try:
+            source = sys.stdin.buffer if job.source is None else job.source
+            photo = read_picture(source, name=job.name)
+            painting = stylizer.paint(
+                photo,
+                style=weights,
+                strength=strength,
+                repair=repair,
+                keep_color=keep_color,
+                mask=mask_picture,
+                size=size,
+            )
+            data = encode_picture(painting.picture, _format(job, photo.format))
+            lost = painting.lost_content
+            heat = encode_picture(heat_map(lost), "PNG") if save_map and lost is not None else None
+        except FaststyError as error:
+            if len(jobs) == 1:
+                raise
+            summary.skipped.append({"input": job.name, "reason": str(error)})
+            continue
+        # A file that cannot be written ends the run: the next one would fare no better.
+        _write(job.target, data)
+        if heat is not None:
+            _write(job.map_target, heat)
+        summary.painted.append(_entry(job, painting, time.perf_counter() - start))
+    summary.seconds = round(time.perf_counter() - begin, 3)
+
+    if summary.skipped:
+        click.echo(f"faststy: skipped {len(summary.skipped)} of {len(jobs)} pictures:", err=True)
+        for entry in summary.skipped:
+            click.echo(f"  {entry['reason']}", err=True)
+    if as_json:
+        click.echo(json.dumps(vars(summary)))
+    if not summary.painted:
+        raise FaststyError(f"none of {len(jobs)} pictures could be painted")
+    if summary.skipped:
+        sys.exit(1)
+
+
+def plan(inputs: tuple[str, ...], out: str | None, label: str, save_map: bool) -> list[Job]:
+    """Which picture is written where.
+
+    Raises FaststyError for inputs and an output that do not go together, and for a folder without
+    pictures.
+    """
+    from faststy.errors import FaststyError
+
+    several = len(inputs) > 1
+    if several and (STREAM in inputs or out == STREAM):
+        raise FaststyError("standard input and output take one picture; name only one INPUT")
+    jobs: list[Job] = []
+    for text in inputs:
+        path = Path(text)
+        if text == STREAM:
+            jobs.append(Job(None, None if out in (None, STREAM) else Path(str(out))))
+        elif path.is_dir():
+            if out == STREAM:
+                raise FaststyError(f"{text}: a folder cannot go to standard output; name one by -o")
+            name = path.resolve().name or "painted"
+            folder = path.resolve().with_name(f"{name}_{label}") if out is None else Path(out)
+            jobs += _folder_jobs(path, folder / name if several and out else folder)
+        elif out == STREAM:
+            jobs.append(Job(path, None))
+        elif out is None:
+            jobs.append(Job(path, path.with_name(_writable(f"{path.stem}_{label}{path.suffix}"))))
+        elif several or out.endswith(os.sep) or Path(out).is_dir() or not Path(out).suffix:
+            jobs.append(Job(path, Path(out, _writable(path.name))))
+        else:
+            jobs.append(Job(path, Path(out)))
+    if not save_map:
+        return jobs
+    if any(job.target is None for job in jobs):
+        raise FaststyError("--save-map needs an output file; name one by -o")
+    return [Job(job.source, job.target, _map_target(job.target)) for job in jobs if job.target]
+
+
+def _folder_jobs(folder: Path, out: Path) -> Iterator[Job]:
+    from faststy.errors import FaststyError
+    from faststy.pictures import list_pictures
+
+    inside = out.resolve()
+    sources = list_pictures(folder)
+    if inside.is_relative_to(folder.resolve()) and inside != folder.resolve():
+        # What an earlier run painted is no input of this one.
+        sources = [path for path in sources if not path.resolve().is_relative_to(inside)]
+        if not sources:
+            raise FaststyError(f"{folder}: no pictures in this folder, other than those in {out}")
+    for path in sources:
+        relative = path.relative_to(folder)
+        yield Job(path, out / relative.with_name(_writable(relative.name)))
+
+
+def check(jobs: list[Job], others: list[Path], as_json: bool) -> None:
+    """Finds out before the first picture is painted what would go wrong in the end.
+
+    Raises FaststyError for an unknown suffix, a target that is an input or is written twice, and
+    for a picture and JSON, or a terminal, on standard output.
+    """
+    from faststy.errors import FaststyError
+    from faststy.pictures import format_of
+
+    sources = [job.source for job in jobs if job.source is not None]
+    protected = {_identity(path): path for path in [*sources, *others] if path.exists()}
+    seen: dict[Path, str] = {}
+    for job in jobs:
+        if job.target is None:
+            if as_json:
+                raise FaststyError("--json and the picture both want standard output; name a file")
+            if sys.stdout.isatty():
+                raise FaststyError("standard output is a terminal; name a file by -o")
+        for target in job.targets:
+            format_of(target)
+            if target.exists() and _identity(target) in protected:
+                raise FaststyError(f"{target}: is an input and will not be overwritten; change -o")
+            if target in seen:
+                raise FaststyError(f"{target}: both {seen[target]} and {job.name} would be written")
+            seen[target] = job.name
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino
+
+
+def _label(weights: dict[str, float]) -> str:
+    """The styles, as a part of a file name."""
+    return re.sub(r"[^\w.+-]+", "-", "+".join(weights))
+
+
+def _writable(name: str) -> str:
+    """`name`, with .png added when faststy does not write its format."""
+    from faststy.errors import FaststyError
+    from faststy.pictures import format_of
+
+    try:
+        format_of(name)
+    except FaststyError:
+        return f"{name}.png"
+    return name
+
+
+def _map_target(target: Path) -> Path:
+    return target.with_name(f"{target.stem}_lost.png")
+
+
+def _format(job: Job, source_format: str | None) -> str:
+    """The target's format; on standard output that of the photo, or PNG."""
+    from faststy.pictures import WRITABLE, format_of
+
+    if job.target is not None:
+        return format_of(job.target)
+    return source_format if source_format in WRITABLE else "PNG"
+
+
+def _write(target: Path | None, data: bytes) -> None:
+    from faststy.pictures import write_data
+
+    if target is None:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+    else:
+        write_data(data, target)
+
+
+def _entry(job: Job, painting: Painting, seconds: float) -> dict[str, Any]:
+    width, height = painting.picture.size
+    entry: dict[str, Any] = {"input": job.name, "output": str(job.target)}
+    if job.map_target is not None:
+        entry["map"] = str(job.map_target)
+    return {**entry, "width": width, "height": height, "seconds": round(seconds, 3)}
+
+
+def _with_progress(jobs: list[Job]) -> Iterator[Job]:
+    """The jobs, behind a progress bar when there are several and a person watches."""
+    if len(jobs) == 1 or not sys.stderr.isatty():
+        yield from jobs
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        yield from progress.track(jobs, description="Painting")

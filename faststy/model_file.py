@@ -1,0 +1,124 @@
+"""One model, one `.safetensors` file: weights, and everything needed to rebuild and credit them."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from faststy.errors import FaststyError
+from faststy.files import write_bytes
+from faststy.nn.generator import Generator, GeneratorConfig
+from faststy.nn.repairer import Repairer
+
+FORMAT = 1  # raised when an older faststy could not read a newer file
+KEY = "faststy"  # one metadata entry: safetensors does not keep the order of several
+
+
+@dataclass
+class ModelInfo:
+    """What a model file says of itself."""
+
+    styles: list[str]
+    generator: dict[str, int]
+    repairer: dict[str, int] | None = None
+    style_weight: float = 0.0
+    size: int = 0  # side of the training crops, px
+    steps: int = 0
+    encoder: str = ""
+    content: str = ""  # the photos it was trained on
+    license: str = ""
+    version: str = ""
+    format: int = FORMAT
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Model:
+    """A generator, its repairer where one was trained, and what is known of them."""
+
+    generator: Generator
+    repairer: Repairer | None
+    info: ModelInfo
+
+    def to(self, device: torch.device | str) -> Model:
+        self.generator.to(device)
+        if self.repairer is not None:
+            self.repairer.to(device)
+        return self
+
+
+def save_model(
+    model: Model, path: str | os.PathLike[str], dtype: torch.dtype | None = None
+) -> None:
+    """Write `model` to `path` by rename, weights as `dtype` (their own by default).
+
+    The same weights and info give the same bytes. Raises FaststyError when it cannot be written.
+    """
+    tensors: dict[str, Tensor] = {}
+    for name, module in (("generator", model.generator), ("repairer", model.repairer)):
+        if module is not None:
+            for key, value in module.state_dict().items():
+                tensors[f"{name}.{key}"] = (
+                    value.detach().cpu().to(dtype or value.dtype).contiguous()
+                )
+    metadata = {KEY: json.dumps(asdict(model.info), sort_keys=True)}
+    write_bytes(Path(path), save(tensors, metadata))
+
+
+def load_info(path: str | os.PathLike[str]) -> ModelInfo:
+    """Read what a model file says of itself, without its weights. Raises FaststyError."""
+    return _read(Path(path), weights=False)[0]
+
+
+def load_model(path: str | os.PathLike[str]) -> Model:
+    """Load a model (fp32, CPU, eval mode). Raises FaststyError when it cannot be read as one."""
+    info, tensors = _read(Path(path), weights=True)
+    if len(info.styles) != info.generator.get("styles") or not info.styles:
+        raise FaststyError(f"{path}: its style names do not match its weights")
+    try:
+        generator = Generator(GeneratorConfig(**info.generator))
+        repairer = Repairer(**info.repairer) if info.repairer is not None else None
+        for name, module in (("generator", generator), ("repairer", repairer)):
+            if module is not None:
+                prefix = f"{name}."
+                module.load_state_dict(
+                    {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
+                )
+    except (TypeError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise FaststyError(f"{path}: the weights do not fit the model ({reason})") from error
+    for module in (generator, repairer):
+        if module is not None:
+            module.eval().requires_grad_(False)
+    return Model(generator, repairer, info)
+
+
+def _read(path: Path, weights: bool) -> tuple[ModelInfo, dict[str, Tensor]]:
+    if not path.is_file():
+        hint = "is a folder; name the .safetensors file in it" if path.is_dir() else "no such file"
+        raise FaststyError(f"{path}: {hint}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = (file.metadata() or {}).get(KEY)
+            tensors = {key: file.get_tensor(key) for key in file.keys()} if weights else {}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise FaststyError(f"{path}: not a readable model file ({error})") from error
+    if metadata is None:
+        raise FaststyError(f"{path}: a safetensors file, but not a faststy model")
+    try:
+        values = json.loads(metadata)
+        if values.get("format", 0) > FORMAT:
+            version = values.get("version", "?")
+            raise FaststyError(f"{path}: made by a newer faststy ({version}); upgrade faststy")
+        known = ModelInfo.__dataclass_fields__
+        return ModelInfo(**{k: v for k, v in values.items() if k in known}), tensors
+    except (ValueError, TypeError, AttributeError) as error:
+        raise FaststyError(f"{path}: its model description is damaged ({error})") from error

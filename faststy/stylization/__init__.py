@@ -1,0 +1,1 @@
+"""Painting pictures with a trained model."""

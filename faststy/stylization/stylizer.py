@@ -1,0 +1,315 @@
+"""The stylizer: a trained model that paints pictures, with the dials that a person turns."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import os
+from collections.abc import Mapping
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageFilter
+from torch import Tensor
+
+from faststy.errors import FaststyError
+from faststy.model_file import Model, load_model
+from faststy.nn.repairer import LUMA
+from faststy.pictures import Picture, PictureSource, read_picture, scale_down
+from faststy.tensors import to_image, to_tensor
+
+Source: TypeAlias = "PictureSource | Picture | Tensor"
+Style: TypeAlias = "str | Mapping[str, float]"
+
+
+@dataclasses.dataclass(frozen=True)
+class Painting:
+    """A painted picture and what was found on the way.
+
+    Attributes:
+        picture: the result, with the alpha, ICC profile and metadata of the photo.
+        lost_content: float32 ``[H, W]`` in 0…1, where the painting lost content of the photo;
+            None when the model has no repairer.
+        style: the mixing weights that were used, by name; they sum to 1.
+    """
+
+    picture: Picture
+    lost_content: npt.NDArray[np.float32] | None
+    style: dict[str, float]
+
+
+class Stylizer:
+    """Paints pictures with a trained model.
+
+    >>> stylizer = Stylizer.load("run/model.safetensors")
+    >>> stylizer("photo.jpg", strength=0.8).save("painted.jpg")
+    """
+
+    def __init__(self, model: Model, device: torch.device | str | None = None) -> None:
+        """Moves `model` to `device`: by default CUDA where there is one, else the CPU."""
+        if device is None:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = torch.device(device)
+        self.model = model.to(self.device)
+        for module in (model.generator, model.repairer):
+            if module is not None:
+                module.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+
+    @classmethod
+    def load(
+        cls, path: str | os.PathLike[str], device: torch.device | str | None = None
+    ) -> Stylizer:
+        """Loads a model file. Raises FaststyError when it is damaged or from a newer faststy."""
+        return cls(load_model(path), device)
+
+    @property
+    def styles(self) -> list[str]:
+        """Names of the styles that the model holds; the first is the default."""
+        return list(self.model.info.styles)
+
+    def __call__(
+        self,
+        picture: Source,
+        *,
+        style: Style | None = None,
+        strength: float = 1.0,
+        repair: float | None = None,
+        keep_color: bool = False,
+        mask: PictureSource | None = None,
+        size: int | None = None,
+    ) -> Image.Image:
+        """Paints `picture`.
+
+        Args:
+            picture: a path, a binary stream, the bytes of a file, a Pillow image, a uint8 array
+                ``[H, W, 3]``, or a tensor ``[3, H, W]`` or ``[1, 3, H, W]`` (uint8, or float in
+                0…1).
+            style: a name, a mixture like ``"rain:0.7,night:0.3"``, or weights by name. Weights
+                are brought to a sum of 1. The model's first style by default.
+            strength: 0 is the photo, 1 the full style; in between see :func:`blend`.
+            repair: how much lost content comes back, 0 to 1. By default 1 when the model has a
+                repairer, else 0.
+            keep_color: keep the photo's colours and take only the light and dark of the painting.
+            mask: a picture of any size that is laid over the photo: white is painted, black stays
+                photo, grey is in between. Its edges are softened.
+            size: short side, in pixels, at which the picture is painted and comes out. Smaller
+                pictures are not enlarged. By default the size of the photo.
+
+        Returns:
+            An RGB image, or RGBA where the photo has transparency, with the photo's ICC profile
+            and metadata in ``info``.
+
+        Raises:
+            FaststyError: the picture or mask cannot be read, the style is unknown, `repair` is
+                asked of a model without a repairer, or memory does not suffice.
+            ValueError, TypeError: an argument is out of its range, or of another shape or type.
+        """
+        painting = self.paint(
+            picture,
+            style=style,
+            strength=strength,
+            repair=repair,
+            keep_color=keep_color,
+            mask=mask,
+            size=size,
+        )
+        return painting.picture.to_image()
+
+    def paint(
+        self,
+        picture: Source,
+        *,
+        style: Style | None = None,
+        strength: float = 1.0,
+        repair: float | None = None,
+        keep_color: bool = False,
+        mask: PictureSource | None = None,
+        size: int | None = None,
+    ) -> Painting:
+        """Paints like a call, and also gives what a file needs and the lost-content map."""
+        if not 0 <= strength <= 1:
+            raise ValueError(f"strength is {strength}; expected 0 to 1")
+        if repair is not None and not 0 <= repair <= 1:
+            raise ValueError(f"repair is {repair}; expected 0 to 1")
+        if size is not None and size < 1:
+            raise ValueError(f"size is {size}; expected at least 1 pixel")
+        if repair and self.model.repairer is None:
+            raise FaststyError("the model was trained without a repairer; leave repair at 0")
+        weights = mixing_weights(style, self.styles)
+        photo = picture if isinstance(picture, Picture) else read_picture(_for_reading(picture))
+        photo = photo.with_rgb(scale_down(photo.rgb, size))
+        try:
+            x = to_tensor(_fill_transparent(photo)).to(self.device)
+            painted, lost = self._paint(x, weights, 1.0 if repair is None else repair)
+            if keep_color:
+                painted = with_colors_of(x, painted)
+            painted = blend(x, painted, strength)
+            if mask is not None:
+                painted = torch.lerp(x, painted, _soft_mask(mask, photo.size).to(self.device))
+            rgb = to_image(painted[0])
+        except (MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            width, height = photo.size
+            raise FaststyError(
+                f"{photo.name}: not enough memory to paint {width} x {height}; use a smaller size"
+            ) from error
+        lost_content = None if lost is None else lost[0, 0].cpu().numpy()
+        return Painting(photo.with_rgb(rgb), lost_content, weights)
+
+    @torch.inference_mode()
+    def _paint(
+        self, x: Tensor, weights: Mapping[str, float], repair: float
+    ) -> tuple[Tensor, Tensor | None]:
+        """The nets alone: the painting [1, 3, H, W], and the lost-content map [1, 1, H, W]."""
+        generator, repairer = self.model.generator, self.model.repairer
+        painted = generator(x, x.new_tensor([weights.get(name, 0.0) for name in self.styles]))
+        if repairer is None:
+            return painted, None
+        lost, residual = repairer(painted, x)
+        return repairer.apply_repair(painted, lost, residual, repair), lost
+
+
+def mixing_weights(style: Style | None, names: list[str]) -> dict[str, float]:
+    """The weights of a mixture, by name, with a sum of 1.
+
+    Args:
+        style: ``"rain"``, ``"rain:0.7,night:0.3"``, ``{"rain": 0.7, "night": 0.3}``, or None for
+            the first of `names`. A name without a weight in a mixture counts 1.
+        names: the styles there are.
+
+    Raises:
+        FaststyError: a name that is not there, or weights that are no numbers, negative or all 0.
+    """
+    if style is None:
+        return {names[0]: 1.0}
+    if isinstance(style, str):
+        style = {style: 1.0} if style in names else _parse_mixture(style)
+    for name in style:
+        if name not in names:
+            close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+            hint = f"did you mean '{close[0]}'? " if close else ""
+            raise FaststyError(f"unknown style '{name}': {hint}the model has {', '.join(names)}")
+    total = math.fsum(style.values())
+    if not all(weight >= 0 for weight in style.values()) or not 0 < total < math.inf:
+        shown = ", ".join(f"{name}:{weight:g}" for name, weight in style.items())
+        raise FaststyError(f"style weights must be 0 or more, and not all 0: {shown or 'none'}")
+    return {name: weight / total for name, weight in style.items() if weight > 0}
+
+
+def _parse_mixture(text: str) -> dict[str, float]:
+    weights: dict[str, float] = {}
+    for part in text.split(","):
+        name, colon, number = part.rpartition(":")
+        if not colon:
+            name, number = part, "1"
+        try:
+            weight = float(number)
+        except ValueError:
+            raise FaststyError(
+                f"style weight '{number}' of '{name}' is no number; write NAME:0.7,OTHER:0.3"
+            ) from None
+        weights[name.strip()] = weights.get(name.strip(), 0.0) + weight
+    return weights
+
+
+def with_colors_of(photo: Tensor, painted: Tensor) -> Tensor:
+    """The light and dark of `painted` in the colours of `photo`, both [N, 3, H, W] in 0…1.
+
+    Luminance transfer of Gatys et al. 2016, "Preserving Color in Neural Artistic Style Transfer".
+    Where a colour does not exist that light or dark, it is made paler, never another hue.
+    """
+    weights = photo.new_tensor(LUMA).view(1, 3, 1, 1)
+    light = (painted * weights).sum(1, keepdim=True)
+    chroma = photo - (photo * weights).sum(1, keepdim=True)
+    room = torch.where(chroma > 0, 1 - light, light) / chroma.abs().clamp_min(1e-6)
+    return (light + chroma * room.amin(1, keepdim=True).clamp(0, 1)).clamp(0, 1)
+
+
+def blend(photo: Tensor, painted: Tensor, strength: float) -> Tensor:
+    """Between `photo` (strength 0) and `painted` (1), both [N, 3, H, W] in 0…1.
+
+    A plain fade shows two pale pictures on top of each other. Here, at each scale of a Laplacian
+    pyramid, the contrast of the details goes evenly from that of the photo to that of the
+    painting, but their shapes come mostly from the picture whose details are stronger there. The
+    broad colours are faded.
+    """
+    if strength in (0.0, 1.0):
+        return painted if strength else photo
+    height, width = photo.shape[-2:]
+    if min(height, width) < 4:
+        return torch.lerp(photo, painted, strength)
+    small_photo, small_painted = _half(photo), _half(painted)
+    detail_photo = photo - _double(small_photo, height, width)
+    detail_painted = painted - _double(small_painted, height, width)
+    from_photo = (1 - strength) * _contrast(detail_photo)
+    from_painted = strength * _contrast(detail_painted)
+    share = from_painted.square() / (from_photo.square() + from_painted.square())
+    # Each detail by its own contrast, times the contrast that both together have.
+    contrast = from_photo + from_painted
+    detail = (1 - share) * contrast / from_photo * (1 - strength) * detail_photo
+    detail += share * contrast / from_painted * strength * detail_painted
+    broad = _double(blend(small_photo, small_painted, strength), height, width)
+    return (broad + detail).clamp(0, 1)
+
+
+def _half(x: Tensor) -> Tensor:
+    return F.avg_pool2d(x, 2, ceil_mode=True, count_include_pad=False)
+
+
+def _double(x: Tensor, height: int, width: int) -> Tensor:
+    return F.interpolate(x, (height, width), mode="bilinear", align_corners=False)
+
+
+def _contrast(detail: Tensor) -> Tensor:
+    """Root mean square over the colours and 3x3 neighbours, never 0: [N, 1, H, W]."""
+    squares = detail.square().mean(1, keepdim=True)
+    return F.avg_pool2d(squares, 3, stride=1, padding=1, count_include_pad=False).add(1e-8).sqrt()
+
+
+def _for_reading(picture: PictureSource | Tensor) -> PictureSource:
+    """Tensors as uint8 arrays, everything else as it is."""
+    if not isinstance(picture, Tensor):
+        return picture
+    shape = list(picture.shape)
+    if picture.ndim == 4 and shape[0] == 1:
+        picture = picture[0]
+    if picture.ndim != 3 or picture.shape[0] != 3 or 0 in shape:
+        raise ValueError(f"picture has shape {shape}; expected [3, H, W] or [1, 3, H, W]")
+    if picture.is_floating_point():
+        picture = (picture.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
+    if picture.dtype != torch.uint8:
+        raise ValueError(f"picture is {picture.dtype}; expected uint8, or float in 0...1")
+    return np.ascontiguousarray(picture.permute(1, 2, 0).cpu().numpy())
+
+
+def _fill_transparent(photo: Picture) -> Image.Image:
+    """The photo with the colours that nobody sees set to its mean: the nets would see them."""
+    if photo.alpha is None:
+        return photo.rgb
+    hidden = np.asarray(photo.alpha) == 0
+    if not hidden.any() or hidden.all():
+        return photo.rgb
+    pixels = np.array(photo.rgb)
+    pixels[hidden] = pixels[~hidden].mean(axis=0).round()
+    return Image.fromarray(pixels)
+
+
+def _soft_mask(mask: PictureSource, size: tuple[int, int]) -> Tensor:
+    """A mask of any size as float32 [1, 1, H, W] in 0…1 at `size` (width, height)."""
+    picture = read_picture(mask)
+    grey = picture.rgb.convert("L")
+    if picture.alpha is not None:
+        black = Image.new("L", grey.size, 0)
+        grey = Image.composite(grey, black, picture.alpha)
+    grey = grey.resize(size, Image.Resampling.BILINEAR)
+    grey = grey.filter(ImageFilter.GaussianBlur(min(size) / 256))
+    return torch.from_numpy(np.array(grey, dtype=np.float32) / 255)[None, None]
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate" in str(error)

@@ -1,0 +1,35 @@
+"""Between pictures and tensors, and the device they live on."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from faststy.errors import FaststyError
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """An RGB picture as float32 [1, 3, H, W] in 0...1, channels_last."""
+    pixels = torch.from_numpy(np.array(image, dtype=np.uint8))
+    return pixels.permute(2, 0, 1)[None].float().div_(255)
+
+
+def to_image(x: Tensor) -> Image.Image:
+    """[3, H, W] in 0...1 as an 8-bit RGB picture; values outside are clamped."""
+    levels = x.detach().float().mul(255).round_().clamp_(0, 255).to(torch.uint8)
+    return Image.fromarray(levels.permute(1, 2, 0).contiguous().cpu().numpy())
+
+
+def device_named(name: str) -> torch.device:
+    """The device `name`; "auto" is CUDA where there is one. Raises FaststyError if unusable."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise FaststyError(f"device {name!r} cannot be used ({reason})") from error
+    return device

@@ -1,0 +1,272 @@
+"""`faststy stylize`: what is read, what is written where, and what is said when it goes wrong."""
+
+import io
+import json
+import os
+import resource
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from faststy.cli import main
+from faststy.model_file import Model, ModelInfo, save_model
+from faststy.nn.generator import Generator, GeneratorConfig
+from faststy.nn.repairer import Repairer
+from faststy.pictures import read_picture
+from faststy.stylization.stylizer import Stylizer
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    torch.manual_seed(0)
+    config = GeneratorConfig(channels=8, blocks=1, styles=2)
+    info = ModelInfo(["rain", "starry night"], asdict(config), {"channels": 8})
+    path = tmp_path_factory.mktemp("model") / "model.safetensors"
+    save_model(Model(Generator(config), Repairer(8), info), path)
+    return path
+
+
+@pytest.fixture
+def photos(tmp_path, monkeypatch):
+    """A folder to work in, with photos/a.png, photos/sub/b.jpg and c.gif beside them."""
+    monkeypatch.chdir(tmp_path)
+    noise = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
+    Path("photos/sub").mkdir(parents=True)
+    Image.fromarray(noise).save("photos/a.png")
+    Image.fromarray(noise[::-1]).save("photos/sub/b.jpg")
+    Image.fromarray(noise[:, ::-1]).save("c.gif")
+    return tmp_path
+
+
+@pytest.fixture
+def faststy(monkeypatch, capsysbinary):
+    """Runs the command line: exit status, standard output (bytes), standard error (text)."""
+
+    def run(*arguments, stdin=b""):
+        monkeypatch.setattr(sys, "argv", ["faststy", *map(str, arguments)])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        with pytest.raises(SystemExit) as end:
+            main()
+        out, err = capsysbinary.readouterr()
+        return end.value.code or 0, out, err.decode()
+
+    return run
+
+
+def files(folder="."):
+    found = (path.relative_to(folder) for path in Path(folder).rglob("*") if path.is_file())
+    return sorted(map(str, found))
+
+
+def pixels(source):
+    return np.asarray(read_picture(source).rgb)
+
+
+def fails_with(result, sentence):
+    status, out, err = result
+    assert status == 2
+    assert out == b""
+    assert err.startswith("faststy: ")
+    assert err.count("\n") == 1
+    assert sentence in err
+
+
+def test_one_picture_appears_beside_its_photo(photos, model, faststy):
+    before = Path("photos/a.png").read_bytes()
+    assert faststy("stylize", "photos/a.png", "-m", model) == (0, b"", "")
+    assert files("photos") == ["a.png", "a_rain.png", "sub/b.jpg"]
+    assert Path("photos/a.png").read_bytes() == before
+    expected = np.asarray(Stylizer.load(model)("photos/a.png"))
+    np.testing.assert_array_equal(pixels("photos/a_rain.png"), expected)
+
+
+def test_every_dial_reaches_the_stylizer(photos, model, faststy):
+    Image.fromarray(np.full((20, 30), 90, np.uint8)).save("mask.png")
+    status, _, _ = faststy(
+        *(
+            "stylize",
+            "photos/a.png",
+            "-m",
+            model,
+            "-o",
+            "out.png",
+            "--style",
+            "rain:1,starry night",
+        ),
+        *("--strength", 0.7, "--repair", 0.2, "--keep-color", "--mask", "mask.png", "--size", 16),
+    )
+    assert status == 0
+    expected = Stylizer.load(model)(
+        "photos/a.png",
+        style={"rain": 1, "starry night": 1},
+        strength=0.7,
+        repair=0.2,
+        keep_color=True,
+        mask="mask.png",
+        size=16,
+    )
+    np.testing.assert_array_equal(pixels("out.png"), np.asarray(expected))
+
+
+def test_folder_gives_a_folder_with_the_same_names(photos, model, faststy):
+    (photos / "photos" / "bad.png").write_bytes(b"no picture")
+    (photos / "photos" / "cut.jpg").write_bytes(Path("photos/sub/b.jpg").read_bytes()[:500])
+    (photos / "photos" / "notes.txt").touch()
+    status, out, err = faststy("stylize", "photos", "-m", model, "-o", "out", "--json")
+    assert status == 1
+    assert files("out") == ["a.png", "sub/b.jpg"]
+    report = json.loads(out)
+    assert out.count(b"\n") == 1
+    assert [entry["output"] for entry in report["painted"]] == ["out/a.png", "out/sub/b.jpg"]
+    assert report["painted"][0]["width"] == 30
+    assert [entry["input"] for entry in report["skipped"]] == ["photos/bad.png", "photos/cut.jpg"]
+    assert report["style"] == {"rain": 1.0}
+    assert "skipped 2 of 4 pictures" in err
+    assert "photos/bad.png: not a picture" in err
+    assert "photos/cut.jpg: damaged or cut off" in err
+
+
+def test_folder_without_output_and_mixture_of_styles(photos, model, faststy):
+    status, _, _ = faststy("stylize", "photos/", "-m", model, "--style", "starry night:1,rain:3")
+    assert status == 0
+    assert files("photos_starry-night+rain") == ["a.png", "sub/b.jpg"]
+
+
+def test_several_inputs_keep_their_names(photos, model, faststy):
+    assert faststy("stylize", "c.gif", "photos", "-m", model, "-o", "out")[0] == 0
+    assert files("out") == ["c.gif.png", "photos/a.png", "photos/sub/b.jpg"]
+    assert faststy("stylize", "c.gif", "photos/a.png", "-m", model)[0] == 0
+    assert Path("c_rain.gif.png").is_file()
+    assert Path("photos/a_rain.png").is_file()
+
+
+def test_output_folder_of_one_picture(photos, model, faststy):
+    assert faststy("stylize", "photos/a.png", "-m", model, "-o", "new")[0] == 0
+    assert files("new") == ["a.png"]
+    (photos / "v1.5").mkdir()
+    assert faststy("stylize", "photos/a.png", "-m", model, "-o", "v1.5")[0] == 0
+    assert files("v1.5") == ["a.png"]
+
+
+def test_earlier_results_are_not_painted_again(photos, model, faststy):
+    for _ in range(2):
+        status, out, _ = faststy("stylize", ".", "-m", model, "-o", "painted", "--json")
+        assert status == 0
+        assert len(json.loads(out)["painted"]) == 3
+    fails_with(faststy("stylize", "painted", "-m", model, "-o", "painted"), "is an input")
+
+
+def test_standard_input_to_standard_output(photos, model, faststy):
+    for path, format in [("photos/a.png", "PNG"), ("photos/sub/b.jpg", "JPEG"), ("c.gif", "PNG")]:
+        status, out, err = faststy("stylize", "-", "-m", model, stdin=Path(path).read_bytes())
+        assert (status, err) == (0, "")
+        image = Image.open(io.BytesIO(out))
+        assert (image.format, image.size) == (format, (30, 20))
+    assert faststy("stylize", "photos/a.png", "-o", "-", "-m", model)[1].startswith(b"\x89PNG")
+    data = Path("c.gif").read_bytes()
+    assert faststy("stylize", "-", "-o", "d.webp", "-m", model, stdin=data) == (0, b"", "")
+    assert Image.open("d.webp").format == "WEBP"
+
+
+def test_save_map(photos, model, faststy):
+    status, out, _ = faststy("stylize", "photos", "-m", model, "-o", "out", "--save-map", "--json")
+    assert status == 0
+    assert files("out") == ["a.png", "a_lost.png", "sub/b.jpg", "sub/b_lost.png"]
+    assert json.loads(out)["painted"][0]["map"] == "out/a_lost.png"
+    assert pixels("out/a_lost.png").shape == (20, 30, 3)
+
+
+def test_inputs_are_never_overwritten(photos, model, faststy):
+    Path("link.png").symlink_to("photos/a.png")
+    before = {name: Path(name).read_bytes() for name in files()}
+    for arguments in [
+        ("photos/a.png", "-o", "photos/a.png"),
+        ("photos/a.png", "-o", "link.png"),
+        ("photos", "-o", "photos"),
+        ("photos/a.png", "-o", "photos"),
+        ("c.gif", "-o", "photos/a.png", "--mask", "photos/a.png"),
+    ]:
+        fails_with(faststy("stylize", *arguments, "-m", model), "is an input")
+    assert {name: Path(name).read_bytes() for name in files()} == before
+
+
+def test_mistakes_are_one_sentence_and_leave_nothing(photos, model, faststy):
+    Path("empty").mkdir()
+    Path("zero.png").touch()
+    Path("text.png").write_text("hello")
+    Path("cut.safetensors").write_bytes(model.read_bytes()[:100])
+    Path("file").touch()
+    Path("photos/copy").mkdir()
+    Image.open("photos/a.png").save("photos/copy/a.png")
+    before = files()
+    for arguments, sentence in [
+        (("zero.png",), "zero.png: the file is empty (zero bytes)"),
+        (("text.png",), "text.png: not a picture"),
+        (("missing.png",), "missing.png: cannot be read (No such file"),
+        (("empty",), "empty: no pictures in this folder"),
+        (("photos/a.png", "-o", "out.gif"), "out.gif: '.gif' is no format"),
+        (("photos/a.png", "-o", "file/out.png"), "file/out.png: cannot be written"),
+        (("photos/a.png", "--style", "stary night"), "did you mean 'starry night'?"),
+        (("photos/a.png", "--mask", "text.png"), "text.png: not a picture"),
+        (("photos/a.png", "photos/copy/a.png", "-o", "out"), "out/a.png: both photos/a.png and"),
+        (("photos", "-o", "-"), "a folder cannot go to standard output"),
+        (("photos/a.png", "c.gif", "-o", "-"), "take one picture"),
+        (("-", "c.gif"), "take one picture"),
+        (("-", "--json"), "both want standard output"),
+        (("-", "--save-map"), "--save-map needs an output file"),
+        (("-",), "standard input: the file is empty"),
+    ]:
+        fails_with(faststy("stylize", *arguments, "-m", model), sentence)
+        assert files() == before
+    for bad in ("cut.safetensors", "missing", "photos", "photos/a.png"):
+        fails_with(faststy("stylize", "photos/a.png", "-m", bad), f"{bad}: ")
+
+
+def test_nothing_painted_is_status_2(photos, model, faststy):
+    for name in ("x.png", "y.png"):
+        (photos / name).touch()
+    status, out, err = faststy("stylize", "x.png", "y.png", "-m", model, "--json")
+    assert status == 2
+    assert len(json.loads(out)["skipped"]) == 2
+    assert err.splitlines()[-1] == "faststy: none of 2 pictures could be painted"
+
+
+def test_terminal_is_not_filled_with_bytes(photos, model, faststy, monkeypatch, capsysbinary):
+    monkeypatch.setattr(type(sys.stdout), "isatty", lambda _: True, raising=False)
+    fails_with(faststy("stylize", "c.gif", "-o", "-", "-m", model), "is a terminal")
+
+
+def test_full_disk_ends_the_run(photos, model):
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500))
+
+    result = subprocess.run(
+        [sys.executable, "-m", "faststy", "stylize", "photos", "-o", "out", "-m", model],
+        preexec_fn=limit,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONDONTWRITEBYTECODE": "1"},
+    )
+    assert result.returncode == 2
+    assert "out/a.png: cannot be written (File too large)" in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert files("out") == []
+
+
+def test_styles(photos, model, faststy):
+    assert faststy("styles", model) == (0, b"rain\nstarry night\n", "")
+    status, out, _ = faststy("styles", model, "--json")
+    assert (status, json.loads(out)["styles"]) == (0, ["rain", "starry night"])
+    status, out, _ = faststy("styles", "--json")
+    pictures = json.loads(out)["pictures"]
+    assert status == 0
+    assert len(pictures) >= 3
+    assert all(min(read_picture(path).size) > 100 for path in pictures.values())
+    assert faststy("styles")[1].decode().split()[::2] == list(pictures)
+    fails_with(faststy("styles", "photos/a.png"), "photos/a.png: ")
