@@ -1,0 +1,111 @@
+"""How a training run looks on the terminal."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.panel import Panel as Box
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from faststy.training.loop import Progress
+
+LINE_EVERY = 5.0  # seconds between plain lines
+STAGE_COLOURS = {"perceptual": "cyan", "adversarial": "magenta", "repair": "green"}
+
+
+def _clock(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+class _Display:
+    """What both forms share: the estimate of the time that is left."""
+
+    def __init__(self, console: Console, steps: int | None, seconds: float | None) -> None:
+        self.console, self.steps, self.seconds = console, steps, seconds
+
+    def left(self, progress: Progress) -> float:
+        if self.seconds is not None:
+            return max(0.0, self.seconds - progress.seconds)
+        return progress.seconds * (1 - progress.fraction) / max(progress.fraction, 1e-6)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        """Nothing to put away."""
+
+
+class Lines(_Display):
+    """A plain line every few seconds, for logs and pipes."""
+
+    def __enter__(self) -> Lines:
+        self._next = 0.0
+        return self
+
+    def __call__(self, progress: Progress) -> None:
+        if time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + LINE_EVERY
+        terms = " ".join(f"{name} {value:.3g}" for name, value in progress.terms.items())
+        self.console.print(
+            f"{progress.stage} {100 * progress.fraction:.0f}% step {progress.step} "
+            f"{progress.images_per_second:.1f} images/s left {_clock(self.left(progress))} "
+            f"λ {progress.style_weight:.2f} {terms}",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+class Panel(_Display):
+    """A panel that is drawn over: stage, bar with ETA, speed, λ and every term."""
+
+    def __enter__(self) -> Panel:
+        self._live = Live(
+            Text("preparing pictures and style targets …", style="dim"),
+            console=self.console,
+            refresh_per_second=4,
+        )
+        self._live.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self._live.__exit__(kind, error, tb)
+
+    def __call__(self, progress: Progress) -> None:
+        self._live.update(self._draw(progress))
+
+    def _draw(self, progress: Progress) -> RenderableType:
+        colour = STAGE_COLOURS.get(progress.stage, "white")
+        head = Table.grid(expand=True, padding=(0, 1))
+        head.add_column(no_wrap=True)
+        head.add_column(ratio=1)
+        head.add_column(justify="right", no_wrap=True)
+        head.add_row(
+            Text(progress.stage, style=f"bold {colour}"),
+            ProgressBar(total=1.0, completed=min(1.0, progress.fraction), complete_style=colour),
+            f"{100 * progress.fraction:3.0f} %   {_clock(self.left(progress))} left",
+        )
+        terms = Table.grid(expand=True, padding=(0, 2))
+        for _ in range(4):
+            terms.add_column(ratio=1)
+        cells = [
+            f"[dim]step[/] {progress.step}",
+            f"[dim]images/s[/] {progress.images_per_second:.1f}",
+            f"[dim]λ[/] {progress.style_weight:.2f}",
+            *(f"[dim]{name}[/] {value:.3g}" for name, value in progress.terms.items()),
+        ]
+        for start in range(0, len(cells), 4):
+            terms.add_row(*cells[start : start + 4])
+        return Box(Group(head, Text(), terms), title="faststy train", border_style="dim")

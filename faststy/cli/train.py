@@ -1,0 +1,123 @@
+"""`faststy train`: the look of a painting into a small model, in minutes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from faststy.training.loop import Progress, TrainResult
+
+STOPPED = 130  # the exit status of a program that was interrupted
+
+
+@click.command()
+@click.argument("style", nargs=-1)
+@click.option("--content", type=str, help="Folder of photos to learn on.  [default: bundled]")
+@click.option("--out", type=str, help="Folder of the run.  [default: run]")
+@click.option("--steps", type=int, help="Length of the run in steps.")
+@click.option("--seconds", type=float, help="Length in seconds of wall clock.  [default: 180]")
+@click.option("--size", type=int, help="Side of the training crops in pixels.  [default: 128]")
+@click.option("--batch", type=int, help="Crops per step.  [default: 4]")
+@click.option(
+    "--model",
+    type=click.Choice(["nano", "fast", "quality"]),
+    help="Size of the generator.  [default: fast]",
+)
+@click.option("--style-size", type=int, help="Short side of the style pictures: the smaller, the "
+              "smaller the strokes.  [default: 512]")  # fmt: skip
+@click.option("--style-weight", type=float, help="λ, how strong the style gets.  [default: 10]")
+@click.option(
+    "--stages",
+    help="perceptual, perceptual,adversarial or perceptual,adversarial,repair.  [default: all]",
+)
+@click.option("--adversarial", type=click.Choice(["bce", "hinge", "lsgan"]), help="Form of the "
+              "adversarial term.  [default: hinge]")  # fmt: skip
+@click.option(
+    "--pairs", type=str, help="Folder with before/ and after/ pictures of the same names."
+)
+@click.option("--encoder", type=str, help="faststy or vgg19:FILE.  [default: faststy]")
+@click.option("--seed", type=int, help="Same seed, same machine, same model.  [default: 0]")
+@click.option("--device", type=str, help="auto, cpu, cuda, cuda:1, …  [default: auto]")
+@click.option(
+    "--config", type=click.Path(path_type=Path), help="Settings from a TOML file; flags win."
+)
+@click.option("--resume", is_flag=True, help="Go on with the run in --out.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end.")
+def command(
+    style: tuple[str, ...],
+    config: Path | None,
+    resume: bool,
+    as_json: bool,
+    stages: str | None,
+    **flags: Any,
+) -> None:
+    """Train the look of each STYLE, a picture or a folder of them.
+
+    \b
+    faststy train painting.jpg
+    faststy train monet/ --content photos/ --seconds 600 --model quality --out monet
+    faststy train --resume --out monet
+
+    The run's folder holds model.safetensors, preview.png, report.html, log.jsonl and config.toml.
+    Interrupted or killed, it goes on with --resume.
+    """
+    from faststy.training.config import read_config
+    from faststy.training.loop import train
+
+    out = Path(flags["out"] or "run")
+    recorded = out / "config.toml"
+    if resume and config is None and recorded.exists():
+        config = recorded
+    settings = read_config(
+        config,
+        style=style or None,
+        stages=tuple(s.strip() for s in stages.split(",")) if stages is not None else None,
+        **flags,
+    )
+    with _display(settings.steps, settings.seconds_budget) as show:
+        result = train(settings, show, resume=resume)
+    _tell(result, as_json)
+
+
+def _display(steps: int | None, seconds: float | None) -> Any:
+    """A live panel on a terminal, plain lines elsewhere; both on standard error."""
+    from rich.console import Console
+
+    from faststy.cli._live import Lines, Panel
+
+    console = Console(stderr=True)
+    return (Panel if console.is_terminal else Lines)(console, steps, seconds)
+
+
+def _tell(result: TrainResult, as_json: bool) -> None:
+    for path, why in sorted(result.skipped.items()):
+        click.echo(f"skipped {why if str(path) in why else f'{path}: {why}'}", err=True)
+    if as_json:
+        values = {
+            "run": str(result.run),
+            "model": str(result.model) if result.finished else None,
+            "finished": result.finished,
+            "steps": result.steps,
+            "seconds": round(result.seconds, 2),
+            "images_per_second": round(result.images_per_second, 2),
+            "skipped": sorted(map(str, result.skipped)),
+        }
+        click.echo(json.dumps(values, ensure_ascii=False))
+    if not result.finished:
+        click.echo(f"stopped; go on with: faststy train --resume --out {result.run}", err=True)
+        raise SystemExit(STOPPED)
+    if not as_json:
+        click.echo(
+            f"{result.steps} steps in {result.seconds:.0f} s, "
+            f"{result.images_per_second:.1f} images/s\n"
+            f"model   {result.model}\n"
+            f"report  {result.run / 'report.html'}\n"
+            f"paint   faststy stylize photo.jpg -m {result.model}"
+        )
+
+
+__all__ = ["Progress", "command"]

@@ -1,0 +1,193 @@
+"""Instance normalisation as modules: torch's, one with a scale and shift per style, and a swap."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from faststy import ops
+from faststy.ops.instance_norm import Activation
+
+
+class InstanceNorm2d(nn.InstanceNorm2d):
+    """`torch.nn.InstanceNorm2d` (same arguments, state dict and results) on the fused op.
+
+    Beyond it: a residual and an activation in the same pass, and planes of a single pixel.
+
+    Args:
+        activation: "relu", "leaky_relu" (slope 0.2), "silu" or None, applied at every call.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float = 0.1,
+        affine: bool = False,
+        track_running_stats: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        activation: Activation | None = None,
+    ) -> None:
+        super().__init__(
+            num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype
+        )
+        self.activation: Activation | None = activation
+
+    def forward(
+        self, x: Tensor, *, activation: Activation | None = None, residual: Tensor | None = None
+    ) -> Tensor:
+        """`activation(normalised(x) · weight + bias + residual)`, shaped as `x`.
+
+        `x` and `residual` are [N, C, H, W] or [C, H, W]; `activation` defaults to the module's.
+        """
+        if x.ndim == 3:
+            one = None if residual is None else residual[None]
+            return self(x[None], activation=activation, residual=one)[0]  # type: ignore[no-any-return]
+        if x.ndim != 4 or x.shape[1] != self.num_features:
+            expected = f"[N, {self.num_features}, H, W] or [{self.num_features}, H, W]"
+            raise ValueError(f"x: expected {expected}, got {list(x.shape)}")
+        statistics = None
+        if self.track_running_stats:
+            if self.training:
+                self._track(x)
+            else:
+                assert self.running_mean is not None
+                assert self.running_var is not None
+                statistics = (self.running_mean, torch.rsqrt(self.running_var + self.eps))
+        return ops.instance_norm(
+            x,
+            self.weight,
+            self.bias,
+            self.eps,
+            activation=activation or self.activation,
+            residual=residual,
+            statistics=statistics,
+        )
+
+    @torch.no_grad()
+    def _track(self, x: Tensor) -> None:
+        """Move the running statistics towards those of `x`, as torch does."""
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        share = self.momentum or 0.0  # None is 0, as in torch
+        variance, mean = torch.var_mean(x.float(), (2, 3))  # the unbiased variance
+        self.running_mean.lerp_(mean.mean(0).to(self.running_mean.dtype), share)
+        self.running_var.lerp_(variance.mean(0).to(self.running_var.dtype), share)
+
+    def extra_repr(self) -> str:
+        fused = f", activation={self.activation!r}" if self.activation else ""
+        return nn.InstanceNorm2d.extra_repr(self) + fused  # type: ignore[no-any-return, no-untyped-call]
+
+
+class ConditionalInstanceNorm2d(nn.Module):
+    """Instance normalisation with a weight and bias per style (Dumoulin et al., "A Learned
+    Representation for Artistic Style", 2017), so that one net holds many styles and mixes them.
+
+    Args:
+        styles: S, how many weight/bias pairs.
+        num_features: C.
+        eps: added to the variance.
+    """
+
+    def __init__(self, styles: int, num_features: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(styles, num_features))
+        self.bias = nn.Parameter(torch.zeros(styles, num_features))
+
+    def forward(
+        self,
+        x: Tensor,
+        style: Tensor,
+        activation: Activation | None = None,
+        residual: Tensor | None = None,
+    ) -> Tensor:
+        """`activation(normalised(x) · weight + bias + residual)` with the weights of a style.
+
+        Args:
+            x: [N, C, H, W], any supported float dtype and memory layout.
+            style: [S] or [N, S] mixing weights of the S styles.
+            activation: "relu", "leaky_relu" (slope 0.2), "silu" or None.
+            residual: [N, C, H, W] or None.
+        """
+        styles = len(self.weight)
+        if style.ndim not in (1, 2) or style.shape[-1] != styles:
+            expected = f"[{styles}] or [N, {styles}] mixing weights"
+            raise ValueError(f"style: expected {expected}, got {list(style.shape)}")
+        # A product and a sum, as autocast would make a matrix product half precision.
+        style = style.to(self.weight.dtype)[..., None]
+        weight, bias = (style * self.weight).sum(-2), (style * self.bias).sum(-2)  # [C] or [N, C]
+        return ops.instance_norm(
+            x, weight, bias, self.eps, activation=activation, residual=residual
+        )
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.shape[0]}, {self.weight.shape[1]}, eps={self.eps}"
+
+
+def replace_instance_norm(model: nn.Module) -> nn.Module:
+    """Put `InstanceNorm2d` in place of every `torch.nn.InstanceNorm2d` of `model`, and return it.
+
+    Parameters and buffers stay the same objects under the same names, so optimisers and checkpoints
+    go on working. Where a norm is followed by ReLU, LeakyReLU(0.2) or SiLU in a `Sequential`, the
+    activation is fused, and an `Identity` keeps its place. Subclasses and modules with hooks are
+    left alone.
+    """
+    if type(model) is nn.InstanceNorm2d and not _hooked(model):
+        return _replacement(model)
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if type(child) is nn.InstanceNorm2d and not _hooked(child):
+                setattr(module, name, _replacement(child))
+        if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
+            _fuse_activations(module)
+    return model
+
+
+def _replacement(norm: nn.InstanceNorm2d) -> InstanceNorm2d:
+    ours = InstanceNorm2d(
+        norm.num_features,
+        norm.eps,
+        norm.momentum or 0.0,
+        norm.affine,
+        norm.track_running_stats,
+        device="meta",
+    )
+    ours._parameters.update(norm._parameters)
+    ours._buffers.update(norm._buffers)
+    return ours.train(norm.training)
+
+
+def _fuse_activations(layers: nn.Sequential) -> None:
+    for i in range(len(layers) - 1):
+        norm, after = layers[i], layers[i + 1]
+        fused = _activation(after)
+        # A norm that other places share must not gain an activation there.
+        if isinstance(norm, InstanceNorm2d) and norm.activation is None and fused is not None:
+            alone = _replacement(norm)
+            alone.activation = fused
+            layers[i], layers[i + 1] = alone, nn.Identity()
+
+
+def _activation(module: nn.Module) -> Activation | None:
+    if not _hooked(module):
+        if type(module) is nn.ReLU:
+            return "relu"
+        if type(module) is nn.LeakyReLU and module.negative_slope == 0.2:
+            return "leaky_relu"
+        if type(module) is nn.SiLU:
+            return "silu"
+    return None
+
+
+def _hooked(module: nn.Module) -> bool:
+    return any(
+        (
+            module._forward_hooks,
+            module._forward_pre_hooks,
+            module._backward_hooks,
+            module._backward_pre_hooks,
+        )
+    )

@@ -1,0 +1,134 @@
+"""The objective: every term of the method, relative, so that one set of weights suits any style.
+
+Notation: `x` photo, `o = G(x)` painting, `s` style picture, `f` encoder features, `M` lost-content
+map.
+The generator minimises
+
+    content + λ·(style + colour) + adversarial·V + stability + tv + paired
+
+and the repairer, with the generator held, `content weighted by M + λ_held·style + V + map`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from faststy import ops
+
+Adversarial = Literal["bce", "hinge", "lsgan"]
+CONTENT_TAP = 2  # stands for relu3_1
+EPS = 1e-6
+
+
+def relative_distance(a: Tensor, b: Tensor) -> Tensor:
+    """`Σ(a − b)² / Σb²`, the mean over the batch; `b` is the reference and gets no gradient."""
+    b = b.detach()
+    dims = tuple(range(1, a.dim()))
+    return ((a - b).square().sum(dims) / (b.square().sum(dims) + EPS)).mean()
+
+
+def content_loss(painted: Tensor, photo: Tensor) -> Tensor:
+    """`Σ(f(o) − f(x))² / Σf(x)²` at one tap [N, C, h, w], over the whole batch.
+
+    Over the batch, so that a flat photo, which has little content to keep, may be painted freely.
+    """
+    photo = photo.detach()
+    return (painted - photo).square().sum() / (photo.square().sum() + EPS)
+
+
+def style_targets(taps: Sequence[Tensor]) -> list[Tensor]:
+    """Gram targets [C, C] per tap, averaged over the batch of style pictures."""
+    return [ops.gram(tap).mean(0).detach() for tap in taps]
+
+
+def style_loss(taps: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
+    """Mean over the taps of `‖Gram(f(o)) − T‖² / ‖T‖²` (Gatys et al. 2016, made relative)."""
+    pairs = zip(taps, targets, strict=True)
+    return torch.stack([ops.gram_loss(tap, target) for tap, target in pairs]).mean()
+
+
+def colour_moments(x: Tensor) -> Tensor:
+    """`x` [N, 3, H, W] and a channel of ones: its Gram matrix holds colour means and covariances."""
+    return torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
+
+
+def colour_loss(painted: Tensor, target: Tensor) -> Tensor:
+    """Relative distance of the colour moments of `painted` [N, 3, H, W] from `target` [4, 4]."""
+    return ops.gram_loss(colour_moments(painted), target)
+
+
+def total_variation(painted: Tensor, reference: float) -> Tensor:
+    """Mean squared difference of neighbouring pixels, divided by that of the style picture."""
+    dy = (painted[..., 1:, :] - painted[..., :-1, :]).square().mean()
+    dx = (painted[..., :, 1:] - painted[..., :, :-1]).square().mean()
+    return (dy + dx) / (reference + EPS)
+
+
+def paired_loss(painted: Tensor, target: Tensor) -> Tensor:
+    """`Σ(G(A) − B)² / ΣB²` for photos `A` that have a painted target `B`."""
+    return relative_distance(painted, target)
+
+
+def generator_adversarial(logits: Sequence[Tensor], form: Adversarial) -> Tensor:
+    """What the generator minimises so that its patches pass for real; mean over the scales.
+
+    `bce`: −log σ(D(o)), the non-saturating log form (Goodfellow et al. 2014); `hinge`: −D(o)
+    (Lim & Ye 2017); `lsgan`: (D(o) − 1)² (Mao et al. 2017).
+    """
+    return torch.stack([_towards(scale, form, real=True, player="G") for scale in logits]).mean()
+
+
+def discriminator_adversarial(
+    real: Sequence[Tensor], fake: Sequence[Tensor], form: Adversarial
+) -> Tensor:
+    """What the discriminator minimises: real patches up, generated down; mean over the scales."""
+    losses = [_towards(scale, form, real=True, player="D") for scale in real]
+    losses += [_towards(scale, form, real=False, player="D") for scale in fake]
+    return 2 * torch.stack(losses).mean()
+
+
+def _towards(logits: Tensor, form: Adversarial, *, real: bool, player: str) -> Tensor:
+    sign = -1.0 if real else 1.0
+    if form == "bce":
+        return F.softplus(sign * logits).mean()
+    if form == "lsgan":
+        return (logits - (1.0 if real else 0.0)).square().mean()
+    return (sign * logits).mean() if player == "G" else F.relu(1 + sign * logits).mean()
+
+
+def stability_loss(painted_moved: Tensor, moved_painting: Tensor, valid: Tensor) -> Tensor:
+    """`Σ v·(G(W(x)) − W(G(x)))² / Σ v·(W(G(x)) − mean)²` for a random small warp `W`.
+
+    `valid` [N, 1, H, W] is 1 where the warp looked inside the picture. Both sides get gradients.
+    """
+    error = (valid * (painted_moved - moved_painting).square()).sum()
+    mean = moved_painting.detach().mean((2, 3), keepdim=True)
+    return error / ((valid * (moved_painting.detach() - mean).square()).sum() + EPS)
+
+
+def lost_content(painted: Sequence[Tensor], photo: Sequence[Tensor]) -> Tensor:
+    """The lost-content map `M` [N, 1, h, w] in 0...1, from the encoder taps of painting and photo.
+
+    Instance normalisation takes the style out of the features. Where what is left disagrees, as a
+    share of what both hold, content was lost; where the photo is flat there was nothing to lose.
+    """
+    a = ops.instance_norm(painted[CONTENT_TAP].detach())
+    b = ops.instance_norm(photo[CONTENT_TAP].detach())
+    missing = (a - b).square().mean(1, keepdim=True)
+    held_a, held_b = a.square().mean(1, keepdim=True), b.square().mean(1, keepdim=True)
+    disagreement = missing / (held_a + held_b + EPS)
+    presence = held_b / (held_b + 0.5)
+    lost = F.avg_pool2d(disagreement * presence, 3, 1, 1, count_include_pad=False)
+    return lost.clamp(0, 1)
+
+
+def weighted_content_loss(painted: Tensor, photo: Tensor, weight: Tensor) -> Tensor:
+    """Content loss on instance-normalised features [N, C, h, w]; `weight` is [N, 1, h, w]."""
+    a, b = ops.instance_norm(painted), ops.instance_norm(photo.detach())
+    error = (weight * (a - b).square()).mean((1, 2, 3))
+    return (error / ((weight * b.square()).mean((1, 2, 3)) + EPS)).mean()

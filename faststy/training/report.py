@@ -1,0 +1,440 @@
+"""report.html: one self-contained page about a training run, written from the run's own files.
+
+Whatever a killed run left behind is enough: a missing picture or a torn last line of the log leaves
+a gap on the page, never an error.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from html import escape
+from itertools import groupby
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from faststy import __version__
+from faststy.errors import FaststyError
+from faststy.files import write_text
+from faststy.pictures import encode_picture, list_pictures, read_picture
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+MEANING = {
+    "total": "what is minimised",
+    "content": "distance of the encoder features from the photo's, over their energy",
+    "style": "distance of the Gram matrices from the style picture's, over their norm; while "
+    "repairing, the excess over the painting's own",
+    "colour": "distance of the colour moments from the style picture's",
+    "paired": "Σ(G(A) − B)² / ΣB² over photos A with a painted target B",
+    "variation": "differences of neighbouring pixels, over the style picture's",
+    "stability": "how far G(W(x)) is from W(G(x)) for a small motion W",
+    "adversarial": "what the discriminator's verdict costs the generator",
+    "discriminator": "what its mistakes cost the discriminator",
+    "map": "error of the predicted lost-content map",
+    "repair": "content distance where content was lost",
+    "λ": "the style weight",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of log.jsonl."""
+
+    step: int
+    seconds: float
+    stage: str
+    images_per_second: float
+    style_weight: float
+    terms: dict[str, float]
+
+
+Points = list[tuple[int, float]]  # (step, value)
+Bands = list[tuple[str, int, int]]  # (stage, first step, last step)
+
+
+def write_report(run: str | os.PathLike[str]) -> Path:
+    """Write report.html into the run folder, by rename, and return its path.
+
+    Reads log.jsonl, config.toml, preview.png and the pictures in samples/, each where it is there.
+    Raises FaststyError when `run` is not a folder or cannot be written.
+    """
+    folder = Path(run)
+    if not folder.is_dir():
+        raise FaststyError(f"{folder}: no such run folder")
+    rows = _read_log(folder / "log.jsonl")
+    settings = _read_settings(folder / "config.toml")
+    path = folder / "report.html"
+    write_text(path, _page(folder, rows, settings))
+    return path
+
+
+def _read_log(path: Path) -> list[Row]:
+    """The rows by step; of a step that was done twice (in a resumed run), the later one."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    rows = {}
+    for line in lines:
+        try:
+            value = json.loads(line)
+            row = Row(
+                step=int(value["step"]),
+                seconds=float(value["seconds"]),
+                stage=str(value["stage"]),
+                images_per_second=float(value["images_per_second"]),
+                style_weight=float(value["style_weight"]),
+                terms={str(name): float(term) for name, term in value["terms"].items()},
+            )
+        except (ValueError, TypeError, KeyError, AttributeError):
+            continue  # torn by a kill, or not ours
+        rows[row.step] = row
+    return [rows[step] for step in sorted(rows)]
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+# --- the page ---------------------------------------------------------------------------------
+
+
+def _page(folder: Path, rows: list[Row], settings: dict[str, Any]) -> str:
+    styles = settings.get("style", [])
+    styles = [styles] if isinstance(styles, str) else styles
+    title = ", ".join(Path(str(style)).stem.replace("_", " ") for style in styles) or folder.name
+    parts = [
+        f"<header><h1>{escape(title)}</h1>{_summary(rows)}</header>",
+        _preview(folder, repaired=any(row.stage == "repair" for row in rows)),
+        _side_by_side(folder, styles, rows),
+        _curves(rows),
+        _settings_list(settings),
+        f"<footer>faststy {__version__}</footer>",
+    ]
+    return TEMPLATE.format(title=escape(title), style=STYLE, body="\n".join(filter(None, parts)))
+
+
+def _summary(rows: list[Row]) -> str:
+    if not rows:
+        return "<p class=quiet>Nothing was logged yet.</p>"
+    last = rows[-1]
+    speed = f"{_typical_speed(rows):.3g} images/s"
+    words = [f"{last.step:,} steps", _duration(last.seconds), speed]
+    return f"<p class=quiet>{' · '.join(words)}</p>"
+
+
+def _preview(folder: Path, repaired: bool) -> str:
+    image = _image(folder / "preview.png", 2400, "photos beside their paintings")
+    if not image:
+        return ""
+    caption = "Photo, painting" + (", lost-content map, repaired painting" if repaired else "")
+    return f"<figure class=preview>{image}<figcaption>{caption}.</figcaption></figure>"
+
+
+def _side_by_side(folder: Path, styles: list[Any], rows: list[Row]) -> str:
+    """The style pictures, the pictures in samples/, and the timings."""
+    pictures = []
+    for style in styles[:4]:
+        path = Path(str(style))
+        image = _image(_first_picture(path), 640, "the style picture")
+        if image:
+            pictures.append(f"<figure>{image}<figcaption>{escape(path.name)}</figcaption></figure>")
+    parts = []
+    if pictures:
+        heading = "Style" if len(pictures) == 1 else "Styles"
+        strip = f"<div class=strip>{''.join(pictures)}</div>"
+        parts.append(f"<section><h2>{heading}</h2>{strip}</section>")
+    if rows:
+        parts.append(f"<section><h2>Timings</h2>{_timings(rows)}</section>")
+    block = f"<div class=pair>{''.join(parts)}</div>" if parts else ""
+    samples = [
+        f"<figure>{image}<figcaption>{escape(path.stem.replace('_', ' '))}</figcaption></figure>"
+        for path in _pictures_in(folder / "samples")[:24]
+        if (image := _image(path, 480, path.stem))
+    ]
+    if samples:
+        block += f"<section><h2>Samples</h2><div class=strip>{''.join(samples)}</div></section>"
+    return block
+
+
+def _timings(rows: list[Row]) -> str:
+    cells = []
+    begin_step, begin_seconds = 0, 0.0
+    for stage, group in groupby(rows, key=lambda row: row.stage):
+        part = list(group)
+        steps, seconds = part[-1].step - begin_step, part[-1].seconds - begin_seconds
+        cells.append((stage, f"{steps:,}", _duration(seconds), f"{_typical_speed(part):.3g}"))
+        begin_step, begin_seconds = part[-1].step, part[-1].seconds
+    if len(cells) > 1:
+        last = rows[-1]
+        speed = f"{_typical_speed(rows):.3g}"
+        cells.append(("all", f"{last.step:,}", _duration(last.seconds), speed))
+    body = "".join(
+        f"<tr><th>{escape(stage)}<td>{steps}<td>{time}<td>{speed}"
+        for stage, steps, time, speed in cells
+    )
+    return f"<table class=numbers><tr><th>stage<th>steps<th>time<th>images/s{body}</table>"
+
+
+def _settings_list(settings: dict[str, Any]) -> str:
+    if not settings:
+        return ""
+    body = "".join(
+        f"<div><dt>{escape(name)}</dt><dd>{escape(_shown(value))}</dd></div>"
+        for name, value in settings.items()
+    )
+    return f"<section><h2>Settings</h2><dl>{body}</dl></section>"
+
+
+def _shown(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def _typical_speed(rows: list[Row]) -> float:
+    return median(row.images_per_second for row in rows)
+
+
+# --- pictures ---------------------------------------------------------------------------------
+
+
+def _image(path: Path | None, longest: int, alt: str) -> str:
+    """An <img> that holds the picture itself, as JPEG, or nothing where it cannot be read."""
+    if path is None:
+        return ""
+    try:
+        picture = read_picture(path)
+    except FaststyError:
+        return ""
+    rgb = picture.rgb
+    rgb.thumbnail((longest, longest))
+    data = base64.b64encode(encode_picture(picture.with_rgb(rgb), "JPEG")).decode()
+    width, height = rgb.size
+    return (
+        f'<img src="data:image/jpeg;base64,{data}" alt="{escape(alt)}" '
+        f"width={width} height={height}>"
+    )
+
+
+def _pictures_in(folder: Path) -> list[Path]:
+    try:
+        return list_pictures(folder, recursive=False)
+    except FaststyError:
+        return []
+
+
+def _first_picture(path: Path) -> Path | None:
+    return path if path.is_file() else next(iter(_pictures_in(path)), None)
+
+
+# --- curves -----------------------------------------------------------------------------------
+
+WIDTH, HEIGHT = 320, 150  # of one plot, in SVG units
+LEFT, RIGHT, TOP, BOTTOM = 44, 8, 8, 20  # margins around the curve
+BINS = 120  # a longer log is drawn as means, with the range around them
+
+
+def _curves(rows: list[Row]) -> str:
+    if len(rows) < 2:
+        return ""
+    bands: Bands = []
+    for stage, group in groupby(rows, key=lambda row: row.stage):
+        part = list(group)
+        bands.append((stage, bands[-1][2] if bands else part[0].step, part[-1].step))
+    series = {
+        name: [(row.step, row.terms[name]) for row in rows if name in row.terms]
+        for name in dict.fromkeys(name for row in rows for name in row.terms)
+    }
+    series["λ"] = [(row.step, row.style_weight) for row in rows]
+    series["images/s"] = [(row.step, row.images_per_second) for row in rows]
+    plots = [_plot(name, points, bands) for name, points in series.items()]
+    keys = [
+        f'<span class="key {_band(i)}"></span>{escape(stage)}'
+        for i, (stage, _, _) in enumerate(bands)
+    ]
+    return (
+        f"<section><h2>Curves</h2><p class=legend>{''.join(keys)}</p>"
+        f"<div class=plots>{''.join(plots)}</div></section>"
+    )
+
+
+def _band(index: int) -> str:
+    return f"band{index % 3}"
+
+
+def _plot(name: str, points: Points, bands: Bands) -> str:
+    """One small multiple: stage bands behind, the range of the values pale, their mean on top."""
+    finite = [(step, value) for step, value in points if math.isfinite(value)]
+    lost = len(points) - len(finite)
+    if not finite:
+        return ""
+    low, high = min(v for _, v in finite), max(v for _, v in finite)
+    logarithmic = low > 0 and high / low > 20
+    y, ticks = _log_axis(low, high) if logarithmic else _linear_axis(low, high)
+    first, last = bands[0][1], bands[-1][2]
+
+    def x(step: float) -> float:
+        return LEFT + (WIDTH - LEFT - RIGHT) * (step - first) / max(1, last - first)
+
+    drawing = [
+        f'<rect class={_band(i)} x="{x(a):.1f}" y="{TOP}" width="{x(b) - x(a):.1f}" '
+        f'height="{HEIGHT - TOP - BOTTOM}"/>'
+        for i, (_, a, b) in enumerate(bands)
+    ]
+    for tick in ticks:
+        drawing.append(f'<path class=grid d="M{LEFT} {y(tick):.1f}H{WIDTH - RIGHT}"/>')
+        drawing.append(f'<text x="{LEFT - 5}" y="{y(tick) + 3.5:.1f}" class=y>{tick:g}</text>')
+    for step, anchor in ((first, "start"), (last, "end")):
+        place = f'x="{x(step):.1f}" y="{HEIGHT - 5}" text-anchor={anchor}'
+        drawing.append(f"<text {place}>{step:,}</text>")
+    bins = list(_binned(finite))
+    mean = " ".join(f"{x(step):.1f},{y(centre):.1f}" for step, centre, _, _ in bins)
+    if len(finite) > len(bins):
+        upper = [f"{x(step):.1f},{y(top):.1f}" for step, _, _, top in bins]
+        lower = [f"{x(step):.1f},{y(bottom):.1f}" for step, _, bottom, _ in reversed(bins)]
+        drawing.append(f'<polygon class=range points="{" ".join(upper + lower)}"/>')
+    drawing.append(f'<polyline class=mean points="{mean}"/>')
+    notes = [MEANING[name]] if name in MEANING else []
+    notes += ["logarithmic"] if logarithmic else []
+    notes += [f"not finite: {lost} of {len(points)}"] if lost else []
+    return (
+        f"<figure class=plot><figcaption><b>{escape(name)}</b><output>{finite[-1][1]:.3g}</output>"
+        f"<small>{escape('; '.join(notes))}</small></figcaption>"
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role=img aria-label="{escape(name)} by step">'
+        f"{''.join(drawing)}</svg></figure>"
+    )
+
+
+def _binned(points: Points) -> Iterator[tuple[float, float, float, float]]:
+    """(step, mean, lowest, highest) of up to BINS runs of neighbouring points."""
+    size = math.ceil(len(points) / BINS)
+    for i in range(0, len(points), size):
+        part = points[i : i + size]
+        values = [value for _, value in part]
+        step = sum(step for step, _ in part) / len(part)
+        yield step, sum(values) / len(values), min(values), max(values)
+
+
+def _pixel(low: float, high: float) -> Callable[[float], float]:
+    """From low…high to SVG units, upwards."""
+    return lambda value: TOP + (HEIGHT - TOP - BOTTOM) * (high - value) / (high - low)
+
+
+def _linear_axis(low: float, high: float) -> tuple[Callable[[float], float], list[float]]:
+    """An axis that includes zero when that costs little, with a few round ticks."""
+    if 0 < low < 0.4 * high:
+        low = 0.0
+    if high == low:
+        low, high = low - 0.5 * (abs(low) or 1), high + 0.5 * (abs(high) or 1)
+    rough = (high - low) / 5
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough)
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    margin = 0.04 * (high - low)
+    return _pixel(low - margin, high + margin), [i * step for i in range(first, last + 1)]
+
+
+def _log_axis(low: float, high: float) -> tuple[Callable[[float], float], list[float]]:
+    """A logarithmic axis with ticks at powers of ten, or at 1, 2, 5 where few powers fit."""
+    bottom, top = math.log10(low), math.log10(high)
+    powers = range(math.floor(bottom), math.ceil(top) + 1)
+    every = math.ceil((top - bottom) / 4)
+    ticks = [10.0**p for p in powers if p % every == 0]
+    ticks = [t for t in ticks if low <= t <= high]
+    if len(ticks) < 3:
+        ticks = [t for p in powers for m in (1, 2, 5) if low <= (t := m * 10.0**p) <= high]
+    margin = 0.04 * (top - bottom)
+    pixel = _pixel(bottom - margin, top + margin)
+    return lambda value: pixel(math.log10(value)), ticks
+
+
+TEMPLATE = """<!doctype html>
+<html lang=en>
+<meta charset=utf-8>
+<meta name=viewport content="width=device-width, initial-scale=1">
+<title>{title} · faststy</title>
+<style>{style}</style>
+<main>
+{body}
+</main>
+</html>
+"""
+
+STYLE = """
+:root { color-scheme: light dark;
+  --paper: #fbfaf7; --ink: #22211e; --quiet: #75716a; --line: #e4e0d8; --curve: #b3402a;
+  --band0: #f1efe9; --band1: #e8edf1; --band2: #edf0e5; }
+@media (prefers-color-scheme: dark) { :root {
+  --paper: #161513; --ink: #e9e6df; --quiet: #979187; --line: #34312c; --curve: #ee8a66;
+  --band0: #201e1b; --band1: #1c242b; --band2: #212619; } }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--paper); color: var(--ink);
+  font: 15px/1.5 system-ui, sans-serif; }
+main { max-width: 1120px; margin: 0 auto; padding: 40px 24px 24px; }
+h1 { font: 400 40px/1.15 Georgia, serif; margin: 0; overflow-wrap: anywhere; }
+h1::first-letter { text-transform: uppercase; }
+h2 { font: 400 22px/1.2 Georgia, serif; margin: 44px 0 14px; }
+p { margin: 6px 0 0; }
+figure { margin: 0; }
+img { display: block; max-width: 100%; height: auto; border-radius: 4px; }
+figcaption, .quiet, .legend, footer { color: var(--quiet); }
+figcaption { font-size: 13px; margin-top: 6px; }
+.preview { margin-top: 26px; }
+.preview img { width: 100%; }
+.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 380px), 1fr));
+  gap: 0 48px; align-items: start; }
+.strip { display: flex; flex-wrap: wrap; gap: 14px; }
+.strip img { height: 220px; width: auto; }
+.plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 290px), 1fr));
+  gap: 26px 28px; }
+.plot { display: flex; flex-direction: column; }
+.plot figcaption { display: grid; grid-template-columns: 1fr auto; color: var(--ink);
+  margin: 0 0 4px; font-size: 15px; flex: 1; align-content: end; }
+.plot small { grid-column: 1 / -1; color: var(--quiet); font-size: 12.5px; line-height: 1.35; }
+output { font-variant-numeric: tabular-nums; color: var(--curve); }
+svg { display: block; width: 100%; font-size: 10.5px; fill: var(--quiet);
+  font-variant-numeric: tabular-nums; }
+svg .y { text-anchor: end; }
+svg .grid { stroke: var(--line); fill: none; }
+svg .mean { stroke: var(--curve); stroke-width: 1.6; fill: none; stroke-linejoin: round; }
+svg .range { fill: var(--curve); opacity: .18; }
+.band0 { fill: var(--band0); background: var(--band0); }
+.band1 { fill: var(--band1); background: var(--band1); }
+.band2 { fill: var(--band2); background: var(--band2); }
+.legend { margin: -4px 0 16px; font-size: 13px; }
+.key { display: inline-block; width: 22px; height: 11px; margin: 0 7px 0 0;
+  border: 1px solid var(--line); }
+.key:not(:first-child) { margin-left: 14px; }
+table { border-collapse: collapse; font-size: 14px; width: 100%; }
+th { text-align: left; font-weight: 400; color: var(--quiet); }
+th, td { padding: 5px 14px 5px 0; border-bottom: 1px solid var(--line); }
+.numbers { font-variant-numeric: tabular-nums; }
+.numbers td, .numbers tr:first-child th:not(:first-child) { text-align: right; }
+dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 440px), 1fr));
+  gap: 0 40px; margin: 0; font: 13px/1.5 ui-monospace, monospace; }
+dl div { display: grid; grid-template-columns: 12.5em 1fr; gap: 12px; padding: 5px 0;
+  border-bottom: 1px solid var(--line); }
+dt { color: var(--quiet); }
+dd { margin: 0; overflow-wrap: anywhere; }
+footer { margin-top: 44px; font-size: 13px; }
+"""

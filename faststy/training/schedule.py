@@ -1,0 +1,49 @@
+"""What happens when: stages, λ and learning rate as functions of how much of the run is done."""
+
+from __future__ import annotations
+
+from faststy.training.config import TrainConfig
+
+SHARES = {"perceptual": 0.5, "adversarial": 0.35, "repair": 0.15}
+WARM_UP = 30  # steps
+RISE = 0.4  # λ reaches its largest value at this share of the generator's training
+DECAY = 0.4  # the learning rate falls during this last share of each net's training
+LAST_RATE = 0.05
+
+
+class Schedule:
+    """All in terms of `fraction`, the share of the run (in steps or seconds) that is done, 0...1."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.steps, self.seconds = config.steps, config.seconds_budget
+        self.largest, self.start = config.style_weight, config.style_weight_start
+        whole = sum(SHARES[stage] for stage in config.stages)
+        self.ends: dict[str, float] = {}
+        end = 0.0
+        for stage in config.stages:
+            end += SHARES[stage] / whole
+            self.ends[stage] = end
+        self.generator_end = max(self.ends[s] for s in config.stages if s != "repair")
+
+    def fraction(self, step: int, seconds: float) -> float:
+        if self.steps is not None:
+            return step / self.steps
+        assert self.seconds is not None
+        return seconds / self.seconds
+
+    def stage(self, fraction: float) -> str:
+        return next((s for s, end in self.ends.items() if fraction < end), list(self.ends)[-1])
+
+    def style_weight(self, fraction: float) -> float:
+        """λ: rises geometrically from its start, then holds."""
+        done = min(1.0, fraction / self.generator_end / RISE)
+        return float(self.largest * self.start ** (1 - done))
+
+    def learning_rate(self, fraction: float, step: int) -> float:
+        """The factor of the full learning rate: a short warm-up, a plateau, a linear fall."""
+        if fraction < self.generator_end:
+            done = fraction / self.generator_end
+        else:
+            done = (fraction - self.generator_end) / (1 - self.generator_end)
+        fall = min(1.0, max(LAST_RATE, (1 - done) / DECAY))
+        return fall * min(1.0, (step + 1) / WARM_UP)

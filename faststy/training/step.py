@@ -1,0 +1,290 @@
+"""One training step of each stage: the nets, their optimisers, and how they move."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from faststy import ops
+from faststy.nn.discriminator import Discriminator
+from faststy.nn.generator import Generator, GeneratorConfig
+from faststy.nn.repairer import Repairer
+from faststy.training import objective
+from faststy.training.config import TrainConfig
+from faststy.training.dataset import Pictures, below, generator, random_crops
+
+Terms = dict[str, Tensor]
+
+ENCODER_LATTICE = 8  # the encoder's coarsest stride, px
+STYLE_ZOOM = (0.7, 1.4)  # real patches are shown to the discriminator at these scales
+REPAIR_WEIGHTS = {"repair": 4.0, "style": 1.0, "adversarial": 0.05, "map": 1.0}
+REPAIR_SLACK = 1.03  # the repair may cost this factor of style distance before it is punished
+DOMAIN_PICTURES = 24  # of a folder of styles, averaged into its targets
+
+
+@dataclass
+class StyleTarget:
+    """What a style is remembered by: its pictures, Gram targets per tap, colours and roughness."""
+
+    pictures: Pictures
+    grams: list[Tensor]  # [C, C] per tap
+    colours: Tensor  # [4, 4]
+    variation: float
+
+    @classmethod
+    def of(cls, pictures: Pictures, encoder: nn.Module, device: torch.device) -> StyleTarget:
+        """Average the targets of (a spread of) the pictures of a style."""
+        stride = max(1, len(pictures) // DOMAIN_PICTURES)
+        taps_of, colours, variation = [], [], []
+        for index in range(0, len(pictures), stride):
+            s = pictures.get(index).to(device).float().div_(255)[None]
+            s = s.contiguous(memory_format=torch.channels_last)
+            with torch.no_grad():
+                taps_of.append(objective.style_targets(encoder(s)))
+                colours.append(ops.gram(objective.colour_moments(s))[0])
+                variation.append(objective.total_variation(s, 1.0))
+        grams = [torch.stack(tap).mean(0) for tap in zip(*taps_of, strict=True)]
+        mean_colours = torch.stack(colours).mean(0)
+        return cls(pictures, grams, mean_colours, float(torch.stack(variation).mean()))
+
+
+class Trainer:
+    """Nets, optimisers and objective of a run; `perceptual` and `repair` take a step.
+
+    Args:
+        encoder: frozen, `[N, 3, H, W]` in 0...1 to four taps.
+        styles: one target per style of the generator.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        encoder: nn.Module,
+        styles: Sequence[StyleTarget],
+        device: torch.device,
+    ) -> None:
+        self.config, self.encoder, self.styles, self.device = config, encoder, styles, device
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            self.generator = Generator(GeneratorConfig.named(config.model, len(styles)))
+            self.discriminator = Discriminator(len(styles))
+            self.repairer = Repairer()
+        self.average = copy.deepcopy(self.generator).requires_grad_(False)  # what is shipped
+        for net in self.nets.values():
+            net.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        rate = config.learning_rate
+        self.optimisers = {
+            "generator": torch.optim.Adam(self.generator.parameters(), rate, (0.9, 0.99)),
+            "discriminator": torch.optim.Adam(
+                self.discriminator.parameters(), rate / 2, (0.5, 0.99)
+            ),
+            "repairer": torch.optim.Adam(self.repairer.parameters(), rate, (0.9, 0.99)),
+        }
+        self.skipped_steps = 0
+        self._grams = [torch.stack(tap) for tap in zip(*(s.grams for s in styles), strict=True)]
+        self._colours = torch.stack([s.colours for s in styles])
+        self._variation = sum(s.variation for s in styles) / len(styles)
+
+    @property
+    def nets(self) -> dict[str, nn.Module]:
+        return {
+            "generator": self.generator,
+            "average": self.average,
+            "discriminator": self.discriminator,
+            "repairer": self.repairer,
+        }
+
+    def set_learning_rate(self, factor: float) -> None:
+        for optimiser in self.optimisers.values():
+            for group in optimiser.param_groups:
+                group["lr"] = group.setdefault("full_lr", group["lr"]) * factor
+
+    # -- steps ---------------------------------------------------------------------------------
+
+    def perceptual(
+        self,
+        step: int,
+        photo: Tensor,
+        style_weight: float,
+        pair: tuple[Tensor, Tensor] | None = None,
+        *,
+        adversarial: bool = False,
+    ) -> Terms:
+        """Move the generator; with `adversarial`, the discriminator first.
+
+        Args:
+            photo: [N, 3, H, W] in 0...1, on the trainer's device.
+            style_weight: λ of this step.
+            pair: photos and their painted targets, for the paired term.
+        Returns:
+            every term (unweighted, 0-dim, detached) and their weighted `total`.
+        """
+        config, rng = self.config, generator(self.config.seed, step, stream=1)
+        style, index = self._draw_styles(len(photo), rng)
+        painted = self.generator(photo, style)
+        terms: Terms = {}
+        if adversarial:
+            real = self._real_patches(index, photo.shape[-1], rng)
+            terms["discriminator"] = self._train_discriminator(real, painted, style)
+
+        # A random offset keeps the encoder's lattice off the generator's: they would lock into a grid.
+        offset = below(rng, ENCODER_LATTICE), below(rng, ENCODER_LATTICE)
+        seen, seen_photo = _inner(painted, offset), _inner(photo, offset)
+        with torch.no_grad():
+            photo_taps = self.encoder(seen_photo)
+        taps = self.encoder(seen)
+        tap = objective.CONTENT_TAP
+        terms["content"] = objective.content_loss(taps[tap], photo_taps[tap])
+        terms["style"] = objective.style_loss(taps, [grams[index] for grams in self._grams])
+        terms["colour"] = objective.colour_loss(painted, self._colours[index])
+        terms["variation"] = objective.total_variation(painted, self._variation)
+        weights = {
+            "content": config.content_weight,
+            "style": style_weight,
+            "colour": style_weight * config.colour_weight,
+            "variation": config.variation_weight,
+        }
+        if adversarial:
+            self.discriminator.requires_grad_(False)
+            logits = self.discriminator(painted, style)
+            self.discriminator.requires_grad_(True)
+            terms["adversarial"] = objective.generator_adversarial(logits, config.adversarial)
+            weights["adversarial"] = config.adversarial_weight
+        if config.stability_weight > 0:
+            terms["stability"] = self._stability(photo, painted, style, rng)
+            weights["stability"] = config.stability_weight
+        if pair is not None:
+            repainted = self.generator(pair[0], style[: len(pair[0])])
+            terms["paired"] = objective.paired_loss(repainted, pair[1])
+            weights["paired"] = config.paired_weight
+
+        self._descend("generator", terms, weights)
+        with torch.no_grad():
+            decay = min(0.98, (step + 1) / (step + 10))
+            for slow, fast in zip(
+                self.average.parameters(), self.generator.parameters(), strict=True
+            ):
+                slow.lerp_(fast, 1 - decay)
+        return {name: value.detach() for name, value in terms.items()}
+
+    def repair(self, step: int, photo: Tensor, style_weight: float) -> Terms:
+        """Move the repairer (and the discriminator that watches it); the generator is held."""
+        rng = generator(self.config.seed, step, stream=1)
+        style, index = self._draw_styles(len(photo), rng)
+        with torch.no_grad():
+            painted = self.average(photo, style)
+            painted_taps, photo_taps = self.encoder(painted), self.encoder(photo)
+            target = objective.lost_content(painted_taps, photo_taps)
+        lost, residual = self.repairer(painted, photo)
+        # Detached, so that the map stays a judgement and does not become a dial of the loss.
+        repaired = painted + lost.detach() * residual
+        terms: Terms = {}
+        real = self._real_patches(index, photo.shape[-1], rng)
+        terms["discriminator"] = self._train_discriminator(real, repaired, style)
+        taps = self.encoder(repaired)
+        grams = [grams[index] for grams in self._grams]
+        tap = objective.CONTENT_TAP
+        terms["repair"] = objective.weighted_content_loss(taps[tap], photo_taps[tap], target)
+        # Held, not bettered: the style distance costs only where it passes the painting's own.
+        with torch.no_grad():
+            held = objective.style_loss(painted_taps, grams)
+        terms["style"] = F.relu(objective.style_loss(taps, grams) - REPAIR_SLACK * held)
+        terms["map"] = F.mse_loss(F.interpolate(lost, target.shape[-2:], mode="area"), target) / (
+            target.var() + objective.EPS
+        )
+        self.discriminator.requires_grad_(False)
+        logits = self.discriminator(repaired, style)
+        self.discriminator.requires_grad_(True)
+        terms["adversarial"] = objective.generator_adversarial(logits, self.config.adversarial)
+        weights = dict(REPAIR_WEIGHTS, style=REPAIR_WEIGHTS["style"] * style_weight)
+        self._descend("repairer", terms, weights)
+        return {name: value.detach() for name, value in terms.items()}
+
+    # -- their parts ---------------------------------------------------------------------------
+
+    def _draw_styles(self, count: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """A random style per sample: one-hot [N, S] and index [N]."""
+        index = torch.randint(len(self.styles), (count,), generator=rng).to(self.device)
+        return F.one_hot(index, len(self.styles)).float(), index
+
+    def _real_patches(self, index: Tensor, size: int, rng: torch.Generator) -> Tensor:
+        crops = [
+            random_crops(self.styles[i].pictures, 1, size, STYLE_ZOOM, rng) for i in index.tolist()
+        ]
+        patches = torch.cat(crops).contiguous(memory_format=torch.channels_last)
+        return patches.to(self.device, non_blocking=True)
+
+    def _train_discriminator(self, real: Tensor, fake: Tensor, style: Tensor) -> Tensor:
+        loss = objective.discriminator_adversarial(
+            self.discriminator(real, style),
+            self.discriminator(fake.detach(), style),
+            self.config.adversarial,
+        )
+        optimiser = self.optimisers["discriminator"]
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        if bool(torch.isfinite(loss)):
+            optimiser.step()
+        return loss
+
+    def _stability(
+        self, photo: Tensor, painted: Tensor, style: Tensor, rng: torch.Generator
+    ) -> Tensor:
+        """The small-motion term, on half of the batch."""
+        count = max(1, len(photo) // 2)
+        grid, valid = random_warp(count, photo.shape[-1], rng)
+        grid, valid = grid.to(self.device), valid.to(self.device)
+        moved = warp(photo[:count], grid)
+        return objective.stability_loss(
+            self.generator(moved, style[:count]), warp(painted[:count], grid), valid
+        )
+
+    def _descend(self, name: str, terms: Terms, weights: dict[str, float]) -> None:
+        """One optimiser step down the weighted sum of the terms; a non-finite one is skipped."""
+        total = torch.stack([weight * terms[term] for term, weight in weights.items()]).sum()
+        optimiser = self.optimisers[name]
+        optimiser.zero_grad(set_to_none=True)
+        total.backward()  # type: ignore[no-untyped-call]
+        if bool(torch.isfinite(total)):
+            optimiser.step()
+        else:
+            self.skipped_steps += 1
+        terms["total"] = total
+
+
+def _inner(x: Tensor, offset: tuple[int, int]) -> Tensor:
+    """`x` [N, C, H, W] less ENCODER_LATTICE rows and columns, `offset` of them at the top left."""
+    height, width = (side - ENCODER_LATTICE for side in x.shape[-2:])
+    return x[..., offset[0] : offset[0] + height, offset[1] : offset[1] + width]
+
+
+def random_warp(count: int, size: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    """A smooth random motion of a few pixels: sampling grid [N, H, W, 2] and validity [N, 1, H, W].
+
+    Either a shift by whole pixels, which shows most plainly what hangs on the generator's lattice,
+    or a shift of up to 4 px, a turn and zoom of up to 3 %, and a low-frequency wobble.
+    """
+    shift = (torch.rand(count, 2, 1, 1, generator=rng) * 2 - 1) * 4
+    linear = (torch.rand(count, 2, 2, generator=rng) * 2 - 1) * 0.03
+    wobble = (torch.rand(count, 2, 4, 4, generator=rng) * 2 - 1) * 1.5
+    axis = torch.arange(size, dtype=torch.float32) - (size - 1) / 2
+    y, x = torch.meshgrid(axis, axis, indexing="ij")
+    if below(rng, 2) == 1:
+        flow = shift.round().expand(-1, -1, size, size)
+    else:
+        flow = torch.einsum("nij,jhw->nihw", linear, torch.stack([x, y])) + shift
+        flow = flow + F.interpolate(wobble, (size, size), mode="bicubic", align_corners=True)
+    position = (torch.stack([x, y]) + flow) * (2 / size)
+    valid = (position.abs() < 1 - 16 / size).all(1, keepdim=True).float()
+    return position.permute(0, 2, 3, 1), valid
+
+
+def warp(x: Tensor, grid: Tensor) -> Tensor:
+    """Sample `x` [N, C, H, W] at `grid` [N, H, W, 2], borders repeated."""
+    moved = F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return moved.contiguous(memory_format=torch.channels_last)
