@@ -1,0 +1,148 @@
+"""Which implementation computes a raw op: Triton on CUDA, the C++ extension on a CPU, or PyTorch.
+
+`FASTSTY_IMPL=auto|reference|triton|native` (read once, at import) forces one.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import cache
+from importlib import import_module
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from faststy.errors import FaststyError
+from faststy.ops import reference
+
+CHOICES = ("auto", "reference", "triton", "native")
+IMPL = os.environ.get("FASTSTY_IMPL", "auto").lower() or "auto"
+
+# The library that all schemas are added to; a second import of this module would fail loudly.
+LIBRARY = torch.library.Library("faststy", "DEF")  # type: ignore[no-untyped-call]
+
+# op: where the kernels package keeps its launchers
+KERNELS = {
+    "gram": "faststy.kernels.gram",
+    "gram_loss": "faststy.kernels.gram",
+    "instance_norm": "faststy.kernels.instance_norm",
+    "from_pixels": "faststy.kernels.pixels",
+    "to_pixels": "faststy.kernels.pixels",
+}
+
+
+class Implementation(NamedTuple):
+    """What computes the op `op` on tensors of `device`, and why that and nothing faster."""
+
+    op: str
+    device: str
+    name: str
+    why: str
+
+
+def define(schema: str, fake: Callable[..., Any]) -> None:
+    """Add a raw op to torch: its schema, its shapes, and an implementation chosen at the call.
+
+    The raw ops know no gradient: the autograd Functions around them do.
+    """
+    name = schema[: schema.index("(")]
+    LIBRARY.define(schema)  # type: ignore[no-untyped-call]
+    LIBRARY.impl(  # type: ignore[no-untyped-call]
+        name, lambda *args: implementation(name, args)(*args), "CompositeExplicitAutograd"
+    )
+    torch.library.register_fake(f"faststy::{name}", fake, lib=LIBRARY)
+
+
+def implementation(raw: str, args: tuple[Any, ...]) -> Callable[..., Any]:
+    """The function for the raw op `raw` (as `gram_fwd`) on arguments, of which some are tensors."""
+    tensors = [a for a in args if isinstance(a, Tensor)]
+    # For gradcheck, and where there is nothing to do.
+    if any(t.dtype == torch.float64 or t.numel() == 0 for t in tensors):
+        return getattr(reference, raw)  # type: ignore[no-any-return]
+    return _find(raw, tensors[0].device.type)
+
+
+@cache
+def _find(raw: str, device: str) -> Callable[..., Any]:
+    op = max((op for op in KERNELS if raw.startswith(op)), key=len)
+    name = choose(op, device).name
+    if name == "triton":
+        launcher: Callable[..., Any] = getattr(import_module(KERNELS[op]), raw)
+        return _on_its_device(launcher) if device == "cuda" else launcher
+    module: Any
+    module = torch.ops.faststy_native if name == "native" else reference
+    return getattr(module, raw)  # type: ignore[no-any-return]
+
+
+def _on_its_device(launcher: Callable[..., Any]) -> Callable[..., Any]:
+    """Triton launches on the current device: make that the one of the first argument."""
+
+    def launch(*args: Any) -> Any:
+        with torch.cuda.device(args[0].device):
+            return launcher(*args)
+
+    return launch
+
+
+def choose(op: str, device: str) -> Implementation:
+    """The implementation of `op` on `device`. Raises FaststyError for one forced but missing."""
+    if IMPL not in CHOICES:
+        raise FaststyError(f"FASTSTY_IMPL={IMPL}: expected one of {', '.join(CHOICES)}")
+    if IMPL == "reference":
+        return Implementation(op, device, "reference", "FASTSTY_IMPL=reference")
+    missing = {"triton": _no_triton(device), "native": _no_native(op, device)}
+    if IMPL != "auto":
+        if missing[IMPL] is not None:
+            raise FaststyError(f"FASTSTY_IMPL={IMPL}: {op} on {device}: {missing[IMPL]}")
+        return Implementation(op, device, IMPL, f"FASTSTY_IMPL={IMPL}")
+    if device == "cuda" and missing["triton"] is None:
+        return Implementation(op, device, "triton", "Triton kernels")
+    if device == "cpu" and missing["native"] is None:
+        return Implementation(op, device, "native", "C++ extension")
+    why = {"cuda": missing["triton"], "cpu": missing["native"]}.get(device)
+    return Implementation(op, device, "reference", why or f"there are no kernels for {device}")
+
+
+def implementations() -> list[Implementation]:
+    """What computes each op on each device of this machine, and why."""
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    found = []
+    for device in devices:
+        for op in KERNELS:
+            try:
+                found.append(choose(op, device))
+            except FaststyError as error:
+                found.append(Implementation(op, device, "none", str(error)))
+    return found
+
+
+def _no_triton(device: str) -> str | None:
+    """Why the Triton kernels cannot be used on `device`, or None."""
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if device != "cuda" and not interpreted:
+        return "Triton needs a CUDA device (or TRITON_INTERPRET=1)"
+    try:
+        import_module("triton")
+    except ImportError as error:
+        return f"triton is not importable ({error})"
+    try:
+        import_module("faststy.kernels")
+    except ImportError as error:
+        return f"faststy.kernels is not installed ({error})"
+    return None
+
+
+def _no_native(op: str, device: str) -> str | None:
+    """Why the C++ extension cannot be used on `device`, or None."""
+    if device != "cpu":
+        return "the extension's ops are for the CPU"
+    try:
+        import_module("faststy._C")
+    except ImportError as error:
+        return f"the C++ extension is not built ({error})"
+    names = [f"{op}_fwd", op]
+    if not any(hasattr(torch.ops.faststy_native, name) for name in names):
+        return f"the C++ extension has no {op}"
+    return None
