@@ -51,7 +51,7 @@ demo: .venv/ready
 # their own, and once with all others, where they compile kernels or use a GPU.
 test: .venv/ready
 	if $(BIN)/python -c 'import triton' 2>/dev/null; then \
-	  TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels $(ARGS) $(if $(ARGS),|| test $$? -eq 5); \
+	  TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/ops tests/kernels $(ARGS) $(if $(ARGS),|| test $$? -eq 5); \
 	fi
 	$(BIN)/python -m pytest $(ARGS)
 

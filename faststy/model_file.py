@@ -119,6 +119,11 @@ def _read(path: Path, weights: bool) -> tuple[ModelInfo, dict[str, Tensor]]:
             version = values.get("version", "?")
             raise FaststyError(f"{path}: made by a newer faststy ({version}); upgrade faststy")
         known = ModelInfo.__dataclass_fields__
-        return ModelInfo(**{k: v for k, v in values.items() if k in known}), tensors
+        info = ModelInfo(**{k: v for k, v in values.items() if k in known})
+        if not (isinstance(info.styles, list) and isinstance(info.generator, dict)):
+            raise TypeError("styles or generator of another type")
+        if not all(isinstance(style, str) for style in info.styles):
+            raise TypeError("style names of another type")
+        return info, tensors
     except (ValueError, TypeError, AttributeError) as error:
         raise FaststyError(f"{path}: its model description is damaged ({error})") from error

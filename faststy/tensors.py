@@ -28,7 +28,7 @@ def device_named(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.empty(0, device=device).cpu()  # there and back: "meta" is a device, too
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise FaststyError(f"device {name!r} cannot be used ({reason})") from error

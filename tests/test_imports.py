@@ -11,11 +11,12 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
+NATIVE = ("faststy.kernels", "faststy._C")
 # From the bottom up. A module imports from its own part and from those below.
 LAYERS = (
     ("faststy", "faststy.errors", "faststy.files", "faststy.pictures", "faststy.assets"),
     ("faststy.tensors",),
-    ("faststy.kernels", "faststy._C"),
+    NATIVE,
     ("faststy.ops",),
     ("faststy.nn",),
     ("faststy.model_file",),
@@ -23,6 +24,7 @@ LAYERS = (
     ("faststy.cli",),
     ("faststy.__main__",),
 )
+LIGHT = (*LAYERS[0], "faststy.cli")  # no torch
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 
 
@@ -143,14 +145,14 @@ def test_only_ops_touch_kernels_and_the_extension_and_only_late():
         str(i)
         for i in IMPORTS
         if part(i.importer) != "faststy.kernels"
-        and (part(i.imported) in LAYERS[1] or i.imported.split(".")[0] == "triton")
+        and (part(i.imported) in NATIVE or i.imported.split(".")[0] == "triton")
         and not (part(i.importer) == "faststy.ops" and i.late)
     ]
     assert not bad
 
 
 def test_commands_import_torch_and_what_needs_it_late():
-    heavy = {part for level in LAYERS[1:6] for part in level}
+    heavy = LEVEL.keys() - LIGHT
     bad = [
         str(i)
         for i in IMPORTS

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from faststy.training.config import TrainConfig
+
 if TYPE_CHECKING:
     from faststy.training.loop import Progress, TrainResult
 
 STOPPED = 130  # the exit status of a program that was interrupted
+DEFAULT = {field.name: field.default for field in fields(TrainConfig)}
 
 
 @click.command()
@@ -20,22 +24,28 @@ STOPPED = 130  # the exit status of a program that was interrupted
 @click.option("--out", type=str, help="Folder of the run.  [default: run]")
 @click.option("--steps", type=int, help="Length of the run in steps.")
 @click.option("--seconds", type=float, help="Length in seconds of wall clock.  [default: 180]")
-@click.option("--size", type=int, help="Side of the training crops in pixels.  [default: 128]")
-@click.option("--batch", type=int, help="Crops per step.  [default: 4]")
+@click.option(
+    "--size", type=int, help=f"Side of the training crops in pixels.  [default: {DEFAULT['size']}]"
+)
+@click.option("--batch", type=int, help=f"Crops per step.  [default: {DEFAULT['batch']}]")
 @click.option(
     "--model",
     type=click.Choice(["nano", "fast", "quality"]),
-    help="Size of the generator.  [default: fast]",
+    help=f"Size of the generator.  [default: {DEFAULT['model']}]",
 )
 @click.option("--style-size", type=int, help="Short side of the style pictures: the smaller, the "
-              "smaller the strokes.  [default: 512]")  # fmt: skip
-@click.option("--style-weight", type=float, help="λ, how strong the style gets.  [default: 10]")
+              f"smaller the strokes.  [default: {DEFAULT['style_size']}]")  # fmt: skip
+@click.option(
+    "--style-weight",
+    type=float,
+    help=f"λ, how strong the style gets.  [default: {DEFAULT['style_weight']}]",
+)
 @click.option(
     "--stages",
     help="perceptual, perceptual,adversarial or perceptual,adversarial,repair.  [default: all]",
 )
 @click.option("--adversarial", type=click.Choice(["bce", "hinge", "lsgan"]), help="Form of the "
-              "adversarial term.  [default: hinge]")  # fmt: skip
+              f"adversarial term.  [default: {DEFAULT['adversarial']}]")  # fmt: skip
 @click.option(
     "--pairs", type=str, help="Folder with before/ and after/ pictures of the same names."
 )

@@ -60,7 +60,7 @@ def command(
     device: str,
     as_json: bool,
 ) -> None:
-    """Paint PHOTO in the look of the picture STYLE by optimising the photo's pixels.
+    """Paint PHOTO in the look of STYLE by optimising its pixels.
 
     No model is trained and none is left: minutes for one picture. It is the classic method, and
     makes targets for `faststy train --pairs`.

@@ -1,4 +1,4 @@
-"""The discriminator: judges patches of a picture at several scales as hand-painted or generated."""
+"""The discriminator: judges patches of a picture at several scales as painted or generated."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 
 class PatchDiscriminator(nn.Module):
-    """One scale: three strided convolutions, a score per 38 px patch (PatchGAN, Isola et al. 2017)."""
+    """One scale: strided convolutions, a score per 38 px patch (PatchGAN, Isola et al. 2017)."""
 
     def __init__(self, channels: int, styles: int) -> None:
         super().__init__()

@@ -79,10 +79,15 @@ class PerceptualEncoder(nn.Module):
         taps: list[Tensor] = []
         x = x - self.mean
         for t, stage in enumerate(self.stages):
-            if t:
-                x = F.max_pool2d(x, 2)
-            for i, conv in enumerate(stage.children()):
-                x = F.relu_(conv(x))
+            if (
+                t
+            ):  # the last relu of a stage comes after pooling: the same, for a quarter of the work
+                x = F.relu_(F.max_pool2d(x, 2))
+            convs = list(stage.children())
+            for i, conv in enumerate(convs):
+                x = conv(x)
+                if i < max(len(convs) - 1, 1):
+                    x = F.relu_(x)
                 if i == 0:
                     taps.append(self.heads[t](x) if len(self.heads) else x)
         return taps

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from faststy.nn.normalization import ConditionalInstanceNorm2d
 
 SCALE = 4  # the generator's cell: one position of its feature maps stands for SCALE x SCALE pixels
+FINE_CHANNELS = 16  # at half the resolution, where strokes get their exact place
 MIN_SIDE = 2 * SCALE  # reflection padding needs at least two cells
 
 
@@ -40,32 +41,77 @@ def conv3x3(in_channels: int, out_channels: int, bias: bool = True) -> nn.Conv2d
     return nn.Conv2d(in_channels, out_channels, 3, padding=1, padding_mode="reflect", bias=bias)
 
 
-class SubpixelHead(nn.Module):
-    """A 3x3 convolution to SCALE x SCALE pixels per position (sub-pixel, Shi et al. 2016).
+def window(scale: int) -> Tensor:
+    """How much a pixel weighs by its place in the 3x3 cells of a convolution: [scale², 3, 3].
 
-    Where the features are flat the pixels are flat: the kernels of the pixels of a cell are kept at
-    one common sum per input channel, and they share their bias. Otherwise a cell-sized pattern, the
-    well-known grid, shows in every calm part of a picture. The start is flat everywhere (ICNR,
-    Aitken et al. 2017).
+    A Hann window over 3·scale pixels each way, 1 on average. Its copies, a cell apart, add up to a
+    constant, so what reads or paints through it has no seams between cells.
     """
+    place = (torch.arange(3 * scale) + 0.5) / (3 * scale)
+    line = 2 * torch.sin(torch.pi * place).square()
+    square = (line[:, None] * line).view(3, scale, 3, scale)  # [cell, pixel, cell, pixel]
+    return square.permute(1, 3, 0, 2).flatten(0, 1)
+
+
+class CellStem(nn.Module):
+    """A 3x3 convolution of 4x4 cells of pixels; each of its kernels is a soft dab of 12x12 pixels.
+
+    Without the window a picture moved by one pixel would give other features, and other strokes.
+    """
+
+    window: Tensor
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        cell = nn.init.kaiming_normal_(
-            torch.empty(out_channels, in_channels, 3, 3), nonlinearity="linear"
-        )
-        self.weight = nn.Parameter(cell.repeat_interleave(SCALE**2, dim=0))
-        self.bias = nn.Parameter(torch.zeros(out_channels))
-
-    def kernel(self) -> tuple[Tensor, Tensor]:
-        """Weight [C·SCALE², K, 3, 3] and bias [C·SCALE²] of the plain convolution that this is."""
-        sums = self.weight.mean((2, 3), keepdim=True).view(-1, SCALE**2, *self.weight.shape[1:2], 1, 1)
-        excess = (sums - sums.mean(1, keepdim=True)).flatten(0, 1)
-        return self.weight - excess, self.bias.repeat_interleave(SCALE**2)
+        self.weight = nn.Parameter(torch.empty(out_channels, in_channels * SCALE**2, 3, 3))
+        nn.init.kaiming_normal_(self.weight)
+        self.register_buffer("window", window(SCALE).repeat(in_channels, 1, 1), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, K, h, w] to [N, C, h·SCALE, w·SCALE]."""
-        return F.pixel_shuffle(F.conv2d(F.pad(x, (1, 1, 1, 1), "reflect"), *self.kernel()), SCALE)
+        """[N, C, h·SCALE, w·SCALE] to [N, K, h, w]."""
+        cells = F.pad(F.pixel_unshuffle(x, SCALE), (1, 1, 1, 1), "reflect")
+        return F.conv2d(cells, self.weight * self.window)
+
+
+class CellHead(nn.Module):
+    """A 3x3 convolution to scale x scale pixels per position (sub-pixel convolution, Shi 2016).
+
+    Each feature paints a soft dab of 3x3 cells. Where the features are flat the pixels are flat:
+    the kernels of the pixels of a cell are kept at one common sum per input channel, and they share
+    their bias. Otherwise a pattern of cells, the well-known grid, shows in all calm places.
+    """
+
+    window: Tensor
+
+    def __init__(self, in_channels: int, out_channels: int, scale: int) -> None:
+        super().__init__()
+        self.scale = scale
+        dab = nn.init.kaiming_normal_(
+            torch.empty(out_channels, in_channels, 3, 3), nonlinearity="linear"
+        )
+        # The pixels of a cell start alike (ICNR, Aitken et al. 2017).
+        self.weight = nn.Parameter(dab.repeat_interleave(scale**2, dim=0))
+        self.bias = nn.Parameter(torch.zeros(out_channels))
+        self.register_buffer("window", window(scale).repeat(out_channels, 1, 1), persistent=False)
+
+    def kernel(self) -> tuple[Tensor, Tensor]:
+        """Weight [C·scale², K, 3, 3] and bias [C·scale²] of the plain convolution that this is."""
+        weight = self.weight * self.window[:, None]
+        means = weight.mean((2, 3), keepdim=True).unflatten(0, (-1, self.scale**2))
+        excess = (means - means.mean(1, keepdim=True)).flatten(0, 1)
+        return weight - excess, self.bias.repeat_interleave(self.scale**2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, K, h, w] to [N, C, h·scale, w·scale]."""
+        x = F.conv2d(F.pad(x, (1, 1, 1, 1), "reflect"), *self.kernel())
+        return F.pixel_shuffle(x, self.scale)
+
+
+def blur(x: Tensor) -> Tensor:
+    """[N, C, H, W] convolved with (1 2 1)/4 both ways; a flat picture stays flat to its borders."""
+    line = x.new_tensor([0.25, 0.5, 0.25])
+    kernel = (line[:, None] * line).expand(x.shape[1], 1, 3, 3)
+    return F.conv2d(F.pad(x, (1, 1, 1, 1), "replicate"), kernel, groups=x.shape[1])
 
 
 class ResidualBlock(nn.Module):
@@ -96,13 +142,16 @@ class Generator(nn.Module):
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
         self.config = config
-        packed, channels = 3 * SCALE**2, config.channels
-        self.stem = conv3x3(packed, channels, bias=False)
+        channels = config.channels
+        self.stem = CellStem(3, channels)
         self.stem_norm = ConditionalInstanceNorm2d(config.styles, channels)
         self.blocks = nn.ModuleList(
             ResidualBlock(channels, config.styles) for _ in range(config.blocks)
         )
-        self.head = SubpixelHead(channels, 3)
+        self.rise = CellHead(channels, FINE_CHANNELS, 2)
+        self.fine = conv3x3(FINE_CHANNELS + 12, FINE_CHANNELS, bias=False)
+        self.fine_norm = ConditionalInstanceNorm2d(config.styles, FINE_CHANNELS)
+        self.head = CellHead(FINE_CHANNELS, 3, 2)
 
     def forward(self, x: Tensor, style: Tensor | None = None) -> Tensor:
         """Paint photos.
@@ -111,16 +160,20 @@ class Generator(nn.Module):
             x: [N, 3, H, W] RGB in 0...1, float, any H and W from 1.
             style: [S] or [N, S] mixing weights of the S styles; the first style by default.
         Returns:
-            [N, 3, H, W] RGB in 0...1.
+            [N, 3, H, W] RGB in 0...1; in training mode not clamped to it.
         """
         if style is None:
             style = torch.eye(self.config.styles, dtype=x.dtype, device=x.device)[0]
         height, width = x.shape[-2:]
-        h = F.pixel_unshuffle(pad_to_cells(x) * 2 - 1, SCALE)
-        h = self.stem_norm(self.stem(h), style, activation="relu")
+        photo = pad_to_cells(x) * 2 - 1
+        h = self.stem_norm(self.stem(photo), style, activation="relu")
         for block in self.blocks:
             h = block(h, style)
-        return torch.sigmoid(self.head(h))[..., :height, :width]
+        h = torch.cat([self.rise(h), F.pixel_unshuffle(photo, 2)], dim=1)
+        h = self.fine_norm(self.fine(h), style, activation="relu")
+        painted = 0.5 + 0.25 * blur(self.head(h))[..., :height, :width]
+        # A squashing function would show a grid again; in training a clamp would stop gradients.
+        return painted if self.training else painted.clamp(0, 1)
 
 
 def pad_to_cells(x: Tensor) -> Tensor:

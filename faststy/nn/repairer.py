@@ -6,21 +6,34 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from faststy.nn.generator import SCALE, SubpixelHead, conv3x3, pad_to_cells
+from faststy.nn.generator import SCALE, CellHead, CellStem, conv3x3, pad_to_cells
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
+HINTS = 3
 
 
 def detail(x: Tensor, cell: int = 8) -> Tensor:
-    """High-pass luminance of [N, 3, H, W] as [N, 1, H, W]: outlines and structure without colour."""
+    """High-pass luminance of [N, 3, H, W] as [N, 1, H, W]: outlines and structure, no colour."""
     luma = (x * x.new_tensor(LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
     height, width = x.shape[-2:]
     small = F.interpolate(luma, (-(-height // cell), -(-width // cell)), mode="area")
     return luma - F.interpolate(small, (height, width), mode="bilinear", align_corners=False)
 
 
+def structure(a: Tensor, b: Tensor) -> Tensor:
+    """How two details [N, 1, H, W] agree, cell by cell: [N, 3, H/SCALE, W/SCALE].
+
+    Their contrasts (log) and their correlation around each cell, as in the structural similarity of
+    Wang et al. 2004: a small net finds what was lost from these, hardly from the pixels.
+    """
+    products = F.avg_pool2d(torch.cat([a * a, b * b, a * b], dim=1), SCALE)
+    products = F.avg_pool2d(products, 3, 1, 1, count_include_pad=False)
+    aa, bb, ab = (products + products.new_tensor([1e-5, 1e-5, 0.0]).view(1, 3, 1, 1)).split(1, 1)
+    return torch.cat([aa.log() / 4 + 1, bb.log() / 4 + 1, ab / (aa * bb).sqrt()], dim=1)
+
+
 class Repairer(nn.Module):
-    """`R(G(x), x)`: a lost-content map and a residual; `G(x) + strength * map * residual` is repaired.
+    """`R(G(x), x)`: a lost-content map and a residual; `G(x) + strength · map · residual`.
 
     The residual is a learned gate times the luminance detail that photo and painting differ in
     (which starts the training from a sensible repair and keeps the painting's palette), plus a
@@ -30,11 +43,13 @@ class Repairer(nn.Module):
     def __init__(self, channels: int = 24) -> None:
         super().__init__()
         self.config = {"channels": channels}
-        cell = SCALE**2
-        self.stem = conv3x3(6 * cell, channels)
-        self.body = conv3x3(channels, channels)
-        self.head = SubpixelHead(channels, 5)  # correction (3), gate (1) and map (1)
-        nn.init.zeros_(self.head.weight)
+        self.stem = CellStem(6, channels)
+        self.body1 = conv3x3(channels + HINTS, channels)
+        self.body2 = conv3x3(channels, channels)
+        self.lost = conv3x3(channels, 1)
+        self.residual = CellHead(channels, 4, SCALE)  # correction (3) and gate (1)
+        nn.init.zeros_(self.lost.weight)
+        nn.init.zeros_(self.residual.weight)
 
     def forward(self, painted: Tensor, photo: Tensor) -> tuple[Tensor, Tensor]:
         """Compare `painted` and `photo`, both [N, 3, H, W] in 0...1.
@@ -42,15 +57,20 @@ class Repairer(nn.Module):
         Returns the lost-content map [N, 1, H, W] in 0...1 and the residual [N, 3, H, W].
         """
         height, width = photo.shape[-2:]
-        pair = pad_to_cells(torch.cat([painted, photo], dim=1))
-        h = F.leaky_relu(self.stem(F.pixel_unshuffle(pair * 2 - 1, SCALE)), 0.2)
-        h = h + F.leaky_relu(self.body(h), 0.2)
-        out = self.head(h)[..., :height, :width]
-        correction, gate, lost = out.split((3, 1, 1), dim=1)
-        missing = detail(photo) - detail(painted)
-        return torch.sigmoid(lost), torch.sigmoid(gate) * missing + correction
+        painted, photo = pad_to_cells(painted), pad_to_cells(photo)
+        painted_detail, photo_detail = detail(painted), detail(photo)
+        h = F.leaky_relu(self.stem(torch.cat([painted, photo], dim=1) * 2 - 1), 0.2)
+        h = torch.cat([h, structure(painted_detail, photo_detail)], dim=1)
+        h = F.leaky_relu(self.body1(h), 0.2)
+        h = h + F.leaky_relu(self.body2(h), 0.2)
+        lost = F.interpolate(
+            torch.sigmoid(self.lost(h)), scale_factor=SCALE, mode="bilinear", align_corners=False
+        )
+        correction, gate = self.residual(h).split((3, 1), dim=1)
+        residual = torch.sigmoid(gate) * (photo_detail - painted_detail) + correction
+        return lost[..., :height, :width], residual[..., :height, :width]
 
     @staticmethod
     def apply_repair(painted: Tensor, lost: Tensor, residual: Tensor, strength: float) -> Tensor:
-        """`painted + strength * lost * residual`, clamped to 0...1; `strength` in 0...1."""
+        """`painted + strength · lost · residual`, clamped to 0...1; `strength` in 0...1."""
         return (painted + strength * lost * residual).clamp(0, 1)

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from faststy.ops import checks
+from faststy.ops.autograd import once_differentiable
 from faststy.ops.dispatch import define
 from faststy.ops.reference import layout, wide
 
@@ -25,7 +25,7 @@ def gram(x: Tensor, center: bool = False) -> Tensor:
         center: subtract each channel's mean first (a covariance, then).
 
     Returns:
-        [N, C, C], exactly symmetric, float32 (float64 for float64 `x`). Differentiable once.
+        [N, C, C], symmetric, float32 (float64 for float64 `x`). Differentiable once.
 
     Raises:
         TypeError, ValueError: `x` has another dtype or rank.
@@ -83,7 +83,7 @@ class _GramLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor, None, None]:
         x, mean, difference, factor = ctx.saved_tensors
-        # The difference is symmetric: d gram + d gramᵀ is twice the one.
+        # What counts of d gram is d gram + d gramᵀ: twice its symmetric part.
         scale = factor * (2 * dloss)
         return torch.ops.faststy.gram_bwd(difference, x, mean, scale), None, None
 

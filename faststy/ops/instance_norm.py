@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from faststy.ops import checks
+from faststy.ops.autograd import once_differentiable
 from faststy.ops.dispatch import define
 from faststy.ops.reference import layout, wide
 

@@ -70,11 +70,11 @@ def gram_bwd(symmetric: Tensor, x: Tensor, mean: Tensor | None, scale: Tensor | 
 
 
 def gram_loss_fwd(x: Tensor, mean: Tensor | None, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The loss, gram − target [N, C, C], and what makes that d loss / d gram: a factor [N]."""
+    """The loss, the symmetric part of gram − target [N, C, C], and d loss / d gram over it [N]."""
     difference = gram_fwd(x, mean) - target
     energy = (_energy(target) * max(len(x), 1)).expand(len(x))
     loss = (difference.square().sum((-2, -1)) / energy).sum()
-    return loss, difference, 2 / energy
+    return loss, (difference + difference.mT) / 2, 2 / energy
 
 
 def _centered(x: Tensor, mean: Tensor | None) -> Tensor:
@@ -240,13 +240,18 @@ def from_pixels(
     right, bottom = -x.shape[3] % unshuffle, -x.shape[2] % unshuffle
     if right or bottom:
         x = F.pad(x, (0, right, 0, bottom), mode="replicate")
-    x = F.pixel_unshuffle(x, unshuffle)
+    n, c, h, w = x.shape  # F.pixel_unshuffle leaves empty batches as they are
+    x = x.reshape(n, c, h // unshuffle, unshuffle, w // unshuffle, unshuffle)
+    x = x.permute(0, 1, 3, 5, 2, 4).reshape(n, c * unshuffle**2, h // unshuffle, w // unshuffle)
     return x.to(dtype).contiguous(memory_format=CHANNELS_LAST if channels_last else PLANAR)
 
 
 def to_pixels(x: Tensor, shuffle: int, height: int, width: int, low: float, high: float) -> Tensor:
     """`[N, C·r², h, w]` to uint8 `[N, H, W, C]`, cropped to H×W; low…high mapped to 0…255."""
-    x = F.pixel_shuffle(x.float(), shuffle)[..., :height, :width]
+    n, k, h, w = x.shape
+    c = k // shuffle**2
+    x = x.float().reshape(n, c, shuffle, shuffle, h, w).permute(0, 1, 4, 2, 5, 3)
+    x = x.reshape(n, c, h * shuffle, w * shuffle)[..., :height, :width]
     x = (x - low) * (255 / (high - low))
     # Halves round up, so that every implementation agrees; NaN is black.
     x = torch.floor(torch.nan_to_num(x, nan=0.0).clamp(0, 255) + 0.5)

@@ -77,6 +77,10 @@ def load_checkpoint(
                     state.setdefault(int(index), {})[field] = value
             groups = optimiser.state_dict()["param_groups"]
             optimiser.load_state_dict({"state": state, "param_groups": groups})
+            for p, moments in optimiser.state.items():  # laid out in memory as their weights
+                for field, value in moments.items():
+                    if value.shape == p.shape:
+                        moments[field] = torch.empty_like(p).copy_(value)
     except (SafetensorError, OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise FaststyError(f"{path}: not a checkpoint of this run ({reason})") from error

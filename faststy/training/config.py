@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ else:
     import tomli as tomllib
 
 STAGES = ("perceptual", "adversarial", "repair")
+MODELS = ("nano", "fast", "quality")  # the sizes of faststy.nn.generator, named without torch
 DEFAULT_SECONDS = 180.0
 
 
@@ -33,16 +34,17 @@ class TrainConfig:
     model: str = "fast"
     size: int = 128  # side of the training crops, px
     batch: int = 4
-    style_size: int = 512  # short side the style pictures are shown at, px: the size of the strokes
+    style_size: int = 640  # short side the style pictures are shown at, px: the size of the strokes
     stages: tuple[str, ...] = STAGES
-    style_weight: float = 10.0  # λ at its largest
+    style_weight: float = 15.0  # λ at its largest
     style_weight_start: float = 0.1  # λ starts at this share of it
     content_weight: float = 1.0
     colour_weight: float = 1.0  # times λ
     adversarial: str = "hinge"
-    adversarial_weight: float = 0.3
+    adversarial_weight: float = 0.6
     variation_weight: float = 0.0
-    stability_weight: float = 2.0
+    stability_weight: float = 0.7
+    lattice_weight: float = 1.5  # of the fine details within the stability term: against a grid
     paired_weight: float = 10.0
     learning_rate: float = 2e-3
     encoder: str = "faststy"
@@ -63,6 +65,8 @@ class TrainConfig:
         )
         self._require(self.style_size >= 64, "style_size", "at least 64")
         self._require(self.batch >= 1, "batch", "at least 1")
+        self._require(self.model in MODELS, "model", f"one of {', '.join(MODELS)}")
+        self._require(0 <= self.seed < 2**63, "seed", "0 or more, and less than 2^63")
         self._require(0 < self.learning_rate < 1, "learning_rate", "between 0 and 1")
         self._require(self.style_weight > 0, "style_weight", "more than 0")
         self._require(0 < self.style_weight_start <= 1, "style_weight_start", "in 0...1, not 0")
@@ -122,7 +126,7 @@ def read_config(path: Path | None, **overrides: Any) -> TrainConfig:
     given = {name: value for name, value in overrides.items() if value is not None}
     if "steps" in given or "seconds" in given:  # a length on the command line replaces the file's
         values = {k: v for k, v in values.items() if k not in ("steps", "seconds")}
-    return replace(TrainConfig(style=("",)), **{**values, **given})
+    return TrainConfig(**{**values, **given})
 
 
 def _typed(name: str, value: Any, annotation: str) -> Any:

@@ -20,6 +20,7 @@ from faststy.errors import FaststyError
 from faststy.pictures import list_pictures, read_picture, scale_down
 
 MEMORY = 1 << 30  # bytes of decoded pictures kept
+SMALLEST = 16  # px: there is nothing to learn from less, and the encoder needs 8
 
 
 def generator(seed: int, step: int, stream: int = 0) -> torch.Generator:
@@ -39,11 +40,14 @@ def below(rng: torch.Generator, n: int) -> int:
 def load_tensor(path: Path, short_side: int | None) -> Tensor:
     """A picture as uint8 [3, H, W], scaled down (never up) to `short_side`. Raises FaststyError."""
     image = scale_down(read_picture(path).rgb, short_side)
+    if min(image.size) < SMALLEST:
+        size = f"{image.width} x {image.height}"
+        raise FaststyError(f"{path}: {size} px is too small to learn from; {SMALLEST} is the least")
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 class Pictures:
-    """The pictures of a folder (or a single file), decoded on first use, scaled to `short_side` px.
+    """The pictures of a folder (or one file), decoded on first use, scaled down to `short_side`.
 
     Pictures that cannot be read are skipped and listed in `skipped`.
     """
@@ -92,7 +96,7 @@ class Pictures:
 def crop_box(
     height: int, width: int, size: int, zoom: tuple[float, float], rng: torch.Generator
 ) -> tuple[int, int, int]:
-    """Top, left and side of a random square, shown at `size` px, scaled down by a factor in `zoom`."""
+    """Top, left and side of a random square that a scale in `zoom` shrinks to `size` px."""
     side = round(size * uniform(rng, *zoom))
     side = max(1, min(side, height, width))
     return below(rng, height - side + 1), below(rng, width - side + 1), side

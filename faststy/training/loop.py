@@ -89,7 +89,7 @@ def train(
     began = time.monotonic()
     run = Path(config.out)
     model_path, checkpoint = run / "model.safetensors", checkpoint_path(run)
-    _open_run(run, config, resume)
+    _refuse_another(run, resume)
     device = device_named(config.device)
 
     photos = _content(config)
@@ -103,6 +103,7 @@ def train(
     position = Position(0, 0.0)
     if resume and checkpoint.exists():
         position = load_checkpoint(checkpoint, trainer.nets, trainer.optimisers)
+    _open_run(run, config)  # only now: settings that cannot be trained leave nothing behind
     began -= position.seconds
     log = _Log(run / "log.jsonl", position.step)
 
@@ -137,10 +138,10 @@ def train(
                 adversarial = stage == "adversarial"
                 terms = trainer.perceptual(step, photo, style_weight, pair, adversarial=adversarial)
             step += 1
-            log.add(terms)
+            log.add(stage, terms)
 
             now = time.monotonic()
-            if now - last_log >= LOG_EVERY or step == first + 1:
+            if now - last_log >= LOG_EVERY or step in (first + 1, config.steps):
                 last_log = now
                 speed = (step - first) * config.batch / max(now - loop_began, 1e-6)
                 preview = None
@@ -175,18 +176,21 @@ def train(
 # -- the pieces --------------------------------------------------------------------------------
 
 
-def _open_run(run: Path, config: TrainConfig, resume: bool) -> None:
-    """Make the run folder, or refuse to write over another run."""
-    settings = run / "config.toml"
-    if settings.exists() and not resume:
+def _refuse_another(run: Path, resume: bool) -> None:
+    """Do not write over another run."""
+    if (run / "config.toml").exists() and not resume:
         raise FaststyError(
             f"{run}: holds a training run; go on with --resume or choose another --out"
         )
+
+
+def _open_run(run: Path, config: TrainConfig) -> None:
+    """Make the run folder, with the settings in it."""
     try:
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise FaststyError(f"{run}: cannot be made a folder ({error.strerror})") from error
-    config.write(settings)
+    config.write(run / "config.toml")
 
 
 def _content(config: TrainConfig) -> Pictures:
@@ -230,9 +234,12 @@ def style_names(styles: tuple[str, ...]) -> list[str]:
     """File and folder names without suffix, told apart by a number where they are the same."""
     names: list[str] = []
     for style in styles:
-        stem = Path(style).resolve().stem
-        number = sum(name.split("-")[0] == stem for name in names)
-        names.append(f"{stem}-{number + 1}" if number else stem)
+        name = stem = Path(style).resolve().stem
+        number = 1
+        while name in names:
+            number += 1
+            name = f"{stem}-{number}"
+        names.append(name)
     return names
 
 
@@ -250,10 +257,14 @@ class _Log:
                     continue
         write_text(path, "".join(f"{line}\n" for line in kept))
         self.path = path
+        self._stage = ""
         self._sums: dict[str, Tensor] = {}
         self._count: dict[str, int] = {}
 
-    def add(self, terms: dict[str, Tensor]) -> None:
+    def add(self, stage: str, terms: dict[str, Tensor]) -> None:
+        if stage != self._stage:  # terms of two stages are not averaged together
+            self.means()
+            self._stage = stage
         for name, value in terms.items():
             self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value
             self._count[name] = self._count.get(name, 0) + 1

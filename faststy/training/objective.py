@@ -12,15 +12,14 @@ and the repairer, with the generator held, `content weighted by M + λ_held·sty
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from faststy import ops
+from faststy.nn.generator import blur
 
-Adversarial = Literal["bce", "hinge", "lsgan"]
 CONTENT_TAP = 2  # stands for relu3_1
 EPS = 1e-6
 
@@ -53,7 +52,7 @@ def style_loss(taps: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
 
 
 def colour_moments(x: Tensor) -> Tensor:
-    """`x` [N, 3, H, W] and a channel of ones: its Gram matrix holds colour means and covariances."""
+    """`x` [N, 3, H, W] and a channel of ones: their Gram matrix holds means and covariances."""
     return torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
 
 
@@ -74,7 +73,7 @@ def paired_loss(painted: Tensor, target: Tensor) -> Tensor:
     return relative_distance(painted, target)
 
 
-def generator_adversarial(logits: Sequence[Tensor], form: Adversarial) -> Tensor:
+def generator_adversarial(logits: Sequence[Tensor], form: str) -> Tensor:
     """What the generator minimises so that its patches pass for real; mean over the scales.
 
     `bce`: −log σ(D(o)), the non-saturating log form (Goodfellow et al. 2014); `hinge`: −D(o)
@@ -83,22 +82,22 @@ def generator_adversarial(logits: Sequence[Tensor], form: Adversarial) -> Tensor
     return torch.stack([_towards(scale, form, real=True, player="G") for scale in logits]).mean()
 
 
-def discriminator_adversarial(
-    real: Sequence[Tensor], fake: Sequence[Tensor], form: Adversarial
-) -> Tensor:
+def discriminator_adversarial(real: Sequence[Tensor], fake: Sequence[Tensor], form: str) -> Tensor:
     """What the discriminator minimises: real patches up, generated down; mean over the scales."""
     losses = [_towards(scale, form, real=True, player="D") for scale in real]
     losses += [_towards(scale, form, real=False, player="D") for scale in fake]
     return 2 * torch.stack(losses).mean()
 
 
-def _towards(logits: Tensor, form: Adversarial, *, real: bool, player: str) -> Tensor:
+def _towards(logits: Tensor, form: str, *, real: bool, player: str) -> Tensor:
     sign = -1.0 if real else 1.0
     if form == "bce":
         return F.softplus(sign * logits).mean()
     if form == "lsgan":
         return (logits - (1.0 if real else 0.0)).square().mean()
-    return (sign * logits).mean() if player == "G" else F.relu(1 + sign * logits).mean()
+    if form == "hinge":
+        return (sign * logits).mean() if player == "G" else F.relu(1 + sign * logits).mean()
+    raise ValueError(f"form: expected bce, hinge or lsgan, got {form!r}")
 
 
 def stability_loss(painted_moved: Tensor, moved_painting: Tensor, valid: Tensor) -> Tensor:
@@ -106,9 +105,23 @@ def stability_loss(painted_moved: Tensor, moved_painting: Tensor, valid: Tensor)
 
     `valid` [N, 1, H, W] is 1 where the warp looked inside the picture. Both sides get gradients.
     """
-    error = (valid * (painted_moved - moved_painting).square()).sum()
-    mean = moved_painting.detach().mean((2, 3), keepdim=True)
-    return error / ((valid * (moved_painting.detach() - mean).square()).sum() + EPS)
+    mean = moved_painting.mean((2, 3), keepdim=True)
+    return _moved_distance(painted_moved - mean, moved_painting - mean, valid)
+
+
+def fine_stability_loss(painted_moved: Tensor, moved_painting: Tensor, valid: Tensor) -> Tensor:
+    """The stability loss of the finest details alone, for a `W` that shifts by whole pixels.
+
+    A grid that is locked to the generator's cells is faint beside the strokes, but it is most of
+    what differs here. Finest details: what a binomial 3x3 blur takes away.
+    """
+    fine = [x - blur(x) for x in (painted_moved, moved_painting)]
+    return _moved_distance(fine[0], fine[1], valid)
+
+
+def _moved_distance(a: Tensor, b: Tensor, valid: Tensor) -> Tensor:
+    error = (valid * (a - b).square()).sum()
+    return error / ((valid * b.detach().square()).sum() + EPS)
 
 
 def lost_content(painted: Sequence[Tensor], photo: Sequence[Tensor]) -> Tensor:

@@ -40,10 +40,13 @@ class Pairs:
             if partner is None:
                 raise FaststyError(f"{path}: no picture of the same name in {after}")
             a, b = (load_tensor(p, round(size * ZOOM[1])) for p in (path, partner))
-            if a.shape != b.shape:
+            height, width = (min(sides) for sides in zip(a.shape[1:], b.shape[1:], strict=True))
+            pair = (a[:, :height, :width], b[:, :height, :width])
+            # A pixel is lost to rounding where a picture was scaled down twice.
+            if max(a.shape[1] + b.shape[1] - 2 * height, a.shape[2] + b.shape[2] - 2 * width) > 1:
                 shapes = " and ".join(f"{t.shape[2]}x{t.shape[1]}" for t in (a, b))
                 raise FaststyError(f"{path}: its pair has another shape ({shapes})")
-            pairs.append((a, b))
+            pairs.append(pair)
         return cls(pairs, size)
 
     def batch(self, rng: torch.Generator) -> tuple[Tensor, Tensor]:

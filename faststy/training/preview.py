@@ -30,6 +30,7 @@ def paint_preview(
     """Paint `photos` (uint8 [3, H, W]) and write the sheet to `path` by rename, a row per photo."""
     rows = []
     for photo in photos:
+        photo = _square(photo)
         x = photo.to(device).float().div_(255)[None].contiguous(memory_format=torch.channels_last)
         painted = generator(x)
         row = [to_image(x[0]), to_image(painted[0])]
@@ -40,6 +41,14 @@ def paint_preview(
         rows.append(row)
     with replacing(path) as file:
         sheet(rows).save(file, format="PNG")
+
+
+def _square(photo: Tensor) -> Tensor:
+    """The middle square of [3, H, W], so that the rows of a sheet line up."""
+    height, width = photo.shape[-2:]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    return photo[:, top : top + side, left : left + side]
 
 
 def sheet(rows: list[list[Image.Image]]) -> Image.Image:

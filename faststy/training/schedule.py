@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from faststy.training.config import TrainConfig
 
-SHARES = {"perceptual": 0.5, "adversarial": 0.35, "repair": 0.15}
+SHARES = {"perceptual": 0.4, "adversarial": 0.45, "repair": 0.15}
 WARM_UP = 30  # steps
 RISE = 0.4  # λ reaches its largest value at this share of the generator's training
 DECAY = 0.4  # the learning rate falls during this last share of each net's training
@@ -12,7 +12,7 @@ LAST_RATE = 0.05
 
 
 class Schedule:
-    """All in terms of `fraction`, the share of the run (in steps or seconds) that is done, 0...1."""
+    """All in terms of `fraction`, the share of the run (its steps or seconds) that is done."""
 
     def __init__(self, config: TrainConfig) -> None:
         self.steps, self.seconds = config.steps, config.seconds_budget

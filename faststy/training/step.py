@@ -22,7 +22,7 @@ Terms = dict[str, Tensor]
 
 ENCODER_LATTICE = 8  # the encoder's coarsest stride, px
 STYLE_ZOOM = (0.7, 1.4)  # real patches are shown to the discriminator at these scales
-REPAIR_WEIGHTS = {"repair": 4.0, "style": 1.0, "adversarial": 0.05, "map": 1.0}
+REPAIR_WEIGHTS = {"repair": 4.0, "style_excess": 1.0, "adversarial": 0.05, "map": 1.0}
 REPAIR_SLACK = 1.03  # the repair may cost this factor of style distance before it is punished
 DOMAIN_PICTURES = 24  # of a folder of styles, averaged into its targets
 
@@ -74,7 +74,7 @@ class Trainer:
             self.generator = Generator(GeneratorConfig.named(config.model, len(styles)))
             self.discriminator = Discriminator(len(styles))
             self.repairer = Repairer()
-        self.average = copy.deepcopy(self.generator).requires_grad_(False)  # what is shipped
+        self.average = copy.deepcopy(self.generator).requires_grad_(False).eval()  # what is shipped
         for net in self.nets.values():
             net.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         rate = config.learning_rate
@@ -83,7 +83,7 @@ class Trainer:
             "discriminator": torch.optim.Adam(
                 self.discriminator.parameters(), rate / 2, (0.5, 0.99)
             ),
-            "repairer": torch.optim.Adam(self.repairer.parameters(), rate, (0.9, 0.99)),
+            "repairer": torch.optim.Adam(self.repairer.parameters(), 2 * rate, (0.9, 0.99)),
         }
         self.skipped_steps = 0
         self._grams = [torch.stack(tap) for tap in zip(*(s.grams for s in styles), strict=True)]
@@ -132,7 +132,7 @@ class Trainer:
             real = self._real_patches(index, photo.shape[-1], rng)
             terms["discriminator"] = self._train_discriminator(real, painted, style)
 
-        # A random offset keeps the encoder's lattice off the generator's: they would lock into a grid.
+        # A random offset keeps the encoder's lattice off the generator's: a grid would show.
         offset = below(rng, ENCODER_LATTICE), below(rng, ENCODER_LATTICE)
         seen, seen_photo = _inner(painted, offset), _inner(photo, offset)
         with torch.no_grad():
@@ -159,7 +159,7 @@ class Trainer:
             terms["stability"] = self._stability(photo, painted, style, rng)
             weights["stability"] = config.stability_weight
         if pair is not None:
-            repainted = self.generator(pair[0], style[: len(pair[0])])
+            repainted = self.generator(pair[0], style[torch.arange(len(pair[0])) % len(style)])
             terms["paired"] = objective.paired_loss(repainted, pair[1])
             weights["paired"] = config.paired_weight
 
@@ -193,7 +193,7 @@ class Trainer:
         # Held, not bettered: the style distance costs only where it passes the painting's own.
         with torch.no_grad():
             held = objective.style_loss(painted_taps, grams)
-        terms["style"] = F.relu(objective.style_loss(taps, grams) - REPAIR_SLACK * held)
+        terms["style_excess"] = F.relu(objective.style_loss(taps, grams) - REPAIR_SLACK * held)
         terms["map"] = F.mse_loss(F.interpolate(lost, target.shape[-2:], mode="area"), target) / (
             target.var() + objective.EPS
         )
@@ -201,7 +201,8 @@ class Trainer:
         logits = self.discriminator(repaired, style)
         self.discriminator.requires_grad_(True)
         terms["adversarial"] = objective.generator_adversarial(logits, self.config.adversarial)
-        weights = dict(REPAIR_WEIGHTS, style=REPAIR_WEIGHTS["style"] * style_weight)
+        weights = dict(REPAIR_WEIGHTS)
+        weights["style_excess"] *= style_weight
         self._descend("repairer", terms, weights)
         return {name: value.detach() for name, value in terms.items()}
 
@@ -237,12 +238,16 @@ class Trainer:
     ) -> Tensor:
         """The small-motion term, on half of the batch."""
         count = max(1, len(photo) // 2)
-        grid, valid = random_warp(count, photo.shape[-1], rng)
-        grid, valid = grid.to(self.device), valid.to(self.device)
-        moved = warp(photo[:count], grid)
-        return objective.stability_loss(
-            self.generator(moved, style[:count]), warp(painted[:count], grid), valid
-        )
+        whole_pixels = below(rng, 2) == 1
+        motion = random_shift if whole_pixels else random_warp
+        grid, valid = (t.to(self.device) for t in motion(count, photo.shape[-1], rng))
+        painted_moved = self.generator(warp(photo[:count], grid), style[:count])
+        moved_painting = warp(painted[:count], grid)
+        loss = objective.stability_loss(painted_moved, moved_painting, valid)
+        if whole_pixels:
+            fine = objective.fine_stability_loss(painted_moved, moved_painting, valid)
+            loss = loss + self.config.lattice_weight * fine
+        return loss
 
     def _descend(self, name: str, terms: Terms, weights: dict[str, float]) -> None:
         """One optimiser step down the weighted sum of the terms; a non-finite one is skipped."""
@@ -263,23 +268,35 @@ def _inner(x: Tensor, offset: tuple[int, int]) -> Tensor:
     return x[..., offset[0] : offset[0] + height, offset[1] : offset[1] + width]
 
 
+def random_shift(count: int, size: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    """A random shift by up to 4 whole pixels: grid [N, H, W, 2] and validity [N, 1, H, W]."""
+    shift = torch.randint(-4, 5, (count, 2, 1, 1), generator=rng).float()
+    return _moved(shift.expand(-1, -1, size, size))
+
+
 def random_warp(count: int, size: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
     """A smooth random motion of a few pixels: sampling grid [N, H, W, 2] and validity [N, 1, H, W].
 
-    Either a shift by whole pixels, which shows most plainly what hangs on the generator's lattice,
-    or a shift of up to 4 px, a turn and zoom of up to 3 %, and a low-frequency wobble.
+    A shift of up to 4 px, a turn and zoom of up to 3 %, and a low-frequency wobble.
     """
     shift = (torch.rand(count, 2, 1, 1, generator=rng) * 2 - 1) * 4
     linear = (torch.rand(count, 2, 2, generator=rng) * 2 - 1) * 0.03
     wobble = (torch.rand(count, 2, 4, 4, generator=rng) * 2 - 1) * 1.5
+    flow = torch.einsum("nij,jhw->nihw", linear, _positions(size)) + shift
+    return _moved(flow + F.interpolate(wobble, (size, size), mode="bicubic", align_corners=True))
+
+
+def _positions(size: int) -> Tensor:
+    """Pixel centres from the middle of a square: x and y as [2, size, size]."""
     axis = torch.arange(size, dtype=torch.float32) - (size - 1) / 2
     y, x = torch.meshgrid(axis, axis, indexing="ij")
-    if below(rng, 2) == 1:
-        flow = shift.round().expand(-1, -1, size, size)
-    else:
-        flow = torch.einsum("nij,jhw->nihw", linear, torch.stack([x, y])) + shift
-        flow = flow + F.interpolate(wobble, (size, size), mode="bicubic", align_corners=True)
-    position = (torch.stack([x, y]) + flow) * (2 / size)
+    return torch.stack([x, y])
+
+
+def _moved(flow: Tensor) -> tuple[Tensor, Tensor]:
+    """Sampling grid and validity of a flow [N, 2, H, W] in pixels."""
+    size = flow.shape[-1]
+    position = (_positions(size) + flow) * (2 / size)
     valid = (position.abs() < 1 - 16 / size).all(1, keepdim=True).float()
     return position.permute(0, 2, 3, 1), valid
 

@@ -1,0 +1,265 @@
+"""`faststy train` as a process: killed, stopped, resumed, and told nonsense."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from faststy.model_file import load_info
+
+# The command line with a checkpoint every few steps instead of every few seconds.
+PROGRAM = """
+from faststy.training import loop
+loop.CHECKPOINT_EVERY = 0.1
+loop.LOG_EVERY = 0.0
+from faststy.cli import main
+main()
+"""
+TINY = ("--model", "nano", "--size", "64", "--batch", "1", "--style-size", "64", "--device", "cpu")
+
+posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path, monkeypatch):
+    """A folder to work in, with a style, a folder of photos, and one thread for all processes."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    (tmp_path / "content").mkdir()
+    y, x = np.mgrid[:80, :90]
+    for i, name in enumerate(("content/a.png", "content/b.png", "style.png")):
+        waves = [127 + 120 * np.sin((x * (i + 1) + y * c) / 7) for c in range(3)]
+        Image.fromarray(np.stack(waves, -1).astype(np.uint8)).save(name)
+    return tmp_path
+
+
+STARTED: list[subprocess.Popen] = []
+
+
+@pytest.fixture(autouse=True)
+def no_process_stays():
+    yield
+    while STARTED:
+        with STARTED.pop() as process:  # closes its pipes, too
+            process.kill()
+
+
+def start(*arguments):
+    command = [sys.executable, "-c", PROGRAM, "train", *arguments]
+    pipe = subprocess.PIPE
+    STARTED.append(subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True))
+    return STARTED[-1]
+
+
+def faststy(*arguments):
+    """Exit status, standard output, standard error."""
+    process = start(*arguments)
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+def begin(*arguments):
+    return start("style.png", "--content", "content", *TINY, *arguments)
+
+
+def lines(path):
+    try:
+        return path.read_text().count("\n")
+    except FileNotFoundError:
+        return 0
+
+
+def wait_for_steps(process, log, goal):
+    """Until `goal` steps are logged, one a line."""
+    deadline = time.monotonic() + 300
+    while lines(log) < goal:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def steps(log):
+    return [json.loads(line)["step"] for line in log.read_text().splitlines()]
+
+
+@posix
+def test_killed_twice_and_resumed_it_ends_with_the_same_bytes(place):
+    length = "30"
+    undisturbed = begin("--steps", length, "--out", "whole", "--json")
+    out, err = undisturbed.communicate(timeout=300)
+    assert undisturbed.returncode == 0, err
+    told = json.loads(out)
+    assert told["finished"] is True
+    assert told["steps"] == 30
+    assert told["model"] == "whole/model.safetensors"
+
+    process = begin("--steps", length, "--out", "run")
+    for goal in (8, 18):
+        wait_for_steps(process, place / "run" / "log.jsonl", goal)
+        time.sleep(random.uniform(0, 0.1))
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL  # it had not ended by itself
+        assert not (place / "run" / "model.safetensors").exists()
+        process = start("--resume", "--out", "run", "--json")
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert json.loads(out)["steps"] == 30
+
+    whole, run = (place / name / "model.safetensors" for name in ("whole", "run"))
+    assert run.read_bytes() == whole.read_bytes()
+    assert load_info(run).steps == 30
+    assert steps(place / "run" / "log.jsonl") == list(range(1, 31))
+    for name in ("report.html", "preview.png", "config.toml"):
+        assert (place / "run" / name).stat().st_size > 0
+
+
+@posix
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_it_saves_and_says_how_to_go_on(place, number):
+    process = begin("--seconds", "1000", "--out", "run", "--json")
+    wait_for_steps(process, place / "run" / "log.jsonl", 3)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 130
+    assert err.endswith("stopped; go on with: faststy train --resume --out run\n")
+    told = json.loads(out)
+    assert (told["finished"], told["model"]) == (False, None)
+    done = steps(place / "run" / "log.jsonl")
+    assert done == list(range(1, told["steps"] + 1))
+
+    status, out, err = faststy("--resume", "--out", "run", "--steps", str(told["steps"] + 2))
+    assert status == 0, err
+    assert f"{told['steps'] + 2} steps in" in out
+    assert steps(place / "run" / "log.jsonl") == list(range(1, told["steps"] + 3))
+
+
+def test_the_end_is_told_in_words_and_a_second_run_is_refused(place):
+    process = begin("--steps", "2", "--stages", "perceptual, adversarial")
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert out.startswith("2 steps in ")
+    assert "paint   faststy stylize photo.jpg -m run/model.safetensors" in out
+    assert "perceptual 0% step 1 " in err
+    fails_with(
+        begin("--steps", "2"), "run: holds a training run; go on with --resume or choose another"
+    )
+
+
+def fails_with(process, sentence):
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 2, err
+    assert out == ""
+    assert err.startswith("faststy: ")
+    assert err.count("\n") == 1
+    assert sentence in err
+
+
+@pytest.fixture
+def told(monkeypatch, capsys):
+    """Runs the command in this process: exit status, standard output, standard error."""
+
+    def run(*arguments):
+        from faststy.cli import main
+
+        monkeypatch.setattr(sys, "argv", ["faststy", "train", *arguments])
+        with pytest.raises(SystemExit) as end:
+            main()
+        return end.value.code or 0, *capsys.readouterr()
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ((), "style is ''; it must be at least one picture or folder"),
+        (("text.jpg",), "text.jpg: not a picture"),
+        (("cut.jpg",), "cut.jpg: damaged or cut off"),
+        (("zero.jpg",), "zero.jpg: the file is empty (zero bytes)"),
+        (("absent.jpg",), "absent.jpg: cannot be read (No such file or directory)"),
+        (("tiny.png",), "tiny.png: 4 x 4 px is too small to learn from"),
+        (("empty",), "empty: no pictures in this folder"),
+        (("style.png", "--content", "empty"), "empty: no pictures in this folder"),
+        (("style.png", "--content", "broken"), "broken: none of 2 pictures can be read"),
+        (("style.png", "--content", "style.png"), "--content must be a folder of photos"),
+        (("style.png", "--content", "absent"), "absent: --content must be a folder"),
+        (("style.png", "--pairs", "empty"), "no such folder; pairs are read from before/"),
+        (("style.png", "--out", "text.jpg/run", "--steps", "1"), "text.jpg/run: cannot be made"),
+        (("style.png", "--out", "text.jpg", "--steps", "1"), "text.jpg: cannot be made a folder"),
+        (("style.png", "--size", "100"), "size is 100; it must be 64...1024, in steps of 8"),
+        (("style.png", "--seed", "-1"), "seed is -1; it must be 0 or more"),
+        (("style.png", "--steps", "5", "--seconds", "5"), "steps is 5; it must be absent when"),
+        (("style.png", "--stages", "repair"), "stages is 'repair'; it must be perceptual"),
+        (("style.png", "--encoder", "vgg16"), "unknown encoder 'vgg16'"),
+        (("style.png", "--device", "tpu"), "device 'tpu' cannot be used"),
+        (("style.png", "--config", "bad.toml"), "bad.toml: unknown setting 'speed'"),
+        (("style.png", "--config", "absent.toml"), "absent.toml: cannot be read as TOML"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_no_run(place, told, arguments, sentence):
+    (place / "empty").mkdir()
+    (place / "broken").mkdir()
+    for name in ("text.jpg", "broken/a.jpg", "broken/b.png"):
+        (place / name).write_text("not a picture")
+    (place / "zero.jpg").write_bytes(b"")
+    Image.open("style.png").save("whole.jpg")
+    whole = (place / "whole.jpg").read_bytes()
+    (place / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    Image.new("RGB", (4, 4)).save("tiny.png")
+    (place / "bad.toml").write_text("speed = 3\n")
+    before = sorted(place.rglob("*"))
+    status, out, err = told(*arguments)
+    assert status == 2
+    assert out == ""
+    assert err.startswith("faststy: ")
+    assert err.count("\n") == 1
+    assert sentence in err
+    assert sorted(place.rglob("*")) == before
+
+
+def test_settings_come_from_a_file_and_flags_win(place, told):
+    (place / "s.toml").write_text(
+        'style = "style.png"\ncontent = "content"\nmodel = "nano"\nsize = 64\nbatch = 2\n'
+        'steps = 50\nstyle-size = 64\nstages = ["perceptual"]\nout = "here"\n'
+    )
+    status, out, err = told("--config", "s.toml", "--steps", "1", "--json")
+    assert status == 0, err
+    values = json.loads(out)
+    assert (values["steps"], values["run"]) == (1, "here")
+    assert values.keys() == {
+        *("run", "model", "finished", "steps", "seconds", "images_per_second", "skipped")
+    }
+
+
+def test_skipped_pictures_are_listed(place, told):
+    (place / "content" / "zero.jpg").write_bytes(b"")
+    arguments = ("style.png", "--content", "content", *TINY, "--steps", "12", "--json")
+    status, out, err = told(*arguments, "--stages", "perceptual")
+    assert status == 0, err
+    assert json.loads(out)["skipped"] == ["content/zero.jpg"]
+    assert "skipped content/zero.jpg: the file is empty (zero bytes)\n" in err
+
+
+def test_help_tells_the_defaults_that_hold(told):
+    from faststy.training.config import TrainConfig
+
+    _, out, _ = told("--help")
+    text, defaults = " ".join(out[out.index("Options:") :].split()), TrainConfig(style=("a",))
+    for flag, value in [
+        ("--size", defaults.size),
+        ("--batch", defaults.batch),
+        ("--model", defaults.model),
+        ("--style-size", defaults.style_size),
+        ("--style-weight", f"{defaults.style_weight:g}"),
+        ("--adversarial", defaults.adversarial),
+    ]:
+        described = text[text.index(f"{flag} ") :]
+        assert described[described.index("[default: ") :].startswith(f"[default: {value}]"), flag

@@ -1,0 +1,184 @@
+"""Every kernel is compiled for GPUs that need not be there, in the configurations that launchers
+choose: they run on meta tensors, their launches are recorded, and Triton compiles each."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+import pytest
+import torch
+
+triton = pytest.importorskip("triton")
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("the interpreter compiles nothing", allow_module_level=True)
+
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import ASTSource  # noqa: E402
+from triton.runtime.jit import JITFunction  # noqa: E402
+
+from faststy.kernels import gram, instance_norm, pixels  # noqa: E402
+
+# Compute capability: shared memory that one program may use, in bytes.
+CHIPS = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+TYPES = {
+    torch.float32: "*fp32",
+    torch.float16: "*fp16",
+    torch.bfloat16: "*bf16",
+    torch.uint8: "*u8",
+}
+OPTIONS = ("num_warps", "num_stages")
+
+
+class Launch(NamedTuple):
+    """A launch, as far as the compiler sees it; hashable, so that equal ones compile once."""
+
+    kernel: JITFunction
+    arguments: tuple[Any, ...]  # per parameter: (type, whether a multiple of 16 or the value)
+    options: tuple[tuple[str, int], ...]
+
+    def __str__(self) -> str:
+        values = dict(zip(self.kernel.arg_names, self.arguments, strict=True))
+        shown = {k: v[1] for k, v in values.items() if k.isupper() and v[0] == "constexpr"}
+        return f"{self.kernel.fn.__name__} {self.arguments[0]} {shown} {dict(self.options)}"
+
+
+class Resources(NamedTuple):
+    registers: int
+    stack: int  # bytes of local memory: spills and arrays
+    shared: int
+    ptx: str
+
+
+@contextmanager
+def recorded() -> Iterator[list[Launch]]:
+    """Launches within are recorded instead of run."""
+    launches: list[Launch] = []
+
+    def run(kernel: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+        options = tuple((k, kwargs.pop(k)) for k in OPTIONS if k in kwargs)
+        values = [*args, *(kwargs.pop(p.name) for p in kernel.params[len(args) :])]
+        assert not kwargs
+        pairs = zip(kernel.params, values, strict=True)
+        arguments = tuple(("constexpr", v) if p.is_constexpr else _typed(v) for p, v in pairs)
+        launches.append(Launch(kernel, arguments, options))
+
+    with mock.patch.object(JITFunction, "run", run):
+        yield launches
+
+
+def _typed(value: Any) -> Any:
+    """How Triton specialises a run-time argument."""
+    if isinstance(value, tuple):
+        return tuple(_typed(v) for v in value)
+    if value is None or (isinstance(value, int) and value == 1):
+        return ("constexpr", value)
+    if isinstance(value, torch.Tensor):
+        return (TYPES[value.dtype], True)
+    if isinstance(value, float):
+        return ("fp32", False)
+    return ("i32" if abs(value) < 2**31 else "i64", value % 16 == 0)
+
+
+def compiled(launch: Launch, chip: int) -> Resources:
+    """Compile a launch to machine code and read what it needs."""
+    signature: dict[str, Any] = {}
+    constexprs: dict[tuple[int, ...], Any] = {}
+    attrs: dict[tuple[int, ...], Any] = {}
+
+    def describe(argument: Any, path: tuple[int, ...]) -> Any:
+        if not isinstance(argument[0], str):
+            return tuple(describe(a, (*path, i)) for i, a in enumerate(argument))
+        kind, extra = argument
+        if kind == "constexpr":
+            constexprs[path] = extra
+        elif extra:
+            attrs[path] = [["tt.divisibility", 16]]
+        return kind
+
+    for i, (name, argument) in enumerate(
+        zip(launch.kernel.arg_names, launch.arguments, strict=True)
+    ):
+        signature[name] = describe(argument, (i,))
+    source = ASTSource(launch.kernel, signature, constexprs, attrs)
+    target = GPUTarget("cuda", chip, 32)
+    binary = triton.compile(source, target=target, options=dict(launch.options))
+    return Resources(*_usage(binary.asm["cubin"]), binary.metadata.shared, binary.asm["ptx"])
+
+
+def _usage(cubin: bytes) -> tuple[int, int]:
+    """Registers and bytes of stack, by the tool that comes with Triton."""
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [str(tool), "--dump-resource-usage", file.name]
+        text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+) .*?LOCAL:(\d+)", text)
+    assert found is not None, text
+    registers, stack, local = map(int, found.groups())
+    return registers, stack + local
+
+
+# Shapes that between them make the heuristics choose every tile, whole and split, aligned or not.
+NORM_SHAPES = [(4, 48, 32, 32), (1, 32, 1080, 1920), (1, 513, 33, 31), (1, 64, 127, 127)]
+GRAM_SHAPES = [
+    (4, 16, 64, 64),
+    (4, 32, 64, 64),
+    (4, 48, 64, 64),
+    (1, 128, 40, 40),
+    (1, 512, 32, 32),
+    (1, 131, 9, 9),
+    (1, 63, 9, 9),
+    (1, 27, 9, 9),
+    (1, 11, 9, 9),
+]
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+def every_launch() -> list[Launch]:
+    """The distinct launches of all ops over the shapes above, with everything switched on."""
+
+    def meta(*shape: int, dtype: torch.dtype = torch.float32, last: bool = False) -> torch.Tensor:
+        layout = torch.channels_last if last else torch.contiguous_format
+        return torch.empty(shape, dtype=dtype, device="meta", memory_format=layout)
+
+    with recorded() as launches:
+        for shape, dtype, last in itertools.product(NORM_SHAPES, DTYPES, (False, True)):
+            n, c = shape[:2]
+            x, w, m = meta(*shape, dtype=dtype, last=last), meta(c), meta(n, c)
+            instance_norm.instance_norm_fwd(x, w, w, x, 1e-5, "silu")
+            instance_norm.instance_norm_bwd(x, x, m, m, w, w, x, "silu", False)
+            instance_norm.instance_norm_stats(x, 1e-5)
+        for fixed in ((m, m),):
+            instance_norm.instance_norm_apply(x, *fixed, None, None, None, "none")
+        instance_norm.instance_norm_bwd(x, x, m, m, None, None, None, "relu", True)
+        for shape, dtype, last in itertools.product(GRAM_SHAPES, DTYPES, (False, True)):
+            n, c = shape[:2]
+            x, square = meta(*shape, dtype=dtype, last=last), meta(n, c, c)
+            gram.gram_loss_fwd(x, meta(n, c), square)
+            gram.gram_bwd(square, x, meta(n, c), meta(n))
+        half = meta(2, 48, 32, 32, dtype=torch.float16)
+        gram.gram_fwd(half, None)
+        gram.gram_bwd(meta(2, 48, 48), half, None, None)
+        frames = meta(1, 1080, 1920, 3, dtype=torch.uint8)
+        for last in (False, True):
+            packed = pixels.from_pixels(frames, torch.float16, last, 4, 0.0, 1.0)
+            pixels.to_pixels(packed, 4, 1080, 1920, 0.0, 1.0)
+    return list(dict.fromkeys(launches))
+
+
+@pytest.mark.parametrize("chip", CHIPS)
+def test_no_spills_and_shared_memory_within_the_chip(chip: int) -> None:
+    for launch in every_launch():
+        needs = compiled(launch, chip)
+        assert needs.stack == 0, f"sm_{chip} {launch}: {needs.stack} bytes spilled"
+        assert needs.shared <= CHIPS[chip], f"sm_{chip} {launch}: {needs.shared} bytes shared"

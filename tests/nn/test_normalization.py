@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from faststy.nn.normalization import (
+    ConditionalInstanceNorm2d,
+    InstanceNorm2d,
+    replace_instance_norm,
+)
+
+
+@pytest.mark.parametrize("affine", [False, True])
+@pytest.mark.parametrize("tracking", [False, True])
+def test_same_as_torch(affine: bool, tracking: bool) -> None:
+    torch.manual_seed(0)
+    theirs = nn.InstanceNorm2d(3, 1e-3, 0.3, affine, tracking)
+    ours = InstanceNorm2d(3, 1e-3, 0.3, affine, tracking)
+    for p in theirs.parameters():
+        nn.init.normal_(p)
+    ours.load_state_dict(theirs.state_dict())
+    for training in (True, True, False):
+        x = torch.randn(2, 3, 5, 6) + 2
+        results = []
+        for module in (theirs, ours):
+            leaf = x.clone().requires_grad_()
+            y = module.train(training)(leaf)
+            y.square().sum().backward()
+            results.append((y, leaf.grad, *module.state_dict().values()))
+        torch.testing.assert_close(results[0], results[1], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(ours(x[0]), theirs(x[0]))
+
+
+def test_activation_and_residual() -> None:
+    norm = InstanceNorm2d(3, activation="relu")
+    x, residual = torch.randn(2, 2, 3, 5, 6)
+    truth = nn.functional.instance_norm(x) + residual
+    torch.testing.assert_close(norm(x, residual=residual), truth.relu())
+    torch.testing.assert_close(norm(x[0], residual=residual[0]), truth[0].relu())
+    silu = norm(x, activation="silu", residual=residual)
+    torch.testing.assert_close(silu, nn.functional.silu(truth))
+    assert "activation='relu'" in repr(norm)
+
+
+def test_one_style_or_a_mixture() -> None:
+    torch.manual_seed(1)
+    norm = ConditionalInstanceNorm2d(3, 4)
+    x = torch.randn(2, 4, 5, 5)
+    torch.testing.assert_close(norm(x, torch.eye(3)[0]), nn.functional.instance_norm(x))
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    plain = nn.functional.instance_norm(x)
+    mixes = torch.tensor([[0.25, 0.75, 0.0], [0.0, 0.0, 1.0]])
+    weight, bias = mixes @ norm.weight, mixes @ norm.bias
+    truth = plain * weight[..., None, None] + bias[..., None, None]
+    torch.testing.assert_close(norm(x, mixes), truth)
+    torch.testing.assert_close(norm(x, mixes[1])[1], truth[1])
+    norm(x, mixes, activation="relu", residual=x).sum().backward()
+    assert norm.weight.grad is not None
+    assert norm.weight.grad.abs().sum() > 0
+
+
+def test_replace_keeps_results_parameters_and_names() -> None:
+    torch.manual_seed(2)
+    shared = nn.ReLU()
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3),
+        nn.InstanceNorm2d(4, affine=True),
+        shared,
+        nn.Sequential(nn.InstanceNorm2d(4, track_running_stats=True), nn.LeakyReLU(0.1)),
+        nn.InstanceNorm2d(4),
+        nn.LeakyReLU(0.2),
+        shared,
+    )
+    x = torch.randn(2, 3, 9, 9)
+    model.eval()
+    truth, names = model(x), list(model.state_dict())
+    parameters = list(model.parameters())
+    assert replace_instance_norm(model) is model
+    torch.testing.assert_close(model(x), truth)
+    assert list(model.state_dict()) == names
+    assert all(a is b for a, b in zip(model.parameters(), parameters, strict=True))
+    assert not any(type(m) is nn.InstanceNorm2d for m in model.modules())
+    fused = [m.activation for m in model.modules() if isinstance(m, InstanceNorm2d)]
+    assert fused == ["relu", None, "leaky_relu"]
+    assert isinstance(model[2], nn.Identity)
+    assert not model[1].training
+
+
+def test_replace_leaves_hooks_and_subclasses_alone() -> None:
+    class Special(nn.InstanceNorm2d):
+        def forward(self, x: Tensor) -> Tensor:
+            return -super().forward(x)
+
+    hooked = nn.InstanceNorm2d(3)
+    hooked.register_forward_hook(lambda *_: None)
+    model = nn.Sequential(Special(3), hooked, nn.ReLU())
+    replace_instance_norm(model)
+    assert [type(m) for m in model] == [Special, nn.InstanceNorm2d, nn.ReLU]
+    assert type(replace_instance_norm(nn.InstanceNorm2d(3))) is InstanceNorm2d
+
+
+def test_bad_input() -> None:
+    with pytest.raises(ValueError, match=r"x: expected \[N, 3, H, W\].*got \[2, 4, 5, 5\]"):
+        InstanceNorm2d(3)(torch.zeros(2, 4, 5, 5))
+    with pytest.raises(ValueError, match=r"style: expected \[2\] or \[N, 2\].*got \[3\]"):
+        ConditionalInstanceNorm2d(2, 3)(torch.zeros(1, 3, 5, 5), torch.zeros(3))

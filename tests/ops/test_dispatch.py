@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from faststy import ops
+from faststy.errors import FaststyError
+from faststy.ops import dispatch, reference
+
+
+def run(code: str, **environment: str) -> str:
+    env = {**os.environ, "TRITON_INTERPRET": "0", **environment}
+    return subprocess.run(
+        [sys.executable, "-c", code], env=env, check=True, capture_output=True, text=True
+    ).stdout
+
+
+def test_works_without_triton_and_the_extension() -> None:
+    code = """
+import sys
+sys.modules["triton"] = sys.modules["faststy._C"] = None  # neither can be imported
+import torch
+from faststy import ops
+x = torch.randn(1, 3, 4, 4, requires_grad=True)
+ops.gram_loss(ops.instance_norm(x), torch.eye(3)).backward()
+print({i.name for i in ops.implementations() if i.device == "cpu"})
+print("triton" in {m for m, v in sys.modules.items() if v is not None})
+"""
+    assert run(code).split("\n")[:2] == ["{'reference'}", "False"]
+
+
+def test_import_starts_no_cuda_and_loads_no_kernels() -> None:
+    code = """
+import sys, torch
+from faststy import ops
+print(torch.cuda.is_initialized(), "faststy.kernels" in sys.modules)
+"""
+    assert run(code).strip() == "False False"
+
+
+def test_environment_forces_an_implementation() -> None:
+    code = "from faststy import ops; print({i.name for i in ops.implementations()})"
+    assert run(code, FASTSTY_IMPL="reference").strip() == "{'reference'}"
+    code = (
+        "from faststy import ops; print(*(i for i in ops.implementations() if i.device == 'cpu'))"
+    )
+    assert "Triton needs a CUDA device" in run(code, FASTSTY_IMPL="triton")
+
+
+def test_every_op_is_listed_with_a_reason() -> None:
+    listed = [i for i in ops.implementations() if i.device == "cpu"]
+    assert [i.op for i in listed] == list(dispatch.KERNELS)
+    assert all(i.name in dispatch.CHOICES and i.why for i in listed)
+
+
+def test_forced_but_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "IMPL", "triton")
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    with pytest.raises(FaststyError, match="FASTSTY_IMPL=triton: gram on cpu: Triton needs"):
+        ops.gram(torch.zeros(1, 3, 4, 4))
+    monkeypatch.setattr(dispatch, "IMPL", "fastest")
+    with pytest.raises(FaststyError, match="FASTSTY_IMPL=fastest: expected one of auto"):
+        dispatch.choose("gram", "cpu")
+
+
+def test_float64_goes_to_the_reference() -> None:
+    x = torch.zeros(1, 1, 2, 2, dtype=torch.float64)
+    assert dispatch.implementation("gram_fwd", (x, None)) is reference.gram_fwd

@@ -1,0 +1,114 @@
+import os
+import resource
+import stat
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from faststy.errors import FaststyError
+from faststy.files import replacing, write_bytes, write_text
+
+
+def names(folder):
+    return sorted(p.name for p in folder.iterdir())
+
+
+def test_a_file_appears_whole(tmp_path):
+    path = tmp_path / "a.bin"
+    with replacing(path) as file:
+        file.write(b"one")
+        assert not path.exists()
+    assert path.read_bytes() == b"one"
+    assert names(tmp_path) == ["a.bin"]
+
+
+def test_the_old_content_stays_until_the_new_is_whole(tmp_path):
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"old")
+    with replacing(path) as file:
+        file.write(b"new")
+        file.flush()
+        assert path.read_bytes() == b"old"
+    assert path.read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, FaststyError])
+def test_an_error_leaves_the_old_content_and_nothing_else(tmp_path, error):
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"old")
+
+    def half():
+        with replacing(path) as file:
+            file.write(b"half")
+            raise error("stop")
+
+    with pytest.raises(error):
+        half()
+    assert path.read_bytes() == b"old"
+    assert names(tmp_path) == ["a.bin"]
+
+
+def test_text_is_utf8_and_lines_end_as_written(tmp_path):
+    write_text(tmp_path / "λ.txt", "λ\n·\n")
+    assert (tmp_path / "λ.txt").read_bytes() == "λ\n·\n".encode()
+
+
+def test_a_folder_that_is_not_there_is_an_error_of_the_user(tmp_path):
+    with pytest.raises(FaststyError, match=r"a\.bin: cannot be written \(No such file") as caught:
+        write_bytes(tmp_path / "absent" / "a.bin", b"x")
+    assert str(tmp_path) in str(caught.value)
+    assert names(tmp_path) == []
+
+
+def test_a_folder_is_not_replaced(tmp_path):
+    (tmp_path / "a").mkdir()
+    with pytest.raises(FaststyError, match=r"/a: cannot be written"):
+        write_bytes(tmp_path / "a", b"x")
+    assert names(tmp_path) == ["a"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX permissions")
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_permissions_are_those_of_any_new_file(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        write_bytes(tmp_path / "a.bin", b"x")
+    finally:
+        assert os.umask(before) == umask  # as it was found
+    assert stat.S_IMODE((tmp_path / "a.bin").stat().st_mode) == 0o666 & ~umask
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a limit on the size of files")
+def test_a_full_disk_leaves_the_old_content_and_nothing_else(tmp_path):
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"old")
+    program = textwrap.dedent("""
+        import resource, signal, sys
+        from pathlib import Path
+        from faststy.errors import FaststyError
+        from faststy.files import write_bytes
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+        try:
+            write_bytes(Path(sys.argv[1]), bytes(100_000))
+        except FaststyError as error:
+            print(error)
+    """)
+    command = [sys.executable, "-c", program, str(path)]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert result.stdout == f"{path}: cannot be written (File too large)\n"
+    assert path.read_bytes() == b"old"
+    assert names(tmp_path) == ["a.bin"]
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 1000
+
+
+def test_a_failing_sync_leaves_nothing(tmp_path, monkeypatch):
+    def full(handle):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(FaststyError, match="No space left on device"):
+        write_bytes(tmp_path / "a.bin", b"x")
+    assert names(tmp_path) == []

@@ -1,0 +1,175 @@
+import json
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from faststy.errors import FaststyError
+from faststy.model_file import FORMAT, KEY, Model, ModelInfo, load_info, load_model, save_model
+from faststy.nn.generator import Generator, GeneratorConfig
+from faststy.nn.repairer import Repairer
+
+
+def model(styles=("rain", "night: 2"), repairer=True):
+    torch.manual_seed(0)
+    config = GeneratorConfig(channels=8, blocks=1, styles=len(styles))
+    net = Repairer(8) if repairer else None
+    info = ModelInfo(
+        list(styles),
+        asdict(config),
+        net.config if net else None,
+        style_weight=2.5,
+        size=64,
+        steps=7,
+        license="λ & co",
+        version="0.1.0",
+        extra={"b": 1, "a": [2.5, None]},
+    )
+    return Model(Generator(config), net, info)
+
+
+@pytest.fixture
+def path(tmp_path):
+    save_model(model(), tmp_path / "model.safetensors")
+    return tmp_path / "model.safetensors"
+
+
+def rewrite(path, change):
+    """The model file with another description."""
+    tensors, values = load_file(path), asdict(load_info(path))
+    values = change(values, tensors) or values
+    text = values if isinstance(values, str) else json.dumps(values)
+    save_file(tensors, path, {KEY: text})
+
+
+@pytest.mark.parametrize("repairer", [True, False])
+def test_a_round_trip_keeps_every_bit(tmp_path, repairer):
+    path = tmp_path / "model.safetensors"
+    before = model(repairer=repairer)
+    save_model(before, path)
+    after = load_model(path)
+    assert after.info == before.info == load_info(path)
+    assert (after.repairer is None) != repairer
+    for old, new in [(before.generator, after.generator), (before.repairer, after.repairer)]:
+        if old is not None:
+            assert not new.training
+            state = new.state_dict()
+            assert state.keys() == old.state_dict().keys()
+            for name, value in old.state_dict().items():
+                assert torch.equal(value, state[name]), name
+            assert not any(p.requires_grad for p in new.parameters())
+    x = torch.rand(1, 3, 20, 30)
+    assert torch.equal(before.generator.eval()(x), after.generator(x))
+
+
+def test_the_same_model_gives_the_same_bytes_in_any_memory_format(tmp_path):
+    first, second = model(), model()
+    second.generator.to(memory_format=torch.channels_last)
+    save_model(first, tmp_path / "a")
+    save_model(second, tmp_path / "b")
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    second.info.steps += 1
+    save_model(second, tmp_path / "b")
+    assert (tmp_path / "a").read_bytes() != (tmp_path / "b").read_bytes()
+
+
+def test_half_precision_halves_the_file_and_loads_as_float32(tmp_path, path):
+    save_model(model(), tmp_path / "half", torch.float16)
+    assert (tmp_path / "half").stat().st_size < 0.7 * path.stat().st_size
+    for name, value in load_model(tmp_path / "half").generator.state_dict().items():
+        assert value.dtype == torch.float32
+        exact = model().generator.state_dict()[name]
+        torch.testing.assert_close(value, exact, atol=1e-3, rtol=1e-3)
+
+
+def test_saving_replaces_by_rename(path):
+    save_model(model(repairer=False), path)
+    assert load_model(path).repairer is None
+    assert [p.name for p in path.parent.iterdir()] == ["model.safetensors"]
+    with pytest.raises(FaststyError, match="cannot be written"):
+        save_model(model(), path / "model.safetensors")
+
+
+def fails(path, sentence):
+    for load in (load_model, load_info):
+        with pytest.raises(FaststyError, match=sentence) as caught:
+            load(path)
+        assert str(caught.value).startswith(str(path))
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("share", [0, 0.001, 0.01, 0.5, 0.999])
+def test_a_truncated_file(path, share):
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+    fails(path, "not a readable model file")
+
+
+def test_files_of_other_kinds(tmp_path):
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "photo.png")
+    (tmp_path / "text").write_text("hello " * 100)
+    (tmp_path / "noise").write_bytes(np.random.default_rng(0).bytes(5000))
+    torch.save({"a": torch.ones(3)}, tmp_path / "pickle.pt")
+    for name in ("photo.png", "text", "noise", "pickle.pt"):
+        fails(tmp_path / name, "not a readable model file")
+
+
+def test_nothing_there_or_a_folder(tmp_path):
+    fails(tmp_path / "absent.safetensors", "no such file")
+    fails(tmp_path, "is a folder; name the .safetensors file in it")
+
+
+def test_somebody_elses_safetensors(tmp_path):
+    path = tmp_path / "other.safetensors"
+    for metadata in (None, {"format": "pt"}):
+        save_file({"a": torch.ones(3)}, path, metadata)
+        fails(path, "a safetensors file, but not a faststy model")
+
+
+def test_a_file_of_a_newer_faststy(path):
+    rewrite(path, lambda values, _: values.update(format=FORMAT + 1, version="9.1"))
+    fails(path, r"made by a newer faststy \(9\.1\); upgrade faststy")
+
+
+def test_a_newer_field_that_older_versions_can_ignore(path):
+    rewrite(path, lambda values, _: values.update(mood="calm"))
+    assert load_model(path).info.styles == ["rain", "night: 2"]
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "null", "3", '"text"', "{}", '{"format": "new"}'])
+def test_a_damaged_description(path, text):
+    rewrite(path, lambda *_: text)
+    fails(path, "its model description is damaged")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"styles": ["one"]},
+        {"styles": []},
+        {"styles": 2},
+        {"styles": ["a", 3]},
+        {"generator": [8, 1, 2]},
+        {"generator": {"channels": 9, "blocks": 1, "styles": 2}},
+        {"generator": {"channels": "8", "blocks": 1, "styles": 2}},
+        {"generator": {"channels": 8, "blocks": 1, "styles": 2, "depth": 3}},
+        {"generator": {"channels": 8, "blocks": 3, "styles": 2}},
+        {"repairer": {"channels": 16}},
+        {"repairer": 8},
+    ],
+)
+def test_weights_that_do_not_fit_the_description(path, change):
+    rewrite(path, lambda values, _: values.update(change))
+    with pytest.raises(FaststyError) as caught:
+        load_model(path)
+    assert str(caught.value).startswith(str(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_weights(path):
+    rewrite(path, lambda values, tensors: tensors.pop("generator.head.bias") is None)
+    with pytest.raises(FaststyError, match="the weights do not fit the model"):
+        load_model(path)

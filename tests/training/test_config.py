@@ -1,0 +1,165 @@
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from faststy.errors import FaststyError
+from faststy.training.config import DEFAULT_SECONDS, MODELS, STAGES, TrainConfig, read_config
+
+DEFAULT = {field.name: field.default for field in fields(TrainConfig)}
+
+
+def toml(tmp_path, text):
+    path = tmp_path / "settings.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_flags_win_over_the_file_and_the_file_over_the_defaults(tmp_path):
+    path = toml(tmp_path, 'style = ["a.jpg"]\nbatch = 11\nsize = 72\n')
+    config = read_config(path, batch=13, model=None)
+    assert config.style == ("a.jpg",)
+    assert (config.batch, config.size) == (13, 72)
+    others = set(DEFAULT) - {"style", "batch", "size"}
+    assert {name: getattr(config, name) for name in others} == {n: DEFAULT[n] for n in others}
+
+
+def test_without_a_file_the_flags_are_enough():
+    assert read_config(None, style=("a.jpg",)) == TrainConfig(style=("a.jpg",))
+
+
+def test_the_way_to_toml_and_back_keeps_everything(tmp_path):
+    config = TrainConfig(
+        style=('a "b".jpg', "λ\\x"), seconds=12.5, stages=STAGES[:2], pairs="p", seed=2**40
+    )
+    config.write(tmp_path / "config.toml")
+    assert read_config(tmp_path / "config.toml") == config
+    plain = TrainConfig(style=("a",))
+    plain.write(tmp_path / "config.toml")
+    assert read_config(tmp_path / "config.toml") == plain
+
+
+def test_toml_may_spell_names_as_flags_and_numbers_as_they_come(tmp_path):
+    path = toml(tmp_path, 'style = "a.jpg"\nstyle-weight = 3\nseconds = 20\n')
+    config = read_config(path)
+    assert config.style == ("a.jpg",)
+    assert config.style_weight == 3.0
+    assert isinstance(config.style_weight, float)
+    assert config.seconds_budget == 20.0
+
+
+def test_a_length_on_the_command_line_replaces_the_files(tmp_path):
+    path = toml(tmp_path, 'style = "a.jpg"\nsteps = 500\n')
+    assert read_config(path).seconds_budget is None
+    config = read_config(path, seconds=9.0)
+    assert (config.steps, config.seconds_budget) == (None, 9.0)
+    config = read_config(toml(tmp_path, 'style = "a.jpg"\nseconds = 5\n'), steps=7)
+    assert (config.steps, config.seconds, config.seconds_budget) == (7, None, None)
+
+
+def test_the_default_length_is_in_seconds():
+    assert TrainConfig(style=("a",)).seconds_budget == DEFAULT_SECONDS
+
+
+def test_no_style_is_said():
+    with pytest.raises(FaststyError, match="style is ''; it must be at least one picture"):
+        read_config(None)
+
+
+def test_an_unknown_setting_is_named_with_the_known_ones(tmp_path):
+    path = toml(tmp_path, 'style = "a"\nlerning_rate = 1\n')
+    with pytest.raises(FaststyError, match="unknown setting 'lerning_rate'; known are style, "):
+        read_config(path)
+
+
+@pytest.mark.parametrize(
+    ("line", "name", "kind"),
+    [
+        ('batch = "4"', "batch", "int"),
+        ("batch = 4.0", "batch", "int"),
+        ("batch = true", "batch", "int"),
+        ("style_weight = true", "style_weight", "float"),
+        ('seconds = "60"', "seconds", "float"),
+        ("steps = 1.5", "steps", "int"),
+        ("model = 3", "model", "str"),
+        ("style = [1, 2]", "style", "tuple"),
+        ("stages = 1", "stages", "tuple"),
+        ("content = ['a']", "content", "str"),
+    ],
+)
+def test_a_value_of_the_wrong_type_names_setting_and_type(tmp_path, line, name, kind):
+    path = toml(tmp_path, line)
+    with pytest.raises(FaststyError, match=f"{name} is .* which is not of type {kind}$") as caught:
+        read_config(path, style=("a",))
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("steps", 0),
+        ("seconds", -1.0),
+        ("seconds", float("nan")),
+        ("size", 32),
+        ("size", 100),
+        ("size", 4096),
+        ("style_size", 8),
+        ("batch", 0),
+        ("model", "huge"),
+        ("seed", -1),
+        ("seed", 2**63),
+        ("learning_rate", 0.0),
+        ("learning_rate", float("nan")),
+        ("style_weight", 0.0),
+        ("style_weight", float("nan")),
+        ("style_weight_start", 0.0),
+        ("style_weight_start", 1.5),
+        ("content_weight", -1.0),
+        ("content_weight", float("nan")),
+        ("paired_weight", -0.1),
+        ("adversarial", "wgan"),
+        ("stages", ()),
+        ("stages", ("adversarial",)),
+        ("stages", ("perceptual", "perceptual")),
+        ("stages", ("perceptual", "repair", "adversarial")),
+        ("stages", ("perceptual", "polish")),
+    ],
+)
+def test_a_value_out_of_range_names_the_setting_and_what_it_can_be(name, value):
+    with pytest.raises(FaststyError, match=f"^{name.replace('_', '-')} is .*; it must be ."):
+        TrainConfig(**{"style": ("a",), name: value})
+
+
+def test_steps_and_seconds_exclude_each_other():
+    with pytest.raises(FaststyError, match="steps is 5; it must be absent when seconds is given"):
+        TrainConfig(style=("a",), steps=5, seconds=5.0)
+
+
+@pytest.mark.parametrize("stages", [STAGES[:1], STAGES[:2], STAGES, ("perceptual", "repair")])
+def test_stages_in_order(stages):
+    assert TrainConfig(style=("a",), stages=stages).stages == stages
+
+
+def test_files_that_are_no_toml(tmp_path):
+    (tmp_path / "bytes.toml").write_bytes(b"style = '\xff'")
+    toml(tmp_path, "style = ")
+    for name in ("settings.toml", "bytes.toml", "absent.toml", "."):
+        path = tmp_path / name
+        with pytest.raises(FaststyError, match="cannot be read as TOML settings") as caught:
+            read_config(path)
+        assert str(caught.value).startswith(str(path))
+
+
+def test_the_models_are_the_generators_sizes():
+    from faststy.nn.generator import SIZES
+
+    assert tuple(SIZES) == MODELS
+
+
+def test_config_needs_no_torch():
+    import subprocess
+
+    program = "import sys, faststy.training.config; sys.exit('torch' in sys.modules)"
+    root = Path(__file__).parents[2]
+    assert subprocess.run([sys.executable, "-c", program], cwd=root).returncode == 0

@@ -1,0 +1,304 @@
+"""Every term against its formula, written out in float64."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageFilter
+
+from faststy.assets import photos
+from faststy.nn.encoder import load_encoder
+from faststy.tensors import to_tensor
+from faststy.training import objective
+
+FORMS = ("bce", "hinge", "lsgan")
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+def taps(n=2):
+    return [torch.randn(n, c, s, s) for c, s in ((3, 16), (4, 8), (5, 4), (6, 2))]
+
+
+def close(value, expected, tolerance=1e-5):
+    assert value.shape == ()
+    assert float(value) == pytest.approx(float(expected), rel=tolerance, abs=1e-7)
+
+
+def gram(x):
+    """[N, C, H, W] in float64."""
+    x = x.double().flatten(2)
+    return torch.einsum("ncp,ndp->ncd", x, x) / (x.shape[1] * x.shape[2])
+
+
+def standard(x):
+    x = x.double()
+    x = x - x.mean((2, 3), keepdim=True)
+    return x / (x.square().mean((2, 3), keepdim=True) + 1e-5).sqrt()
+
+
+def falls(loss, x):
+    """Following the gradient of `loss` from `x` makes it smaller."""
+    x = x.clone().requires_grad_()
+    before = loss(x)
+    (slope,) = torch.autograd.grad(before, x)
+    assert slope.abs().sum() > 0
+    assert loss(x.detach() - 1e-3 * slope / slope.norm() * x.detach().norm()) < before
+
+
+# ------------------------------------------------------------------------------- content, paired
+
+
+def test_content_is_relative_over_the_whole_batch():
+    a, b = torch.randn(2, 4, 8, 8), 3 * torch.randn(2, 4, 8, 8)
+    d, e = a.double(), b.double()
+    close(objective.content_loss(a, b), ((d - e) ** 2).sum() / (e**2).sum())
+    assert objective.content_loss(b, b) == 0
+    falls(lambda x: objective.content_loss(x, b), a)
+
+
+def test_relative_distance_is_the_mean_of_each_samples():
+    a, b = (
+        torch.randn(2, 3, 5, 5),
+        torch.randn(2, 3, 5, 5) * torch.tensor([1.0, 9.0])[:, None, None, None],
+    )
+    d, e = a.double(), b.double()
+    each = [((d[i] - e[i]) ** 2).sum() / (e[i] ** 2).sum() for i in range(2)]
+    close(objective.relative_distance(a, b), sum(each) / 2)
+    close(objective.paired_loss(a, b), sum(each) / 2)
+    assert objective.paired_loss(b, b) == 0
+    falls(lambda x: objective.paired_loss(x, b), a)
+
+
+def test_references_get_no_gradient():
+    a, b = torch.randn(1, 3, 8, 8), torch.randn(1, 3, 8, 8, requires_grad=True)
+    for loss in (objective.content_loss, objective.relative_distance, objective.paired_loss):
+        assert not loss(a, b).requires_grad
+    assert not objective.weighted_content_loss(a, b, torch.ones(1, 1, 8, 8)).requires_grad
+    assert not any(t.requires_grad for t in objective.style_targets([b]))
+    assert not objective.lost_content([b] * 4, [b] * 4).requires_grad
+
+
+# ------------------------------------------------------------------------------- style, colour
+
+
+def test_style_targets_are_mean_gram_matrices():
+    for tap, target in zip(taps(3), objective.style_targets(taps_of := taps(3)), strict=True):
+        assert target.shape == (tap.shape[1],) * 2
+    for tap, target in zip(taps_of, objective.style_targets(taps_of), strict=True):
+        torch.testing.assert_close(target.double(), gram(tap).mean(0), atol=1e-6, rtol=1e-5)
+
+
+def test_style_is_the_mean_relative_distance_of_gram_matrices():
+    painted, targets = taps(), [gram(tap).mean(0) for tap in taps(1)]
+    each = [
+        (((gram(p) - t) ** 2).sum((1, 2)) / (t**2).sum()).mean()
+        for p, t in zip(painted, targets, strict=True)
+    ]
+    value = objective.style_loss(painted, [t.float() for t in targets])
+    close(value, sum(each) / 4, 1e-4)
+
+
+def test_style_takes_a_target_per_sample():
+    painted = taps(2)
+    one, other = ([gram(tap)[0].float() for tap in taps(1)] for _ in range(2))
+    both = objective.style_loss(
+        painted, [torch.stack(pair) for pair in zip(one, other, strict=True)]
+    )
+    alone = [
+        objective.style_loss([tap[i : i + 1] for tap in painted], t)
+        for i, t in enumerate((one, other))
+    ]
+    close(both, (alone[0] + alone[1]) / 2, 1e-4)
+
+
+def test_style_ignores_where_things_are_and_is_zero_for_the_style_itself():
+    s = taps(1)
+    targets = objective.style_targets(s)
+    assert objective.style_loss(s, targets) < 1e-10
+    assert objective.style_loss([tap.flip(-1).roll(3, 2) for tap in s], targets) < 1e-10
+    falls(lambda x: objective.style_loss([x], targets[:1]), torch.randn_like(s[0]))
+
+
+def test_colour_compares_means_and_covariances():
+    painted, style = torch.rand(2, 3, 8, 8), torch.rand(1, 3, 6, 9)
+
+    def moments(x):
+        x = torch.cat([x.double(), torch.ones_like(x[:, :1]).double()], 1)
+        return gram(x)
+
+    target = moments(style)[0]
+    expected = (((moments(painted) - target) ** 2).sum((1, 2)) / (target**2).sum()).mean()
+    close(objective.colour_loss(painted, target.float()), expected, 1e-4)
+    assert objective.colour_loss(style.flip(-1), target.float()) < 1e-10
+    falls(lambda x: objective.colour_loss(x, target.float()), painted)
+    channels = objective.colour_moments(painted)
+    assert channels.shape == (2, 4, 8, 8)
+    assert (channels[:, 3] == 1).all()
+
+
+def test_total_variation_is_relative_to_the_styles():
+    x = torch.rand(2, 3, 7, 9)
+    d = x.double().numpy()
+    expected = (np.diff(d, axis=2) ** 2).mean() + (np.diff(d, axis=3) ** 2).mean()
+    close(objective.total_variation(x, 1.0), expected)
+    close(objective.total_variation(x, 0.25), 4 * expected)
+    assert objective.total_variation(torch.full((1, 3, 8, 8), 0.3), 0.1) == 0
+    falls(lambda x: objective.total_variation(x, 1.0), x)
+
+
+# ------------------------------------------------------------------------------- adversarial
+
+SOFTPLUS = {False: lambda x: math.log1p(math.exp(x)), True: lambda x: math.log1p(math.exp(-x))}
+
+
+def judged(form, logits, real):
+    """What the discriminator loses by a map of logits."""
+    if form == "bce":
+        return np.mean([SOFTPLUS[real](x) for x in logits])
+    if form == "hinge":
+        return np.mean([max(0, 1 - x if real else 1 + x) for x in logits])
+    return np.mean([(x - 1) ** 2 if real else x**2 for x in logits])
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_adversarial_forms(form):
+    real, fake = ([torch.randn(2, 1, s, s) for s in (6, 3)] for _ in range(2))
+    each = [
+        (judged(form, r.flatten().tolist(), True) + judged(form, f.flatten().tolist(), False))
+        for r, f in zip(real, fake, strict=True)
+    ]
+    close(objective.discriminator_adversarial(real, fake, form), np.mean(each))
+    if form == "hinge":
+        expected = np.mean([-float(f.double().mean()) for f in fake])
+    else:
+        expected = np.mean([judged(form, f.flatten().tolist(), True) for f in fake])
+    close(objective.generator_adversarial(fake, form), expected)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_adversaries_pull_against_each_other(form):
+    fake, real = torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 4, 4)
+    fake.requires_grad_(), real.requires_grad_()
+    (up,) = torch.autograd.grad(objective.generator_adversarial([fake], form), fake)
+    assert (up < 0).all()  # the generator wants its logits higher
+    loss = objective.discriminator_adversarial([real], [fake + 0.5], form)
+    real_slope, fake_slope = torch.autograd.grad(loss, (real, fake))
+    assert (real_slope < 0).all()
+    assert (fake_slope > 0).all()
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("logit", [-1e4, 1e4])
+def test_extreme_logits_stay_finite(form, logit):
+    x = torch.full((1, 1, 2, 2), logit, requires_grad=True)
+    loss = objective.generator_adversarial([x], form)
+    loss = loss + objective.discriminator_adversarial([x], [x], form)
+    (slope,) = torch.autograd.grad(loss, x)
+    assert loss.isfinite()
+    assert slope.isfinite().all()
+
+
+def test_the_log_form_does_not_saturate_for_the_generator():
+    x = torch.full((1, 1, 2, 2), -50.0, requires_grad=True)
+    objective.generator_adversarial([x], "bce").backward()
+    close(x.grad.sum(), -1.0)
+
+
+def test_an_unknown_form_is_refused():
+    with pytest.raises(ValueError, match="expected bce, hinge or lsgan, got 'wgan'"):
+        objective.generator_adversarial([torch.zeros(1)], "wgan")
+
+
+# ------------------------------------------------------------------------------- stability
+
+
+def test_stability_is_relative_to_the_paintings_contrast_where_it_is_valid():
+    a, b = torch.rand(2, 3, 8, 8), torch.rand(2, 3, 8, 8)
+    valid = (torch.rand(2, 1, 8, 8) > 0.3).float()
+    d, e, v = a.double(), b.double(), valid.double()
+    energy = (v * (e - e.mean((2, 3), keepdim=True)) ** 2).sum()
+    close(objective.stability_loss(a, b, valid), (v * (d - e) ** 2).sum() / energy)
+    assert objective.stability_loss(b, b, valid) == 0
+    outside = b + (1 - valid) * 5
+    assert objective.stability_loss(outside, b, valid) == 0
+
+
+def test_stability_moves_both_sides():
+    a, b = torch.rand(1, 3, 8, 8, requires_grad=True), torch.rand(1, 3, 8, 8, requires_grad=True)
+    objective.stability_loss(a, b, torch.ones(1, 1, 8, 8)).backward()
+    torch.testing.assert_close(a.grad, -b.grad)
+    assert a.grad.abs().sum() > 0
+
+
+# ------------------------------------------------------------------------------- lost content
+
+
+def test_weighted_content_is_relative_and_counts_only_where_it_is_weighted():
+    a, b, weight = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8), torch.rand(2, 1, 8, 8)
+    d, e, w = standard(a), standard(b), weight.double()
+    each = [(w * (d - e) ** 2)[i].mean() / (w * e**2)[i].mean() for i in range(2)]
+    close(objective.weighted_content_loss(a, b, weight), sum(each) / 2, 1e-4)
+    assert objective.weighted_content_loss(b, b, weight) == 0
+    assert objective.weighted_content_loss(2 * b + 7, b, weight) < 1e-6  # a look, not a loss
+    assert objective.weighted_content_loss(a, b, torch.zeros_like(weight)) == 0
+    falls(lambda x: objective.weighted_content_loss(x, b, weight), a)
+
+
+def test_nothing_is_lost_where_painting_and_photo_agree():
+    photo = taps()
+    for painted in (photo, [3 * tap + 1 for tap in photo]):  # of the same or of another look
+        assert objective.lost_content(painted, photo).max() < 1e-4
+
+
+def test_the_map_is_between_0_and_1_and_as_large_as_its_tap():
+    lost = objective.lost_content(taps(), taps())
+    assert lost.shape == (2, 1, 4, 4)
+    assert 0 <= lost.min() < lost.max() <= 1
+    opposite = taps()
+    assert objective.lost_content([-tap for tap in opposite], opposite).max() <= 1
+
+
+def box_of(mask):
+    rows, columns = mask
+    return (columns.start, rows.start, columns.stop, rows.stop)
+
+
+@pytest.mark.parametrize("how", ["blurred", "erased"])
+@pytest.mark.parametrize("name", ["astronaut", "chelsea", "coffee"])
+def test_finds_what_was_taken_out_of_a_photo(name, how):
+    path = next(p for p in photos() if p.stem == name)
+    photo = Image.open(path).convert("RGB")
+    photo.thumbnail((256, 256))
+    grey = np.asarray(photo.convert("L"), dtype=np.float64)
+    # The square with the most texture, on the lattice of the tap.
+    side = 64
+    corners = [
+        (y, x)
+        for y in range(32, photo.height - side - 31, 16)
+        for x in range(32, photo.width - side - 31, 16)
+    ]
+    y, x = max(corners, key=lambda c: np.diff(grey[c[0] : c[0] + side, c[1] : c[1] + side]).std())
+    region = (slice(y, y + side), slice(x, x + side))
+    part = photo.crop(box_of(region))
+    if how == "blurred":
+        part = part.filter(ImageFilter.GaussianBlur(10))
+    else:
+        part = part.resize((1, 1), Image.Resampling.BOX).resize(part.size)
+    painted = photo.copy()
+    painted.paste(part, (x, y))
+
+    encoder = load_encoder()
+    with torch.no_grad():
+        lost = objective.lost_content(encoder(to_tensor(painted)), encoder(to_tensor(photo)))
+    inside = torch.zeros(1, 1, photo.height, photo.width)
+    inside[(..., *region)] = 1
+    inside = F.adaptive_avg_pool2d(inside, lost.shape[-2:])
+    within, without = lost[inside == 1].mean(), lost[inside == 0].mean()
+    assert within > 0.15
+    assert within > 4 * without

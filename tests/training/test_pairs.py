@@ -1,0 +1,86 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from faststy.errors import FaststyError
+from faststy.pictures import scale_down
+from faststy.training.dataset import generator
+from faststy.training.pairs import PAIRS_PER_STEP, Pairs
+
+
+def save(path, pixels):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three photos of noise and their negatives."""
+    for i, name in enumerate(("a.png", "b.png", "sub/c.png")):
+        noise = np.random.default_rng(i).integers(0, 256, (120, 100, 3), np.uint8)
+        save(tmp_path / "before" / name, noise)
+        save(tmp_path / "after" / name, 255 - noise)
+    return tmp_path
+
+
+def test_crops_of_photo_and_target_are_the_same(folder):
+    pairs = Pairs.found(folder, 64)
+    assert len(pairs.pairs) == 3
+    for step in range(5):
+        before, after = pairs.batch(generator(0, step))
+        assert before.shape == after.shape == (PAIRS_PER_STEP, 3, 64, 64)
+        assert before.is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(before, 1 - after, atol=0.02, rtol=0)
+
+
+def test_a_step_has_its_own_crops(folder):
+    pairs = Pairs.found(folder, 64)
+    one, same, other = (pairs.batch(generator(0, step))[0] for step in (1, 1, 2))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+
+
+def test_partners_may_differ_in_format(folder):
+    Image.open(folder / "after" / "a.png").save(folder / "after" / "a.bmp")
+    (folder / "after" / "a.png").unlink()
+    assert len(Pairs.found(folder, 64).pairs) == 3
+
+
+@pytest.mark.parametrize(
+    ("size", "side"), [((2481, 2765), 256), ((1570, 704), 512), ((458, 628), 300)]
+)
+def test_a_target_made_by_transfer_fits_its_photo(tmp_path, size, side):
+    """`faststy transfer` scales photos down, which can round a side by a pixel."""
+    photo = Image.new("RGB", size, "red")
+    save(tmp_path / "before" / "a.png", np.asarray(photo))
+    save(tmp_path / "after" / "a.png", np.asarray(scale_down(photo, side)))
+    pairs = Pairs.found(tmp_path, 64)
+    before, after = pairs.pairs[0]
+    assert before.shape == after.shape
+    assert pairs.batch(generator(0, 0))[0].shape == (PAIRS_PER_STEP, 3, 64, 64)
+
+
+def test_what_is_missing_is_said(folder):
+    (folder / "after" / "b.png").unlink()
+    with pytest.raises(
+        FaststyError, match=r"before/b\.png: no picture of the same name in .*after"
+    ):
+        Pairs.found(folder, 64)
+    save(folder / "after" / "b.png", np.zeros((100, 120, 3), np.uint8))
+    with pytest.raises(FaststyError, match=r"b\.png: its pair has another shape \(1\d\dx1\d\d and"):
+        Pairs.found(folder, 64)
+    (folder / "after" / "b.png").write_bytes(b"broken")
+    with pytest.raises(FaststyError, match=r"after/b\.png: not a picture"):
+        Pairs.found(folder, 64)
+
+
+def test_folders_that_are_not_there(tmp_path):
+    with pytest.raises(FaststyError, match="before: no such folder; pairs are read from before/"):
+        Pairs.found(tmp_path, 64)
+    (tmp_path / "before").mkdir()
+    with pytest.raises(FaststyError, match="after: no such folder"):
+        Pairs.found(tmp_path, 64)
+    (tmp_path / "after").mkdir()
+    with pytest.raises(FaststyError, match="no pictures in this folder"):
+        Pairs.found(tmp_path, 64)
