@@ -33,7 +33,8 @@ GRAM_TABLE = (
     (64, 64, 128, 4, 3),
     (1 << 30, 128, 32, 8, 4),
 )
-GRAM_AWKWARD = (1 << 30, 64, 32, 8, 2)  # for many channels at odd sizes
+GRAM_UNALIGNED = (1 << 30, 64, 32, 8, 1)
+GRAM_MANY_BACKWARD = (1 << 30, 64, 32, 8, 2)
 MERGE = 4096  # partial sums that a program merges at a time
 PIXEL_TILE = 2048  # values of a frame that a program converts
 
@@ -96,9 +97,11 @@ def gram_plan(x: Tensor, backward: bool = False) -> GramPlan:
     """
     n, c, hw = x.shape[0], x.shape[1], x.shape[2] * x.shape[3]
     row = next(row for row in GRAM_TABLE if c <= row[0])
-    # Addresses of unaligned values take registers, and so does a factor that is no tile of x.
-    if c > 16 and (c % 16 or hw % 16 or (backward and c > 128)):
-        row = GRAM_AWKWARD
+    # Addresses of unaligned values take registers; so does a matrix of gradients, and shared memory.
+    if c > 16 and (c % 16 or hw % 16):
+        row = GRAM_UNALIGNED
+    elif backward and c > (128 if x.dtype == torch.bfloat16 else 64):
+        row = GRAM_MANY_BACKWARD
     _, block_c, block_p, num_warps, num_stages = row
     if x.element_size() == 4:
         block_p //= 2  # keeps the shared memory the same

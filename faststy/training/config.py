@@ -43,7 +43,7 @@ class TrainConfig:
     adversarial: str = "hinge"
     adversarial_weight: float = 0.6
     variation_weight: float = 0.0
-    stability_weight: float = 0.7
+    stability_weight: float = 1.0
     lattice_weight: float = 1.5  # of the fine details within the stability term: against a grid
     paired_weight: float = 10.0
     learning_rate: float = 2e-3

@@ -100,28 +100,36 @@ def _towards(logits: Tensor, form: str, *, real: bool, player: str) -> Tensor:
     raise ValueError(f"form: expected bce, hinge or lsgan, got {form!r}")
 
 
-def stability_loss(painted_moved: Tensor, moved_painting: Tensor, valid: Tensor) -> Tensor:
-    """`Σ v·(G(W(x)) − W(G(x)))² / Σ v·(W(G(x)) − mean)²` for a random small warp `W`.
+def stability_loss(
+    painted_moved: Tensor, moved_painting: Tensor, moved_photo: Tensor, valid: Tensor
+) -> Tensor:
+    """`Σ v·(G(W(x)) − W(G(x)))² / Σ v·((W(G(x)) − mean)² + (W(x) − mean)²)`, a small warp `W`.
 
-    `valid` [N, 1, H, W] is 1 where the warp looked inside the picture. Both sides get gradients.
+    `valid` [N, 1, H, W] is 1 where the warp looked inside the picture. Both paintings get gradients.
+    The photo's own variation is in the denominator for the start of the training, when the painting
+    is still flat: its noise would drown every other term.
     """
     mean = moved_painting.mean((2, 3), keepdim=True)
-    return _moved_distance(painted_moved - mean, moved_painting - mean, valid)
+    photo = moved_photo - moved_photo.mean((2, 3), keepdim=True)
+    return _moved_distance(painted_moved - mean, moved_painting - mean, photo, valid)
 
 
-def fine_stability_loss(painted_moved: Tensor, moved_painting: Tensor, valid: Tensor) -> Tensor:
+def fine_stability_loss(
+    painted_moved: Tensor, moved_painting: Tensor, moved_photo: Tensor, valid: Tensor
+) -> Tensor:
     """The stability loss of the finest details alone, for a `W` that shifts by whole pixels.
 
     A grid that is locked to the generator's cells is faint beside the strokes, but it is most of
     what differs here. Finest details: what a binomial 3x3 blur takes away.
     """
-    fine = [x - blur(x) for x in (painted_moved, moved_painting)]
-    return _moved_distance(fine[0], fine[1], valid)
+    fine = [x - blur(x) for x in (painted_moved, moved_painting, moved_photo)]
+    return _moved_distance(fine[0], fine[1], fine[2], valid)
 
 
-def _moved_distance(a: Tensor, b: Tensor, valid: Tensor) -> Tensor:
+def _moved_distance(a: Tensor, b: Tensor, photo: Tensor, valid: Tensor) -> Tensor:
     error = (valid * (a - b).square()).sum()
-    return error / ((valid * b.detach().square()).sum() + EPS)
+    energy = (valid * (b.detach().square() + photo.square())).sum()
+    return error / (energy + EPS)
 
 
 def lost_content(painted: Sequence[Tensor], photo: Sequence[Tensor]) -> Tensor:

@@ -241,12 +241,12 @@ class Trainer:
         whole_pixels = below(rng, 2) == 1
         motion = random_shift if whole_pixels else random_warp
         grid, valid = (t.to(self.device) for t in motion(count, photo.shape[-1], rng))
-        painted_moved = self.generator(warp(photo[:count], grid), style[:count])
-        moved_painting = warp(painted[:count], grid)
-        loss = objective.stability_loss(painted_moved, moved_painting, valid)
+        moved_photo = warp(photo[:count], grid)
+        painted_moved = self.generator(moved_photo, style[:count])
+        seen = painted_moved, warp(painted[:count], grid), moved_photo, valid
+        loss = objective.stability_loss(*seen)
         if whole_pixels:
-            fine = objective.fine_stability_loss(painted_moved, moved_painting, valid)
-            loss = loss + self.config.lattice_weight * fine
+            loss = loss + self.config.lattice_weight * objective.fine_stability_loss(*seen)
         return loss
 
     def _descend(self, name: str, terms: Terms, weights: dict[str, float]) -> None:

@@ -166,9 +166,10 @@ def every_launch() -> list[Launch]:
             x, square = meta(*shape, dtype=dtype, last=last), meta(n, c, c)
             gram.gram_loss_fwd(x, meta(n, c), square)
             gram.gram_bwd(square, x, meta(n, c), meta(n))
-        half = meta(2, 48, 32, 32, dtype=torch.float16)
-        gram.gram_fwd(half, None)
-        gram.gram_bwd(meta(2, 48, 48), half, None, None)
+        for c in (48, 128):
+            half = meta(2, c, 32, 32, dtype=torch.float16)
+            gram.gram_fwd(half, None)
+            gram.gram_bwd(meta(2, c, c), half, None, None)
         frames = meta(1, 1080, 1920, 3, dtype=torch.uint8)
         for last in (False, True):
             packed = pixels.from_pixels(frames, torch.float16, last, 4, 0.0, 1.0)
