@@ -37,6 +37,7 @@ def _load(
     # Channels in int64: a tile of them may span more than 2³¹ pixels.
     o_c, o_p = tl.arange(0, BC)[:, None].to(tl.int64), tl.arange(0, BP)[None, :]
     mask = (o_c < C - c0) & (o_p < end - p0)
+    p0 = tl.full([], p0, tl.int64)  # in the interpreter, a loop's index forgets its type
     at = ptr + (i_n * strides[0] + c0 * strides[1] + p0 * strides[2])
     b_x = tl.load(at + (o_c * strides[1] + o_p * strides[2]), mask=mask, other=0)
     if mean_ptr is not None:
@@ -168,7 +169,8 @@ def _gram_bwd_kernel(
                 b_a = _load(symmetric_ptr, matrix_strides, None, i_n, c0, k0, C, C, BC, BC)
                 b_x = _load(x_ptr, x_strides, mean_ptr, i_n, k0, p0, C, end, BC, BP)
                 b_dx = tl.dot(b_a.to(DTYPE), b_x.to(DTYPE), b_dx, input_precision=PRECISION)
-        at = dx_ptr + (i_n * dx_strides[0] + c0 * dx_strides[1] + p0 * dx_strides[2])
+        start = tl.full([], p0, tl.int64)
+        at = dx_ptr + (i_n * dx_strides[0] + c0 * dx_strides[1] + start * dx_strides[2])
         at += o_c * dx_strides[1] + o_p * dx_strides[2]
         tl.store(at, b_dx * scale, mask=(o_c < C - c0) & (o_p < end - p0))
 
@@ -232,7 +234,7 @@ def _merge(partial: Tensor, target: Tensor | None, out: Tensor, x: Tensor) -> Te
     """Write the scaled sum of `partial`, less `target`, to `out`; its norms are the result."""
     n, splits, c, _ = partial.shape
     block_s = min(power_of_2(splits), 32)
-    block_e = min(power_of_2(c * c), tuning.MERGE // block_s)
+    block_e = min(power_of_2(c * c), tuning.MERGE // max(block_s, 4))
     blocks = ceil_div(c * c, block_e)
     norms = None if target is None else out.new_empty((n, blocks, 2))
     stride = c * c if target is not None and target.ndim == 3 else 0

@@ -46,11 +46,9 @@ def _program(c_blocks, splits):
 def _at(ptr, strides, i_n, c0, p0, BC: tl.constexpr, BP: tl.constexpr):
     """Pointers [BC, BP] to the tile that starts at channel c0 and pixel p0."""
     o_c, o_p = tl.arange(0, BC)[:, None], tl.arange(0, BP)[None, :]
-    return (
-        ptr
-        + (i_n * strides[0] + c0 * strides[1] + p0 * strides[2])
-        + (o_c * strides[1] + o_p * strides[2])
-    )
+    p0 = tl.full([], p0, tl.int64)  # in the interpreter, a loop's index forgets its type
+    base = ptr + (i_n * strides[0] + c0 * strides[1] + p0 * strides[2])
+    return base + (o_c * strides[1] + o_p * strides[2])
 
 
 @triton.jit

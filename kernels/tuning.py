@@ -97,7 +97,7 @@ def gram_plan(x: Tensor, backward: bool = False) -> GramPlan:
     """
     n, c, hw = x.shape[0], x.shape[1], x.shape[2] * x.shape[3]
     row = next(row for row in GRAM_TABLE if c <= row[0])
-    # Addresses of unaligned values take registers; so does a matrix of gradients, and shared memory.
+    # Addresses of unaligned values take registers, and a matrix of gradients shared memory too.
     if c > 16 and (c % 16 or hw % 16):
         row = GRAM_UNALIGNED
     elif backward and c > (128 if x.dtype == torch.bfloat16 else 64):

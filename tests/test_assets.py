@@ -46,6 +46,6 @@ def test_every_picture_decodes_in_rgb_with_detail_all_over(path: Path) -> None:
 
 
 def test_every_picture_has_its_source_and_licence_on_record() -> None:
-    record = (FOLDER / "assets.md").read_text(encoding="utf-8")
+    record = (FOLDER / "README.md").read_text(encoding="utf-8")
     for path in [*assets.photos(), *assets.styles().values()]:
         assert f"`{path.parent.name}/{path.name}`" in record

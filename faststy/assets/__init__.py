@@ -1,4 +1,4 @@
-"""What the package ships: sample photos and style pictures; ``assets.md`` gives their sources."""
+"""What the package ships: sample photos and style pictures; ``README.md`` gives their sources."""
 
 from __future__ import annotations
 

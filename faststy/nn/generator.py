@@ -97,8 +97,9 @@ class CellHead(nn.Module):
     def kernel(self) -> tuple[Tensor, Tensor]:
         """Weight [C·scale², K, 3, 3] and bias [C·scale²] of the plain convolution that this is."""
         weight = self.weight * self.window[:, None]
-        means = weight.mean((2, 3), keepdim=True).unflatten(0, (-1, self.scale**2))
-        excess = (means - means.mean(1, keepdim=True)).flatten(0, 1)
+        means = weight.mean((2, 3), keepdim=True)
+        cells = means.view(-1, self.scale**2, *means.shape[1:])
+        excess = (cells - cells.mean(1, keepdim=True)).flatten(0, 1)
         return weight - excess, self.bias.repeat_interleave(self.scale**2)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ def structure(a: Tensor, b: Tensor) -> Tensor:
     """
     products = F.avg_pool2d(torch.cat([a * a, b * b, a * b], dim=1), SCALE)
     products = F.avg_pool2d(products, 3, 1, 1, count_include_pad=False)
-    aa, bb, ab = (products + products.new_tensor([1e-5, 1e-5, 0.0]).view(1, 3, 1, 1)).split(1, 1)
+    aa, bb, ab = (products[:, i : i + 1] + floor for i, floor in enumerate((1e-5, 1e-5, 0.0)))
     return torch.cat([aa.log() / 4 + 1, bb.log() / 4 + 1, ab / (aa * bb).sqrt()], dim=1)
 
 

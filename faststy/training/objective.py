@@ -105,9 +105,9 @@ def stability_loss(
 ) -> Tensor:
     """`Σ v·(G(W(x)) − W(G(x)))² / Σ v·((W(G(x)) − mean)² + (W(x) − mean)²)`, a small warp `W`.
 
-    `valid` [N, 1, H, W] is 1 where the warp looked inside the picture. Both paintings get gradients.
-    The photo's own variation is in the denominator for the start of the training, when the painting
-    is still flat: its noise would drown every other term.
+    `valid` [N, 1, H, W] is 1 where the warp looked inside the picture. Both paintings get
+    gradients. The photo's own variation is in the denominator for the start of the training, when
+    the painting is still flat: its noise would drown every other term.
     """
     mean = moved_painting.mean((2, 3), keepdim=True)
     photo = moved_photo - moved_photo.mean((2, 3), keepdim=True)

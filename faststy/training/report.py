@@ -32,8 +32,8 @@ else:
 MEANING = {
     "total": "what is minimised",
     "content": "distance of the encoder features from the photo's, over their energy",
-    "style": "distance of the Gram matrices from the style picture's, over their norm; while "
-    "repairing, the excess over the painting's own",
+    "style": "distance of the Gram matrices from the style picture's, over their norm",
+    "style_excess": "style distance that the repair adds to the painting's own, past a slack",
     "colour": "distance of the colour moments from the style picture's",
     "paired": "Σ(G(A) − B)² / ΣB² over photos A with a painted target B",
     "variation": "differences of neighbouring pixels, over the style picture's",

@@ -292,7 +292,7 @@ def test_a_repair_step_moves_the_repairer_and_its_judge_only(make, photo):
 
 
 def test_the_repairer_learns_the_map(make, photo):
-    trainer = make(learning_rate=5e-3)
+    trainer = make(learning_rate=1e-3)
     terms = [trainer.repair(step, photo, 1.0) for step in range(25)]
     assert sum(t["map"] for t in terms[-3:]) < 0.8 * sum(t["map"] for t in terms[:3])
 
