@@ -38,7 +38,7 @@ DEFAULT = {field.name: field.default for field in fields(TrainConfig)}
 @click.option(
     "--style-weight",
     type=float,
-    help=f"λ, how strong the style gets.  [default: {DEFAULT['style_weight']}]",
+    help=f"λ, how strong the style gets.  [default: {DEFAULT['style_weight']:g}]",
 )
 @click.option(
     "--stages",

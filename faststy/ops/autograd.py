@@ -27,6 +27,6 @@ def once_differentiable(backward: Callable[..., Gradients]) -> Callable[..., Gra
         if not torch.is_grad_enabled() or torch.compiler.is_compiling():
             return results
         fail = torch._C._functions.DelayedError(MESSAGE, len(results))
-        return fail(*[None if r is None else r.detach().requires_grad_() for r in results])  # type: ignore[no-any-return]
+        return fail(*[None if r is None else r.detach().requires_grad_() for r in results])  # type: ignore[arg-type]
 
     return guarded

@@ -21,7 +21,11 @@ def make_model(repairer=True):
     config = GeneratorConfig(channels=8, blocks=1, styles=2)
     generator, repair = Generator(config), Repairer(8)
     with torch.no_grad():
-        for parameter in [*generator.parameters(), *repair.head.parameters()]:
+        for parameter in [
+            *generator.parameters(),
+            *repair.residual.parameters(),
+            *repair.lost.parameters(),
+        ]:
             parameter.add_(torch.randn_like(parameter) * 0.1)
     info = ModelInfo(["rain", "starry night"], asdict(config), {"channels": 8})
     if not repairer:

@@ -23,7 +23,7 @@ def pictures(tmp_path_factory):
     """content/ with two photos and a broken one, and two styles."""
     folder = tmp_path_factory.mktemp("pictures")
     (folder / "content").mkdir()
-    y, x = np.mgrid[:80, :90]
+    y, x = np.mgrid[:80, :80]
     for i, name in enumerate(("content/a.png", "content/b.png", "one.png", "two.png")):
         waves = [127 + 120 * np.sin((x * (i + 1) + y * c) / 7) for c in range(3)]
         Image.fromarray(np.stack(waves, -1).astype(np.uint8)).save(folder / name)
@@ -83,10 +83,10 @@ def test_a_run_passes_all_stages_and_leaves_everything(config, tmp_path, monkeyp
     assert model.info.steps == 10
     assert model.repairer is not None
     assert read_config(run / "config.toml") == config()
-    photo, *others = np.split(np.asarray(Image.open(run / "preview.png"))[:80, :90], 1)
+    photo, *others = np.split(np.asarray(Image.open(run / "preview.png"))[:80, :80], 1)
     assert not others
     assert photo.std() > 10
-    assert Image.open(run / "preview.png").width > 4 * 90  # four columns
+    assert Image.open(run / "preview.png").width > 4 * 80  # four columns
     report = (run / "report.html").read_text(encoding="utf-8")
     assert "data:image/" in report
     assert "adversarial" in report
