@@ -47,7 +47,9 @@ DEFAULT = {field.name: field.default for field in fields(TrainConfig)}
 @click.option("--adversarial", type=click.Choice(["bce", "hinge", "lsgan"]), help="Form of the "
               f"adversarial term.  [default: {DEFAULT['adversarial']}]")  # fmt: skip
 @click.option(
-    "--pairs", type=str, help="Folder with before/ and after/ pictures of the same names."
+    "--pairs",
+    type=str,
+    help="Folder with before/ and after/ pictures of the same names, in the first style.",
 )
 @click.option("--encoder", type=str, help="faststy or vgg19:FILE.  [default: faststy]")
 @click.option("--seed", type=int, help="Same seed, same machine, same model.  [default: 0]")
@@ -106,6 +108,8 @@ def _display(steps: int | None, seconds: float | None) -> Any:
 def _tell(result: TrainResult, as_json: bool) -> None:
     for path, why in sorted(result.skipped.items()):
         click.echo(f"skipped {why if str(path) in why else f'{path}: {why}'}", err=True)
+    if result.skipped_steps:
+        click.echo(f"{result.skipped_steps} steps were not finite and were skipped", err=True)
     if as_json:
         values = {
             "run": str(result.run),
@@ -115,6 +119,7 @@ def _tell(result: TrainResult, as_json: bool) -> None:
             "seconds": round(result.seconds, 2),
             "images_per_second": round(result.images_per_second, 2),
             "skipped": sorted(map(str, result.skipped)),
+            "skipped_steps": result.skipped_steps,
         }
         click.echo(json.dumps(values, ensure_ascii=False))
     if not result.finished:

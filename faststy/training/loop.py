@@ -68,6 +68,7 @@ class TrainResult:
     seconds: float
     images_per_second: float
     skipped: dict[Path, str]
+    skipped_steps: int = 0  # whose loss was not finite
     finished: bool = True
 
 
@@ -164,13 +165,15 @@ def train(
     skipped = {p: why for source in (photos, *sources) for p, why in source.skipped.items()}
     if stopped.is_set():
         save()
-        return TrainResult(run, model_path, step, seconds(), speed, skipped, finished=False)
+        return TrainResult(
+            run, model_path, step, seconds(), speed, skipped, trainer.skipped_steps, finished=False
+        )
 
     _show(trainer, photos, run, stage="repair" if "repair" in config.stages else "")
     save_model(_model(trainer, config, photos, step), model_path)
     write_report(run)
     save()
-    return TrainResult(run, model_path, step, seconds(), speed, skipped)
+    return TrainResult(run, model_path, step, seconds(), speed, skipped, trainer.skipped_steps)
 
 
 # -- the pieces --------------------------------------------------------------------------------

@@ -120,7 +120,7 @@ class Trainer:
         Args:
             photo: [N, 3, H, W] in 0...1, on the trainer's device.
             style_weight: λ of this step.
-            pair: photos and their painted targets, for the paired term.
+            pair: photos and their painted targets in the first style, for the paired term.
         Returns:
             every term (unweighted, 0-dim, detached) and their weighted `total`.
         """
@@ -159,8 +159,8 @@ class Trainer:
             terms["stability"] = self._stability(photo, painted, style, rng)
             weights["stability"] = config.stability_weight
         if pair is not None:
-            repainted = self.generator(pair[0], style[torch.arange(len(pair[0])) % len(style)])
-            terms["paired"] = objective.paired_loss(repainted, pair[1])
+            before, after = (t.to(self.device) for t in pair)
+            terms["paired"] = objective.paired_loss(self.generator(before), after)
             weights["paired"] = config.paired_weight
 
         self._descend("generator", terms, weights)
