@@ -70,18 +70,17 @@ class PerceptualEncoder(nn.Module):
         self._range_checked = False
         self.requires_grad_(False).eval()
 
-    def forward(self, x: Tensor) -> list[Tensor]:
+    def forward(self, x: Tensor, taps: int = 4) -> list[Tensor]:
         """`[N, 3, H, W]` RGB in 0…1, sides of at least 8, to four taps `[N, C_t, H/2^t, W/2^t]`.
 
+        With `taps` below 4 only the first ones, at less cost.
         The memory format of `x` is kept. Raises ValueError or TypeError for any other input.
         """
         self._check(x)
-        taps: list[Tensor] = []
+        found: list[Tensor] = []
         x = x - self.mean
         for t, stage in enumerate(self.stages):
-            if (
-                t
-            ):  # the last relu of a stage comes after pooling: the same, for a quarter of the work
+            if t:  # the stage before left its last relu out: after pooling it is a quarter of work
                 x = F.relu_(F.max_pool2d(x, 2))
             convs = list(stage.children())
             for i, conv in enumerate(convs):
@@ -89,8 +88,10 @@ class PerceptualEncoder(nn.Module):
                 if i < max(len(convs) - 1, 1):
                     x = F.relu_(x)
                 if i == 0:
-                    taps.append(self.heads[t](x) if len(self.heads) else x)
-        return taps
+                    found.append(self.heads[t](x) if len(self.heads) else x)
+                    if len(found) == taps:
+                        return found
+        return found
 
     def _check(self, x: Tensor) -> None:
         if x.ndim != 4 or x.shape[1] != 3:

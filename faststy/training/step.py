@@ -136,7 +136,7 @@ class Trainer:
         offset = below(rng, ENCODER_LATTICE), below(rng, ENCODER_LATTICE)
         seen, seen_photo = _inner(painted, offset), _inner(photo, offset)
         with torch.no_grad():
-            photo_taps = self.encoder(seen_photo)
+            photo_taps = self.encoder(seen_photo, taps=objective.CONTENT_TAP + 1)
         taps = self.encoder(seen)
         tap = objective.CONTENT_TAP
         terms["content"] = objective.content_loss(taps[tap], photo_taps[tap])
@@ -178,7 +178,8 @@ class Trainer:
         style, index = self._draw_styles(len(photo), rng)
         with torch.no_grad():
             painted = self.average(photo, style)
-            painted_taps, photo_taps = self.encoder(painted), self.encoder(photo)
+            painted_taps = self.encoder(painted)
+            photo_taps = self.encoder(photo, taps=objective.CONTENT_TAP + 1)
             target = objective.lost_content(painted_taps, photo_taps)
         lost, residual = self.repairer(painted, photo)
         # Detached, so that the map stays a judgement and does not become a dial of the loss.

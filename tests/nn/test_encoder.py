@@ -215,3 +215,11 @@ def test_files_that_lie_are_refused(tmp_path: Path) -> None:
     write(format=1, stages="none")
     with pytest.raises(FaststyError, match="not a faststy encoder"):
         Encoder(path)
+
+
+def test_the_first_taps_alone_are_the_same():
+    x = torch.rand(1, 3, 40, 24)
+    encoder = Encoder()
+    whole, first = encoder(x), encoder(x, taps=3)
+    assert len(first) == 3
+    assert all(torch.equal(a, b) for a, b in zip(whole, first, strict=False))
