@@ -11,6 +11,8 @@ from typing import BinaryIO
 
 from faststy.errors import FaststyError
 
+TEMPORARY = ".faststy-tmp"
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
@@ -20,7 +22,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     """
     temporary: str | None = None
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, temporary = tempfile.mkstemp(TEMPORARY, f".{path.name}.", path.parent)
         with os.fdopen(handle, "wb") as file:
             yield file
             file.flush()
@@ -47,3 +49,10 @@ def write_bytes(path: Path, data: bytes) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write `text` as UTF-8 to `path` by rename. Raises FaststyError."""
     write_bytes(path, text.encode())
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files that a killed process left in `folder`."""
+    for path in folder.glob(f".*{TEMPORARY}"):
+        with suppress(OSError):
+            path.unlink()

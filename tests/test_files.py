@@ -112,3 +112,14 @@ def test_a_failing_sync_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(FaststyError, match="No space left on device"):
         write_bytes(tmp_path / "a.bin", b"x")
     assert names(tmp_path) == []
+
+
+def test_leftovers_of_a_killed_process_are_removed_and_nothing_else(tmp_path):
+    from faststy.files import TEMPORARY, remove_leftovers
+
+    (tmp_path / f".state.x1y2{TEMPORARY}").write_bytes(b"half")
+    (tmp_path / ".hidden").write_bytes(b"keep")
+    (tmp_path / "state").write_bytes(b"keep")
+    remove_leftovers(tmp_path)
+    remove_leftovers(tmp_path / "absent")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".hidden", "state"]

@@ -18,7 +18,7 @@ from torch import Tensor
 import faststy
 from faststy.assets import photos as bundled_photos
 from faststy.errors import FaststyError
-from faststy.files import write_text
+from faststy.files import remove_leftovers, write_text
 from faststy.model_file import Model, ModelInfo, save_model
 from faststy.nn.encoder import load_encoder
 from faststy.tensors import device_named
@@ -126,8 +126,9 @@ def train(
     with _stop_signals() as stopped:
         while not stopped.is_set():
             fraction = schedule.fraction(step, seconds() + 2 * preview_cost)
-            if fraction >= 1:
+            if fraction >= 1 and step > 0:
                 break
+            fraction = min(fraction, step)  # a budget too short for anything still takes one step
             stage = schedule.stage(fraction)
             style_weight = schedule.style_weight(fraction)
             trainer.set_learning_rate(schedule.learning_rate(fraction, step))
@@ -193,6 +194,8 @@ def _open_run(run: Path, config: TrainConfig) -> None:
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise FaststyError(f"{run}: cannot be made a folder ({error.strerror})") from error
+    for folder in (run, checkpoint_path(run).parent):
+        remove_leftovers(folder)
     config.write(run / "config.toml")
 
 
@@ -237,7 +240,8 @@ def style_names(styles: tuple[str, ...]) -> list[str]:
     """File and folder names without suffix, told apart by a number where they are the same."""
     names: list[str] = []
     for style in styles:
-        name = stem = Path(style).resolve().stem
+        # "," and ":" have a meaning where styles are mixed.
+        name = stem = Path(style).resolve().stem.replace(",", "_").replace(":", "_")
         number = 1
         while name in names:
             number += 1

@@ -6,6 +6,7 @@ from faststy.training.config import TrainConfig
 
 SHARES = {"perceptual": 0.4, "adversarial": 0.45, "repair": 0.15}
 WARM_UP = 30  # steps
+REPAIR_WARM_UP = 0.1  # of the repairer's training
 RISE = 0.4  # λ reaches its largest value at this share of the generator's training
 DECAY = 0.4  # the learning rate falls during this last share of each net's training
 LAST_RATE = 0.05
@@ -43,7 +44,9 @@ class Schedule:
         """The factor of the full learning rate: a short warm-up, a plateau, a linear fall."""
         if fraction < self.generator_end:
             done = fraction / self.generator_end
-        else:
+            rise = (step + 1) / WARM_UP
+        else:  # the repairer's turn
             done = (fraction - self.generator_end) / (1 - self.generator_end)
-        fall = min(1.0, max(LAST_RATE, (1 - done) / DECAY))
-        return fall * min(1.0, (step + 1) / WARM_UP)
+            rise = max(LAST_RATE, done / REPAIR_WARM_UP)
+        fall = max(LAST_RATE, (1 - done) / DECAY)
+        return min(1.0, rise) * min(1.0, fall)

@@ -24,6 +24,7 @@ ENCODER_LATTICE = 8  # the encoder's coarsest stride, px
 STYLE_ZOOM = (0.7, 1.4)  # real patches are shown to the discriminator at these scales
 REPAIR_WEIGHTS = {"repair": 4.0, "style_excess": 1.0, "adversarial": 0.05, "map": 1.0}
 REPAIR_SLACK = 1.03  # the repair may cost this factor of style distance before it is punished
+MAX_GRADIENT = 50.0  # norm; usual ones are 5 to 30, so only bursts are clipped
 DOMAIN_PICTURES = 24  # of a folder of styles, averaged into its targets
 
 
@@ -227,11 +228,7 @@ class Trainer:
             self.discriminator(fake.detach(), style),
             self.config.adversarial,
         )
-        optimiser = self.optimisers["discriminator"]
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        if bool(torch.isfinite(loss)):
-            optimiser.step()
+        self._step("discriminator", loss)
         return loss
 
     def _stability(
@@ -251,16 +248,21 @@ class Trainer:
         return loss
 
     def _descend(self, name: str, terms: Terms, weights: dict[str, float]) -> None:
-        """One optimiser step down the weighted sum of the terms; a non-finite one is skipped."""
+        """One optimiser step down the weighted sum of the terms."""
         total = torch.stack([weight * terms[term] for term, weight in weights.items()]).sum()
+        terms["total"] = total
+        self._step(name, total)
+
+    def _step(self, name: str, loss: Tensor) -> None:
+        """One step of the optimiser `name`; one whose gradient is not finite is skipped."""
         optimiser = self.optimisers[name]
         optimiser.zero_grad(set_to_none=True)
-        total.backward()  # type: ignore[no-untyped-call]
-        if bool(torch.isfinite(total)):
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = nn.utils.clip_grad_norm_(self.nets[name].parameters(), MAX_GRADIENT)
+        if bool(torch.isfinite(loss + norm)):
             optimiser.step()
         else:
             self.skipped_steps += 1
-        terms["total"] = total
 
 
 def _inner(x: Tensor, offset: tuple[int, int]) -> Tensor:
