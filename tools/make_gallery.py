@@ -11,11 +11,12 @@ from pathlib import Path
 from PIL import Image, ImageOps
 
 from faststy.assets import photos, styles
-from faststy.pictures import read_picture, write_picture
+from faststy.files import replacing
+from faststy.pictures import read_picture
 from faststy.stylization.stylizer import Stylizer
 from faststy.training.preview import sheet
 
-TILE = (300, 240)  # px, of a picture on the sheet
+TILE = (240, 192)  # px, of a picture on the sheet
 
 
 def tile(picture: Image.Image) -> Image.Image:
@@ -42,7 +43,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/gallery.jpg"))
     arguments = parser.parse_args()
     stylizer = Stylizer.load(arguments.model)
-    write_picture(gallery(stylizer, arguments.styles or stylizer.styles), arguments.out)
+    with replacing(arguments.out) as file:
+        gallery(stylizer, arguments.styles or stylizer.styles).save(file, "JPEG", quality=80)
     print(arguments.out)
 
 
