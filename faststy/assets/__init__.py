@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["photos", "styles"]
+__all__ = ["model", "photos", "styles"]
 
 _HERE = Path(__file__).parent
+
+
+def model() -> Path:
+    """The bundled model of ready styles, which paints where no other is named."""
+    return _HERE / "styles.safetensors"
 
 
 def photos() -> list[Path]:

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from faststy import assets
+
 if TYPE_CHECKING:
     from faststy.stylization.stylizer import Painting
 
@@ -55,9 +57,9 @@ class Summary:
 @click.option(
     "-m",
     "--model",
-    required=True,
     type=click.Path(),
-    help="The model: the model.safetensors of a training run.",
+    default=lambda: str(assets.model()),
+    help="The model.safetensors of a training run.  [default: the bundled styles]",
 )
 @click.option("-o", "--out", type=click.Path(), help="A file, a folder, or - for standard output.")
 @click.option("--style", help="A style of the model, or a mixture: NAME or NAME:0.7,OTHER:0.3.")
@@ -112,6 +114,7 @@ def command(
     1 when some were skipped, 2 when nothing could be painted or written.
 
     \b
+    faststy stylize photo.jpg --style ink
     faststy stylize photo.jpg -m run/model.safetensors
     faststy stylize holiday/ -m run/model.safetensors -o painted --strength 0.8
     cat photo.jpg | faststy stylize - -m run/model.safetensors > painted.jpg

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageFilter
 from torch import Tensor
 
+from faststy import assets
 from faststy.errors import FaststyError
 from faststy.model_file import Model, load_model
 from faststy.nn.repairer import LUMA
@@ -61,10 +62,15 @@ class Stylizer:
 
     @classmethod
     def load(
-        cls, path: str | os.PathLike[str], device: torch.device | str | None = None
+        cls,
+        path: str | os.PathLike[str] | None = None,
+        device: torch.device | str | None = None,
     ) -> Stylizer:
-        """Loads a model file. Raises FaststyError when it is damaged or from a newer faststy."""
-        return cls(load_model(path), device)
+        """Loads a model file, by default the bundled styles.
+
+        Raises FaststyError when it is damaged or from a newer faststy.
+        """
+        return cls(load_model(assets.model() if path is None else path), device)
 
     @property
     def styles(self) -> list[str]:

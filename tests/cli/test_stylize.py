@@ -268,5 +268,16 @@ def test_styles(photos, model, faststy):
     assert status == 0
     assert len(pictures) >= 3
     assert all(min(read_picture(path).size) > 100 for path in pictures.values())
-    assert faststy("styles")[1].decode().split()[::2] == list(pictures)
+    lines = faststy("styles")[1].decode().splitlines()
+    assert [line.split()[0] for line in lines] == list(pictures)
+    ready = [line.split()[0] for line in lines if " ready " in line]
+    assert sorted(ready) == sorted(json.loads(out)["styles"])
     fails_with(faststy("styles", "photos/a.png"), "photos/a.png: ")
+
+
+def test_without_a_model_the_bundled_styles_paint(photos, faststy):
+    status, out, _ = faststy("stylize", "photos/a.png", "--style", "ink", "-o", "ink.png", "--json")
+    assert status == 0
+    assert json.loads(out)["style"] == {"ink": 1.0}
+    expected = np.asarray(Stylizer.load()("photos/a.png", style="ink"))
+    assert (np.asarray(Image.open("ink.png")) == expected).all()
