@@ -4,7 +4,7 @@
 # make test     the tests; make test ARGS='-k gram' for some of them
 # make lint     ruff and mypy
 # make bench    the benchmarks
-# make gpu      the tests that need a CUDA device
+# make gpu      tests and benchmarks of a machine with a CUDA device, into OUT; needs no make dev
 # make clean    remove what these made
 #
 # PYTHON makes the environment. TORCH is what pip installs as torch: the CPU build, unless you say
@@ -20,7 +20,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := $(wildcard csrc/*.cpp csrc/*.cu csrc/*.h)
 # The encoder is measured against VGG-19, whose weights are not here: those suites are run by hand.
-SUITES := $(filter-out benchmarks/encoder%,$(wildcard benchmarks/*.py))
+SUITES := $(filter-out benchmarks/encoder% benchmarks/_%,$(wildcard benchmarks/*.py))
 
 # On Linux plain torch brings gigabytes of CUDA; its CPU build has a version of its own, and mostly
 # comes from an index of its own.
@@ -63,9 +63,8 @@ lint: .venv/ready
 bench: .venv/ready
 	set -e; for suite in $(SUITES); do $(BIN)/python $$suite; done
 
-gpu: .venv/ready
-	$(BIN)/python -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "no CUDA device here")'
-	$(BIN)/python -m pytest -m gpu $(ARGS)
+gpu:
+	OUT="$(OUT)" PYTHON="$(PYTHON)" benchmarks/gpu.sh
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache demo faststy/*.so

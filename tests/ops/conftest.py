@@ -9,6 +9,8 @@ import torch
 
 from faststy.ops import dispatch
 
+# torch's deterministic mode asks for it before it multiplies matrices on a GPU.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 

@@ -1,0 +1,263 @@
+"""Honest timing, shared by the suites.
+
+Variants are timed side by side in rounds, each round every variant once, so that a clock that
+drifts or a noisy neighbour hits all alike; what is reported is the ratio, with its interval.
+Inputs rotate among buffers that together exceed the cache. On a GPU a sample is a replayed CUDA
+graph between two events, so that neither Python nor launches are timed; on a CPU it is wall clock.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import platform
+import random
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+Call = Callable[[int], object]  # one run of a variant on the inputs of that number
+Sampler = Callable[[], float]  # seconds per call, measured once
+
+STEADY = 0.02  # warm when the medians of three rounds and of the three before differ by less
+MIN_ROUNDS, MAX_ROUNDS = 9, 200
+SAMPLE_SECONDS = 2e-3  # shorter samples say more about clocks and launches
+RESAMPLES = 2000
+CPU_CACHE = 32 << 20  # where the system does not tell
+
+
+class Ratio(NamedTuple):
+    """A ratio of medians, and the interval that holds it with 95 % confidence."""
+
+    median: float
+    low: float
+    high: float
+
+
+def ratio(baseline: Sequence[float], ours: Sequence[float]) -> Ratio:
+    """How many times as long `baseline` takes; samples of a round are drawn together."""
+    a, b = np.asarray(baseline), np.asarray(ours)
+    if a.shape != b.shape or a.ndim != 1 or not len(a):
+        raise ValueError(f"expected as many samples of both, at least one: {len(a)}, {len(b)}")
+    drawn = np.random.default_rng(0).integers(len(a), size=(RESAMPLES, len(a)))
+    ratios = np.median(a[drawn], 1) / np.median(b[drawn], 1)
+    low, high = np.quantile(ratios, (0.025, 0.975))
+    return Ratio(float(np.median(a) / np.median(b)), float(low), float(high))
+
+
+def buffers(size: int, device: torch.device) -> int:
+    """How many inputs of `size` bytes rotate: at least two, and twice the cache if 32 do."""
+    return min(max(math.ceil(2 * cache_size(device) / max(size, 1)), 2), 32)
+
+
+def cache_size(device: torch.device) -> int:
+    """Bytes of the last level of cache."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).L2_cache_size)
+    text = _read("/sys/devices/system/cpu/cpu0/cache/index3/size")
+    # A virtual machine may tell the cache of a whole server, of which it has a share.
+    return min(int(text[:-1]) << 10, CPU_CACHE) if text and text.endswith("K") else CPU_CACHE
+
+
+def samplers(
+    variants: Mapping[str, Call], count: int, device: torch.device
+) -> tuple[dict[str, Sampler], str]:
+    """A sampler for each variant, all of one kind, and the name of that kind.
+
+    Args:
+        variants: each is called with 0 … count − 1, and has been called before.
+        count: how many inputs rotate.
+    """
+    if device.type == "cpu":
+        return {name: _wall(call, count) for name, call in variants.items()}, "wall clock"
+    try:
+        return {name: _graph(call, count) for name, call in variants.items()}, "graph replays"
+    except RuntimeError:  # a variant that cannot be captured: then none is, to be fair
+        torch.cuda.synchronize()
+        return {name: _events(call, count) for name, call in variants.items()}, "events"
+
+
+def measure(samplers: Mapping[str, Sampler], seconds: float) -> tuple[dict[str, list[float]], bool]:
+    """Samples of each variant, a round at a time; and whether they had become steady before.
+
+    `seconds` bounds the warm-up, and then the rounds beyond the first MIN_ROUNDS.
+    """
+    steady = _warm_up(samplers, seconds)
+    samples: dict[str, list[float]] = {name: [] for name in samplers}
+    order, shuffle = list(samplers), random.Random(0).shuffle
+    end = time.perf_counter() + seconds
+    for done in range(MAX_ROUNDS):
+        if done >= MIN_ROUNDS and time.perf_counter() > end:
+            break
+        shuffle(order)  # who comes after whom must not matter
+        for name in order:
+            samples[name].append(samplers[name]())
+    return samples, steady
+
+
+def _warm_up(samplers: Mapping[str, Sampler], seconds: float) -> bool:
+    rounds: list[list[float]] = []
+    end = time.perf_counter() + seconds
+    while len(rounds) < 6 or time.perf_counter() < end:
+        rounds.append([sample() for sample in samplers.values()])
+        if len(rounds) >= 6:
+            before, now = np.median(rounds[-6:-3], 0), np.median(rounds[-3:], 0)
+            if np.all(np.abs(now / before - 1) < STEADY):
+                return True
+    return False
+
+
+def _wall(call: Call, count: int) -> Sampler:
+    numbers = itertools.cycle(range(count))  # the rotation goes on from sample to sample
+
+    def timed(calls: int) -> float:
+        start = time.perf_counter()
+        for _ in range(calls):
+            call(next(numbers))
+        return time.perf_counter() - start
+
+    return _long_enough(timed, 1)
+
+
+def _graph(call: Call, count: int) -> Sampler:
+    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # what is made at first use must not be made while capturing
+        for i in range(count):
+            call(i)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for i in range(count):
+            call(i)
+    return _long_enough(_between_events(graph.replay), count)
+
+
+def _events(call: Call, count: int) -> Sampler:
+    def calls() -> None:
+        for i in range(count):
+            call(i)
+
+    return _long_enough(_between_events(calls), count)
+
+
+def _between_events(work: Callable[[], object]) -> Callable[[int], float]:
+    start = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+
+    def timed(passes: int) -> float:
+        start.record()
+        for _ in range(passes):
+            work()
+        end.record()
+        end.synchronize()
+        return float(start.elapsed_time(end)) / 1e3
+
+    return timed
+
+
+def _long_enough(timed: Callable[[int], float], calls: int) -> Sampler:
+    """Seconds per call, of as many passes of `calls` calls as fill SAMPLE_SECONDS.
+
+    `timed` gives the seconds of a number of passes.
+    """
+    timed(1)
+    passes = max(1, math.ceil(SAMPLE_SECONDS / max(timed(1), 1e-9)))
+    return lambda: timed(passes) / (passes * calls)
+
+
+def copy_bandwidth(device: torch.device) -> float:
+    """Bytes per second that a large copy reads and writes, the two added."""
+    size = (1 << 30) if device.type == "cuda" else (1 << 27)
+    pairs = [[torch.randn(size // 4, device=device) for _ in range(2)] for _ in range(2)]
+    return 2 * size / _median(lambda i: pairs[i][0].copy_(pairs[i][1]), device)
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations per second of a large matrix product; float32 by tf32 where the chip has that."""
+    n = 8192 if device.type == "cuda" else 1024
+    pairs = [[torch.randn(n, n, device=device).to(dtype) for _ in range(2)] for _ in range(2)]
+    settings = torch.backends.cuda.matmul
+    before = settings.fp32_precision
+    if device.type == "cuda":
+        settings.fp32_precision = "tf32"
+    try:
+        return 2 * n**3 / _median(lambda i: pairs[i][0] @ pairs[i][1], device)
+    finally:
+        if device.type == "cuda":
+            settings.fp32_precision = before
+
+
+def _median(call: Call, device: torch.device) -> float:
+    call(0)
+    timed, _ = samplers({"it": call}, 2, device)
+    return statistics.median(measure(timed, 0.2)[0]["it"])
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What the numbers depend on: device, clocks, threads, versions, commit and date."""
+    try:
+        import triton
+
+        triton_version = triton.__version__
+    except ImportError:
+        triton_version = None
+    found: dict[str, Any] = {
+        "device": device_name(device),
+        "cpu": _cpu(),
+        "threads": torch.get_num_threads(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "triton": triton_version,
+        "cuda": torch.version.cuda,
+        "commit": _output("git", "describe", "--always", "--dirty"),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        asked = "clocks.sm,clocks.max.sm,clocks.mem,power.limit,temperature.gpu,driver_version"
+        found |= {
+            "capability": f"{properties.major}.{properties.minor}",
+            "multiprocessors": properties.multi_processor_count,
+            "memory": properties.total_memory,
+            asked: _output("nvidia-smi", f"--query-gpu={asked}", "--format=csv,noheader"),
+        }
+    return found
+
+
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu()
+
+
+def _cpu() -> str:
+    lines = (_read("/proc/cpuinfo") or "").splitlines()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _read(path: str) -> str | None:
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return None
+
+
+def _output(*command: str) -> str | None:
+    """What a command says, or None where it is missing or fails."""
+    here = Path(__file__).parent
+    try:
+        run = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return run.stdout.strip() if run.returncode == 0 else None

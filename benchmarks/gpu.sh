@@ -1,0 +1,66 @@
+#!/usr/bin/env bash
+# The tests and benchmarks of a machine with a CUDA device, which needs no network and no `make dev`:
+# torch, Triton and pytest in some Python are enough.
+#
+#   [OUT=folder] [PYTHON=python3] [BENCH_SECONDS=480] benchmarks/gpu.sh
+#
+# Leaves logs, junit.xml and ops.json in OUT, by default benchmarks/results/<device>/. Exit status:
+# 0; 1 if a step failed (the others still run); 2 without a CUDA device.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+repository=$PWD
+BENCH_SECONDS=${BENCH_SECONDS:-480}
+
+# .venv may hold torch without CUDA while the machine's own Python has it.
+device=
+for python in "$repository/.venv/bin/python" "${PYTHON:-python3}"; do
+  device=$("$python" -c 'import torch; torch.cuda.is_available() and print(
+    torch.cuda.get_device_name().replace(" ", "-"))' 2>/dev/null)
+  [ -n "$device" ] && break
+done
+if [ -z "$device" ]; then
+  echo "There is no CUDA device that torch of .venv or ${PYTHON:-python3} can use: nothing was run." >&2
+  exit 2
+fi
+python=$("$python" -c 'import sys; print(sys.executable)')
+OUT=${OUT:-benchmarks/results/$device}
+mkdir -p "$OUT" && OUT=$(cd "$OUT" && pwd) || exit 1
+
+# What is built goes to a folder of its own, from which everything runs: so it comes before the
+# package in the repository, which lacks its kernels until it is installed.
+build=$(mktemp -d)
+trap 'rm -rf "$build"' EXIT
+if ! "$python" setup.py -q egg_info --egg-base "$build" \
+  build --build-base "$build/temporary" --build-lib "$build/package" >"$OUT/build.log" 2>&1; then
+  echo "setup.py build fails here (build.log): the package is copied, without its C++ extension"
+  rm -rf "$build/package" && mkdir -p "$build/package"
+  cp -r faststy "$build/package/" && cp -r kernels "$build/package/faststy/" || exit 1
+fi
+cd "$build/package" || exit 1
+export PYTHONPATH=$build/package${PYTHONPATH:+:$PYTHONPATH}
+unset TRITON_INTERPRET FASTSTY_IMPL
+nvidia-smi >"$OUT/nvidia-smi.txt" 2>&1
+
+failed=
+step() { # NAME COMMAND…
+  local name=$1
+  shift
+  echo "== $name"
+  "$@" 2>&1 | tee "$OUT/$name.log" || failed="$failed $name"
+}
+tests() { # ARGUMENTS…
+  "$python" -m pytest -c "$repository/pyproject.toml" --rootdir "$repository" -p no:cacheprovider -q "$@"
+}
+
+cases=$repository/tests
+step ops tests "$cases/ops" "$cases/kernels" --junitxml "$OUT/junit.xml"
+mapfile -t marked < <(grep -rl --include='test_*.py' 'mark\.gpu' "$cases" | grep -v "^$cases/\(ops\|kernels\)/")
+[ ${#marked[@]} -gt 0 ] && step others tests -m gpu "${marked[@]}"
+step bench "$python" "$repository/benchmarks/ops.py" --device cuda --seconds "$BENCH_SECONDS" \
+  --json "$OUT/ops.json"
+
+echo "Results are in $OUT"
+if [ -n "$failed" ]; then
+  echo "Failed:$failed" >&2
+  exit 1
+fi
