@@ -170,7 +170,8 @@ class Generator(nn.Module):
         h = self.stem_norm(self.stem(photo), style, activation="relu")
         for block in self.blocks:
             h = block(h, style)
-        h = torch.cat([self.rise(h), F.pixel_unshuffle(photo, 2)], dim=1)
+        # Each blur takes away what alternates with the cells of the upsampling before it: the grid.
+        h = torch.cat([blur(self.rise(h)), F.pixel_unshuffle(photo, 2)], dim=1)
         h = self.fine_norm(self.fine(h), style, activation="relu")
         painted = 0.5 + 0.25 * blur(self.head(h))[..., :height, :width]
         # A squashing function would show a grid again; in training a clamp would stop gradients.

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from faststy.nn.generator import SCALE, CellHead, CellStem, conv3x3, pad_to_cells
+from faststy.nn.generator import SCALE, CellStem, conv3x3, pad_to_cells
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 HINTS = 3
@@ -46,10 +46,9 @@ class Repairer(nn.Module):
         self.stem = CellStem(6, channels)
         self.body1 = conv3x3(channels + HINTS, channels)
         self.body2 = conv3x3(channels, channels)
-        self.lost = conv3x3(channels, 1)
-        self.residual = CellHead(channels, 4, SCALE)  # correction (3) and gate (1)
-        nn.init.zeros_(self.lost.weight)
-        nn.init.zeros_(self.residual.weight)
+        self.head = conv3x3(channels, 5)  # map (1), gate (1) and correction (3)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
 
     def forward(self, painted: Tensor, photo: Tensor) -> tuple[Tensor, Tensor]:
         """Compare `painted` and `photo`, both [N, 3, H, W] in 0...1.
@@ -63,12 +62,12 @@ class Repairer(nn.Module):
         h = torch.cat([h, structure(painted_detail, photo_detail)], dim=1)
         h = F.leaky_relu(self.body1(h), 0.2)
         h = h + F.leaky_relu(self.body2(h), 0.2)
-        lost = F.interpolate(
-            torch.sigmoid(self.lost(h)), scale_factor=SCALE, mode="bilinear", align_corners=False
-        )
-        correction, gate = self.residual(h).split((3, 1), dim=1)
-        residual = torch.sigmoid(gate) * (photo_detail - painted_detail) + correction
-        return lost[..., :height, :width], residual[..., :height, :width]
+        # All smooth: what is fine in the residual comes from the pictures, and there is no grid.
+        out = F.interpolate(self.head(h), scale_factor=SCALE, mode="bilinear", align_corners=False)[
+            ..., :height, :width
+        ]
+        missing = (photo_detail - painted_detail)[..., :height, :width]
+        return torch.sigmoid(out[:, :1]), torch.sigmoid(out[:, 1:2]) * missing + out[:, 2:]
 
     @staticmethod
     def apply_repair(painted: Tensor, lost: Tensor, residual: Tensor, strength: float) -> Tensor:

@@ -23,8 +23,7 @@ def make_model(repairer=True):
     with torch.no_grad():
         for parameter in [
             *generator.parameters(),
-            *repair.residual.parameters(),
-            *repair.lost.parameters(),
+            *repair.head.parameters(),
         ]:
             parameter.add_(torch.randn_like(parameter) * 0.1)
     info = ModelInfo(["rain", "starry night"], asdict(config), {"channels": 8})
