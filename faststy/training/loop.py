@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import signal
 import threading
@@ -122,7 +123,11 @@ def train(
     loop_began = last_log = last_checkpoint = time.monotonic()
     last_preview = -PREVIEW_EVERY
     preview_cost = 0.5  # seconds that the final preview and report will take; measured as it goes
-    batches = prefetch(photo_batch, step)
+    # On a CPU a second thread would bring OpenMP threads of its own, and they fight for the cores.
+    if device.type == "cpu":
+        batches = (photo_batch(i) for i in itertools.count(step))
+    else:
+        batches = prefetch(photo_batch, step)
     with _stop_signals() as stopped:
         while not stopped.is_set():
             fraction = schedule.fraction(step, seconds() + 2 * preview_cost)
