@@ -31,13 +31,17 @@ else
 TORCH ?= torch==2.13.0
 endif
 
+# CUDA builds of torch bring the triton that they ask for. Beside the CPU build 3.9.0 compiles all
+# kernels without spills; 3.7.1 leaves small stack frames in three launches.
+TRITON := $(if $(findstring +cpu,$(TORCH)),$(if $(filter x86_64,$(shell uname -m)),triton==3.9.0))
+
 dev: .venv/ready
 
 .venv/ready: pyproject.toml setup.py constraints.txt $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP) setuptools -c constraints.txt
 	$(PIP) "$(TORCH)" -c constraints.txt $(if $(TORCH_INDEX),|| $(PIP) "$(TORCH)" --index-url $(TORCH_INDEX))
-	$(PIP) --no-build-isolation -c constraints.txt --editable '.[dev]'
+	$(PIP) --no-build-isolation -c constraints.txt --editable '.[dev]' $(TRITON)
 	touch $@
 	$(BIN)/faststy info
 
