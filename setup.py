@@ -3,22 +3,29 @@
 FASTSTY_BUILD_EXT says what to build:
   auto (default)  CUDA and CPU code where torch has CUDA and nvcc is there, otherwise CPU code; pure
                   Python, said plainly, where torch, a compiler or the sources are missing
-  cpu, cuda       exactly that, or the build fails
+  cpu, cuda       exactly that, or the build fails; cuda needs nvcc, but no torch with CUDA
   0               nothing: pure Python
+
+One binary serves CPython ≥ 3.10 and torch ≥ 2.11, and with CUDA in it also a torch without. CXX and
+CXXFLAGS are obeyed, and CUDA_HOME.
 """
 
 import os
 import shlex
 import shutil
+import subprocess
 import sys
 import sysconfig
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
 
 CPYTHON = "0x030A0000"  # the stable ABI of CPython 3.10: one binary for it and all later ones
 TORCH = "0x020b000000000000"  # the stable ABI of torch 2.11, likewise
+ARCHITECTURES = ("80", "90", "100")  # others run what is compiled for an older one, or from PTX
 WANTED = os.environ.get("FASTSTY_BUILD_EXT", "auto").lower()
 
 
@@ -26,63 +33,123 @@ def say(sentence: str) -> None:
     print(f"faststy: {sentence}", file=sys.stderr, flush=True)
 
 
+def cxx() -> list[str]:
+    return shlex.split(os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "c++")
+
+
+def nvcc() -> Path | None:
+    """The CUDA compiler: that of CUDA_HOME, on the PATH, or in the usual place."""
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    if home:
+        places = [Path(home, "bin", "nvcc")]
+    else:
+        places = [Path(shutil.which("nvcc") or "nvcc"), Path("/usr/local/cuda/bin/nvcc")]
+    return next((p for p in places if p.is_file()), None)
+
+
+def toolkit(compiler: Path) -> Path:
+    """Where the headers and libraries of a CUDA compiler are; it may be called through a link."""
+    command = [compiler, "--dryrun", "-x", "cu", "-c", os.devnull]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stderr.splitlines()
+    return Path(next(line.split("=", 1)[1] for line in lines if line.startswith("#$ TOP=")))
+
+
 def what_is_missing(sources: list[str]) -> str | None:
     """Why the extension cannot be built here, or None."""
     if not sources:
         return "csrc/ holds no sources"
+    if os.name != "posix":
+        return "the extension builds on Linux and macOS only"
     try:
-        import torch
+        import torch  # noqa: F401
     except (ImportError, OSError):
         return "torch is not importable during the build (pip needs --no-build-isolation for that)"
-    if os.name == "posix":
-        compiler = shlex.split(os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "c++")[0]
-        if shutil.which(compiler) is None:
-            return f"there is no C++ compiler ({compiler})"
-    if WANTED == "cuda":
-        from torch.utils.cpp_extension import CUDA_HOME
-
-        if CUDA_HOME is None:
-            return f"torch {torch.__version__} has no CUDA, or nvcc is not to be found"
+    if shutil.which(cxx()[0]) is None:
+        return f"there is no C++ compiler ({cxx()[0]})"
+    if WANTED == "cuda" and nvcc() is None:
+        return "there is no nvcc: set CUDA_HOME"
     return None
+
+
+class Build(build_ext):
+    """Compiles all sources at a time, and lets setuptools link."""
+
+    def build_extension(self, ext: Extension) -> None:
+        folder = Path(self.build_temp)
+        folder.mkdir(parents=True, exist_ok=True)
+        objects = [str(folder / f"{Path(source).name}.o") for source in ext.sources]
+
+        def run(source: str, target: str) -> str:
+            compiler = ext.cuda if source.endswith(".cu") else ext.host
+            command = [*compiler, "-c", source, "-o", target]
+            done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+            told = shlex.join(command) + "\n" + done.stdout.decode(errors="replace")
+            if done.returncode:
+                raise RuntimeError(f"{source} does not compile:\n{told}")
+            return told
+
+        try:
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                for told in pool.map(run, ext.sources, objects):
+                    print(told, flush=True)
+            ext.sources, ext.extra_objects = [], [*objects, *ext.extra_objects]
+            super().build_extension(ext)
+        except Exception as error:
+            if WANTED != "auto":
+                raise
+            say(f"{error}\nThe extension does not build here: this is pure Python")
+            self.extensions.remove(ext)
 
 
 def extension(sources: list[str]) -> dict[str, Any]:
     """The arguments of setup() that build faststy._C from `sources`."""
     import torch
-    from torch.utils.cpp_extension import (
-        CUDA_HOME,
-        BuildExtension,
-        CppExtension,
-        CUDAExtension,
-    )
 
-    with_cuda = WANTED == "cuda" or (WANTED == "auto" and bool(torch.version.cuda and CUDA_HOME))
+    cuda = nvcc() if WANTED == "cuda" or (WANTED == "auto" and torch.version.cuda) else None
+    root = Path(torch.__file__).parent
+    headers = [f"-I{root / 'include'}", f"-I{sysconfig.get_path('include')}"]
     macros = [f"-DPy_LIMITED_API={CPYTHON}", f"-DTORCH_TARGET_VERSION={TORCH}"]
-    if with_cuda:
-        macros.append("-DFASTSTY_WITH_CUDA")
+    own = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall"]
+    # SIMD directives without an OpenMP runtime: threads are torch's. Nobody reads errno or traps.
+    own += ["-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math"]
+    ext = Extension(
+        "faststy._C",
+        sources,
+        language="c++",
+        libraries=["torch", "torch_cpu"],
+        library_dirs=[str(root / "lib")],
+        py_limited_api=True,
+    )
+    if cuda:
+        home = toolkit(cuda)
+        macros += ["-DFASTSTY_WITH_CUDA", "-DUSE_CUDA"]  # the latter for torch's headers
+        headers.append(f"-I{home / 'include'}")
+        ext.cuda = [str(cuda), "-std=c++20", "-O3", *architectures(cuda), *macros, *headers]
+        ext.cuda += ["-Xcompiler=-fPIC,-fvisibility=hidden"]
+        # Its own runtime: nothing to be found when it is imported, with or without CUDA in torch.
+        ext.libraries += ["cudart_static", "dl", "pthread", "rt"]
+        ext.library_dirs += [str(home / "lib64")]
+        ext.extra_objects = ["-Wl,--no-as-needed"]  # though unused, libtorch brings libtorch_cuda
     else:
-        sources = [s for s in sources if not s.endswith(".cu")]
-    flags = {"cxx": ["-O3", "-fopenmp", *macros], "nvcc": ["-O3", *macros]}
-
-    class BuildOrSay(BuildExtension):  # type: ignore[misc]
-        """In auto mode an extension that does not compile is left out, not fatal."""
-
-        def build_extensions(self) -> None:
-            try:
-                super().build_extensions()
-            except Exception as error:
-                if WANTED != "auto":
-                    raise
-                say(f"the extension does not compile here ({error}): this is pure Python")
-                self.extensions = []
-
-    make = CUDAExtension if with_cuda else CppExtension
-    say(f"building the extension for {'CUDA and ' if with_cuda else ''}CPU")
+        ext.sources = [s for s in sources if not s.endswith(".cu")]
+    more = shlex.split(os.environ.get("CXXFLAGS", ""))
+    ext.host = [*cxx(), *own, *macros, *headers, *more]
+    ext.depends = [*sources, *map(str, Path("csrc").glob("*.h"))]
+    say(f"building the extension for {'CUDA and ' if cuda else ''}CPU")
     return {
-        "ext_modules": [make("faststy._C", sources, extra_compile_args=flags, py_limited_api=True)],
-        "cmdclass": {"build_ext": BuildOrSay},
+        "ext_modules": [ext],
+        "cmdclass": {"build_ext": Build},
         "options": {"bdist_wheel": {"py_limited_api": "cp310"}},
     }
+
+
+def architectures(compiler: Path) -> list[str]:
+    """nvcc's flags for the ARCHITECTURES that it knows, with PTX of the newest."""
+    command = [compiler, "--list-gpu-arch"]
+    known = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    chosen = [a for a in ARCHITECTURES if f"compute_{a}" in known]
+    flags = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in chosen]
+    return [*flags, f"-gencode=arch=compute_{chosen[-1]},code=compute_{chosen[-1]}"]
 
 
 def native() -> dict[str, Any]:

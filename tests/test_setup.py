@@ -1,14 +1,24 @@
-"""What FASTSTY_BUILD_EXT does where something is missing; building itself is seen by `make dev`."""
+"""What FASTSTY_BUILD_EXT does where something is missing, and what it builds where nothing is."""
 
 import os
+import re
+import shlex
+import shutil
 import subprocess
 import sys
+import sysconfig
+import zipfile
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
 NO_COMPILER = {"CXX": "no-such-compiler"}
+CXX = shlex.split(os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "c++")[0]
+NVCC = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
+
+needs_compiler = pytest.mark.skipif(shutil.which(CXX) is None, reason="there is no C++ compiler")
+needs_nvcc = pytest.mark.skipif(NVCC is None, reason="there is no nvcc")
 
 
 @pytest.fixture
@@ -19,9 +29,9 @@ def setup(tmp_path):
     (tmp_path / "csrc").mkdir()
     (tmp_path / "csrc" / "module.cpp").write_text("int main() {}")
 
-    def setup(mode: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    def setup(mode: str, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "setup.py", "--version"],
+            [sys.executable, *(command or ("setup.py", "--version"))],
             cwd=tmp_path,
             env={**os.environ, "FASTSTY_BUILD_EXT": mode, **environment},
             capture_output=True,
@@ -62,3 +72,55 @@ def test_an_unknown_choice_fails(setup):
     done = setup("gpu")
     assert done.returncode != 0
     assert "FASTSTY_BUILD_EXT is auto, cpu, cuda or 0, not 'gpu'" in done.stderr
+
+
+def test_cuda_without_nvcc_fails(setup, tmp_path):
+    done = setup("cuda", CUDA_HOME=str(tmp_path))
+    assert done.returncode != 0
+    assert "FASTSTY_BUILD_EXT=cuda, but there is no nvcc: set CUDA_HOME" in done.stderr
+
+
+@needs_compiler
+def test_what_does_not_compile_is_left_out_or_fails(setup, tmp_path):
+    (tmp_path / "csrc" / "broken.cpp").write_text("int main() { return none; }")
+    done = setup("auto", "setup.py", "build_ext", "--build-lib", "out")
+    assert done.returncode == 0, done.stderr
+    assert "csrc/broken.cpp does not compile" in done.stderr
+    assert "does not build here: this is pure Python" in done.stderr
+    assert not list((tmp_path / "out").rglob("*.so"))
+    assert setup("cpu", "setup.py", "build_ext").returncode != 0
+
+
+@needs_compiler
+def test_the_wheel_is_for_all_later_pythons(setup, tmp_path):
+    pytest.importorskip("build")
+    shutil.copy(ROOT / "csrc" / "module.cpp", tmp_path / "csrc")
+    done = setup("cpu", "-m", "build", "--no-isolation", "--wheel", "--outdir", "wheels")
+    assert done.returncode == 0, done.stdout + done.stderr
+    (wheel,) = (tmp_path / "wheels").iterdir()
+    assert re.search(r"-cp310-abi3-\w+\.whl$", wheel.name)
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "faststy/_C.abi3.so" in names
+    assert "faststy/kernels/gram.py" in names
+
+
+@needs_compiler
+@needs_nvcc
+def test_cuda_sources_compile_without_spills_and_import_without_a_gpu(setup, tmp_path):
+    """For each of setup.py's architectures, with whatever torch is here."""
+    sources = sorted((ROOT / "csrc").glob("*.cu"))
+    for path in (ROOT / "csrc" / "module.cpp", *(ROOT / "csrc").glob("*.h"), *sources):
+        shutil.copy(path, tmp_path / "csrc")
+    if not sources:
+        pytest.skip("there are no CUDA sources")
+    build = ("setup.py", "build_ext", "--build-lib", "out")
+    done = setup("cuda", *build, NVCC_APPEND_FLAGS="-Xptxas=-v")
+    told = done.stdout + done.stderr
+    assert done.returncode == 0, told
+    spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", told)
+    targets = set(re.findall(r"for '(sm_\d+)'", told))
+    assert {"sm_80", "sm_90"} <= targets
+    assert len(spills) >= len(targets) * len(sources)
+    assert set(spills) == {("0", "0")}
+    import_it = "import sys, torch; sys.path.insert(0, 'out/faststy'); import _C"
+    assert setup("0", "-c", import_it).returncode == 0

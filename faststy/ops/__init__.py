@@ -1,25 +1,41 @@
 """Fused differentiable operations; each picks its fastest implementation for the device at hand.
 
+- `combined_loss`, `discriminator_loss`: all terms of the objective at once;
 - `gram`, `gram_loss`: Gram matrices and the relative distance between them;
 - `instance_norm`, `instance_statistics`: normalisation, affine, residual and activation in one;
 - `from_pixels`, `to_pixels`: uint8 frames to tensors and back;
+- `conv3x3`, `upsample`, `blur_cells`, `repair_hints`, `repair_apply`: what painting takes beyond
+  those, without gradients;
 - `implementations`: what computes each op here, and why.
 
 `faststy.ops.reference` holds the definitions in plain PyTorch.
 """
 
+from faststy.ops.combined_loss import TERMS, Losses, combined_loss, discriminator_loss
+from faststy.ops.conv3x3 import conv3x3
 from faststy.ops.dispatch import Implementation, implementations
 from faststy.ops.gram import gram, gram_loss
 from faststy.ops.instance_norm import instance_norm, instance_statistics
 from faststy.ops.pixels import from_pixels, to_pixels
+from faststy.ops.repair import repair_apply, repair_hints
+from faststy.ops.upsample import blur_cells, upsample
 
 __all__ = [
+    "TERMS",
     "Implementation",
+    "Losses",
+    "blur_cells",
+    "combined_loss",
+    "conv3x3",
+    "discriminator_loss",
     "from_pixels",
     "gram",
     "gram_loss",
     "implementations",
     "instance_norm",
     "instance_statistics",
+    "repair_apply",
+    "repair_hints",
     "to_pixels",
+    "upsample",
 ]

@@ -23,14 +23,27 @@ IMPL = os.environ.get("FASTSTY_IMPL", "auto").lower() or "auto"
 # The library that all schemas are added to; a second import of this module would fail loudly.
 LIBRARY = torch.library.Library("faststy", "DEF")  # type: ignore[no-untyped-call]
 
-# op: where the kernels package keeps its launchers
-KERNELS = {
+# op: where the kernels package keeps its launchers, or None where the extension alone computes it
+KERNELS: dict[str, str | None] = {
     "gram": "faststy.kernels.gram",
     "gram_loss": "faststy.kernels.gram",
     "instance_norm": "faststy.kernels.instance_norm",
     "from_pixels": "faststy.kernels.pixels",
     "to_pixels": "faststy.kernels.pixels",
+    "combined_loss": None,
+    "discriminator_loss": None,
+    "conv3x3": None,
+    "upsample": None,
+    "blur_cells": None,
+    "repair_hints": None,
+    "repair_apply": None,
 }
+
+# What the extension computes in float64, too.
+NATIVE_FLOAT64 = ("gram", "gram_loss", "instance_norm")
+# What it computes in float32 alone.
+NATIVE_FLOAT32 = ("conv3x3", "upsample", "blur_cells", "repair_hints", "repair_apply")
+HALVES = (torch.float16, torch.bfloat16)
 
 
 class Implementation(NamedTuple):
@@ -57,19 +70,25 @@ def define(schema: str, fake: Callable[..., Any]) -> None:
 
 def implementation(raw: str, args: tuple[Any, ...]) -> Callable[..., Any]:
     """The function for the raw op `raw` (as `gram_fwd`) on arguments, of which some are tensors."""
-    tensors = [a for a in args if isinstance(a, Tensor)]
-    # For gradcheck, and where there is nothing to do.
-    if any(t.dtype == torch.float64 or t.numel() == 0 for t in tensors):
+    flat = [a for arg in args for a in (arg if isinstance(arg, list) else [arg])]
+    tensors = [a for a in flat if isinstance(a, Tensor)]
+    if any(t.numel() == 0 for t in tensors):  # there is nothing to do
         return getattr(reference, raw)  # type: ignore[no-any-return]
-    return _find(raw, tensors[0].device.type)
+    double = any(t.dtype == torch.float64 for t in tensors)
+    half = any(t.dtype in HALVES for t in tensors)
+    return _find(raw, tensors[0].device.type, double, half)
 
 
 @cache
-def _find(raw: str, device: str) -> Callable[..., Any]:
+def _find(raw: str, device: str, double: bool = False, half: bool = False) -> Callable[..., Any]:
     op = max((op for op in KERNELS if raw.startswith(op)), key=len)
     name = choose(op, device).name
+    if double and not (name == "native" and op in NATIVE_FLOAT64):  # it is for gradcheck
+        name = "reference"
+    if half and name == "native" and op in NATIVE_FLOAT32:
+        name = "reference"
     if name == "triton":
-        launcher: Callable[..., Any] = getattr(import_module(KERNELS[op]), raw)
+        launcher: Callable[..., Any] = getattr(import_module(str(KERNELS[op])), raw)
         return _on_its_device(launcher) if device == "cuda" else launcher
     module: Any
     module = torch.ops.faststy_native if name == "native" else reference
@@ -92,16 +111,18 @@ def choose(op: str, device: str) -> Implementation:
         raise FaststyError(f"FASTSTY_IMPL={IMPL}: expected one of {', '.join(CHOICES)}")
     if IMPL == "reference":
         return Implementation(op, device, "reference", "FASTSTY_IMPL=reference")
-    missing = {"triton": _no_triton(device), "native": _no_native(op, device)}
-    if IMPL != "auto":
+    missing = {"triton": _no_triton(op, device), "native": _no_native(op, device)}
+    # "triton" is for the ops that have such kernels; the others are chosen as ever.
+    if IMPL != "auto" and not (IMPL == "triton" and KERNELS[op] is None):
         if missing[IMPL] is not None:
             raise FaststyError(f"FASTSTY_IMPL={IMPL}: {op} on {device}: {missing[IMPL]}")
         return Implementation(op, device, IMPL, f"FASTSTY_IMPL={IMPL}")
     if device == "cuda" and missing["triton"] is None:
         return Implementation(op, device, "triton", "Triton kernels")
-    if device == "cpu" and missing["native"] is None:
+    if missing["native"] is None:
         return Implementation(op, device, "native", "C++ extension")
-    why = {"cuda": missing["triton"], "cpu": missing["native"]}.get(device)
+    first = "triton" if device == "cuda" and KERNELS[op] is not None else "native"
+    why = missing[first] if device in ("cpu", "cuda") else None
     return Implementation(op, device, "reference", why or f"there are no kernels for {device}")
 
 
@@ -118,8 +139,10 @@ def implementations() -> list[Implementation]:
     return found
 
 
-def _no_triton(device: str) -> str | None:
+def _no_triton(op: str, device: str) -> str | None:
     """Why the Triton kernels cannot be used on `device`, or None."""
+    if KERNELS[op] is None:
+        return f"there is no Triton kernel of {op}"
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     if device != "cuda" and not interpreted:
         return "Triton needs a CUDA device (or TRITON_INTERPRET=1)"
@@ -136,13 +159,17 @@ def _no_triton(device: str) -> str | None:
 
 def _no_native(op: str, device: str) -> str | None:
     """Why the C++ extension cannot be used on `device`, or None."""
-    if device != "cpu":
-        return "the extension's ops are for the CPU"
     try:
         import_module("faststy._C")
     except ImportError as error:
         return f"the C++ extension is not built ({error})"
-    names = [f"{op}_fwd", op]
-    if not any(hasattr(torch.ops.faststy_native, name) for name in names):
-        return f"the C++ extension has no {op}"
-    return None
+    for name in (f"{op}_fwd", op):
+        if hasattr(torch.ops.faststy_native, name):
+            key, qualified = device.upper(), f"faststy_native::{name}"
+            if key in ("CPU", "CUDA") and _has_kernel(qualified, key):
+                return None
+    return f"the C++ extension has no {op} for {device}"
+
+
+def _has_kernel(name: str, key: str) -> bool:
+    return torch._C._dispatch_has_kernel_for_dispatch_key(name, key)

@@ -8,11 +8,15 @@ quick on a CPU in both memory layouts.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 LEAKY_SLOPE = 0.2
+
+Pair = tuple[Tensor, Tensor]
 
 # Layouts, named by which index runs fastest.
 PLANAR, CHANNELS_LAST = torch.contiguous_format, torch.channels_last
@@ -256,3 +260,330 @@ def to_pixels(x: Tensor, shuffle: int, height: int, width: int, low: float, high
     # Halves round up, so that every implementation agrees; NaN is black.
     x = torch.floor(torch.nan_to_num(x, nan=0.0).clamp(0, 255) + 0.5)
     return x.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+# --------------------------------------------------------------------------- painting
+
+
+def conv3x3_fwd(
+    inputs: list[Tensor],
+    weight: Tensor,
+    scale: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    slope: float,
+    moments: bool,
+) -> tuple[Tensor, Tensor]:
+    """`f(conv(inputs) · scale + bias + residual)`, f(z) = z, or slope · z where z is negative."""
+    x = torch.cat(inputs, dim=1) if len(inputs) > 1 else inputs[0]
+    y = F.conv2d(F.pad(x, (1, 1, 1, 1), "reflect"), weight)
+    found = y.new_empty((0, len(weight)), dtype=wide(y.dtype))
+    if moments:
+        variance, mean = torch.var_mean(y.to(wide(y.dtype)), (0, 2, 3), correction=0)
+        found = torch.stack([mean, variance])
+    if scale is not None:
+        y *= scale[:, None, None]
+    if bias is not None:
+        y += bias[:, None, None]
+    if residual is not None:
+        y += residual
+    if slope != 1:
+        y = F.relu_(y) if slope == 0 else F.leaky_relu_(y, slope)
+    return y.contiguous(memory_format=CHANNELS_LAST), found
+
+
+def upsample_fwd(x: Tensor, scale: int) -> Tensor:
+    """Bilinear, by a whole factor."""
+    y = F.interpolate(x, scale_factor=scale, mode="bilinear", align_corners=False)
+    return y.contiguous(memory_format=CHANNELS_LAST)
+
+
+def blur_cells_fwd(x: Tensor, scale: int) -> Tensor:
+    """Cells `[N, (i, j, c), h, w]` to pixels, convolved with (1 2 1)/4 both ways."""
+    n, k, h, w = x.shape
+    c = k // scale**2
+    y = x.reshape(n, scale, scale, c, h, w).permute(0, 3, 4, 1, 5, 2)
+    y = F.pad(y.reshape(n, c, h * scale, w * scale), (1, 1, 1, 1), "replicate")
+    y = 0.25 * (y[..., :-2] + y[..., 2:]) + 0.5 * y[..., 1:-1]
+    y = 0.25 * (y[..., :-2, :] + y[..., 2:, :]) + 0.5 * y[..., 1:-1, :]
+    return y.contiguous(memory_format=CHANNELS_LAST)
+
+
+# --------------------------------------------------------------------------- repair
+
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
+CELL = 4  # pixels of a position of the nets, each way
+
+
+def detail(x: Tensor, block: int = 8) -> Tensor:
+    """High-pass luminance of [N, 3, H, W] as [N, 1, H, W]: outlines and structure, no colour.
+
+    The luminance less its means over blocks of pixels, which are interpolated.
+    """
+    luma = (x * x.new_tensor(LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
+    height, width = x.shape[-2:]
+    # Whole blocks: whatever the size, a block lies where it lies in any larger picture.
+    whole = F.pad(luma, (0, -width % block, 0, -height % block), mode="replicate")
+    smooth = F.interpolate(
+        F.avg_pool2d(whole, block), scale_factor=block, mode="bilinear", align_corners=False
+    )
+    return luma - smooth[..., :height, :width]
+
+
+def structure(a: Tensor, b: Tensor) -> Tensor:
+    """How two details [N, 1, H, W] agree, cell by cell: [N, 3, H/4, W/4].
+
+    Their contrasts (log) and their correlation around each cell, as in the structural similarity of
+    Wang et al. 2004: a small net finds what was lost from these, hardly from the pixels.
+    """
+    products = F.avg_pool2d(torch.cat([a * a, b * b, a * b], dim=1), CELL)
+    products = F.avg_pool2d(products, 3, 1, 1, count_include_pad=False)
+    aa, bb, ab = (products[:, i : i + 1] + floor for i, floor in enumerate((1e-5, 1e-5, 0.0)))
+    return torch.cat([aa.log() / 4 + 1, bb.log() / 4 + 1, ab / (aa * bb).sqrt()], dim=1)
+
+
+def repair_hints(painted: Tensor, photo: Tensor) -> tuple[Tensor, Tensor]:
+    """What details the photo has beyond the painting, and the structure of both; from frames."""
+    a, b = (detail(frames.permute(0, 3, 1, 2).float() / 255) for frames in (painted, photo))
+    return b - a, structure(a, b).contiguous(memory_format=CHANNELS_LAST)
+
+
+def repair_apply(painted: Tensor, missing: Tensor, heads: Tensor, strength: float) -> Tensor:
+    """Frames, with `strength · σ(map) · (σ(gate) · missing + correction)` added."""
+    heads = upsample_fwd(heads.float(), CELL)
+    residual = torch.sigmoid(heads[:, 1:2]) * missing + heads[:, 2:]
+    added = strength * torch.sigmoid(heads[:, :1]) * residual
+    x = painted.permute(0, 3, 1, 2).float() / 255 + added
+    return to_pixels(x, 1, painted.shape[1], painted.shape[2], 0.0, 1.0)
+
+
+# --------------------------------------------------------------------------- the combined loss
+
+LOSS_EPS = 1e-6  # added to the energy that a distance is relative to
+TINY = torch.finfo(torch.float32).tiny
+
+
+def combined_loss(
+    weights: Tensor,
+    *,
+    logits: Sequence[Tensor] = (),
+    form: str = "hinge",
+    grams: Sequence[Pair] = (),
+    features: Sequence[Pair] = (),
+    normalized: bool = False,
+    picture: Tensor | None = None,
+    variation: float = 1.0,
+    colours: Tensor | None = None,
+    repair: tuple[Tensor, Tensor, Tensor] | None = None,
+) -> Tensor:
+    """Adversarial, style, content, variation, colour, repair, their weighted sum, and if finite."""
+    zero = weights.new_zeros((), dtype=wide(weights.dtype))
+    terms = [zero] * 6
+    if logits:
+        terms[0] = _average([_judged(scale, form, "generator") for scale in logits])
+    if grams:
+        terms[1] = _average([_gram_distance(g, target) for g, target in grams])
+    if features:
+        terms[2] = _average([_content(a, b, normalized) for a, b in features])
+    if picture is not None:
+        x = picture.to(wide(picture.dtype))
+        rough = _average([_mean(x.diff(dim=d).square()) for d in (2, 3)]) * 2
+        terms[3] = rough / (variation + LOSS_EPS)
+        if colours is not None:
+            moments = torch.cat([x, torch.ones_like(x[:, :1])], 1)
+            terms[4] = _gram_distance(gram(moments), colours)
+    if repair is not None:
+        a, b = (instance_norm(f.to(wide(f.dtype))) for f in (repair[0], repair[1].detach()))
+        error = (repair[2] * (a - b).square()).sum((1, 2, 3))
+        energy = (repair[2] * b.square()).sum((1, 2, 3))
+        terms[5] = _mean(error / (energy + LOSS_EPS * a[0:1].numel()))
+    # Absent terms count nothing, whatever their weight.
+    present = [bool(logits), bool(grams), bool(features), picture is not None, colours is not None]
+    present.append(repair is not None)
+    total = sum((w * t for w, t, p in zip(weights, terms, present, strict=True) if p), zero)
+    values = torch.stack([*terms, total])
+    return torch.cat([values, torch.isfinite(values).all()[None].to(values.dtype)])
+
+
+def discriminator_loss(real: Sequence[Tensor], fake: Sequence[Tensor], form: str) -> Tensor:
+    """What real and generated patches cost, their sum, and whether it is finite: `[4]`."""
+    terms = [_average([_judged(x, form, "real") for x in real])]
+    terms.append(_average([_judged(x, form, "fake") for x in fake]))
+    values = torch.stack([*terms, terms[0] + terms[1]])
+    return torch.cat([values, torch.isfinite(values).all()[None].to(values.dtype)])
+
+
+def _judged(logits: Tensor, form: str, role: str) -> Tensor:
+    """`bce`: −log of the probability of `real`; `hinge`; `lsgan`: squares. `role`: whose loss."""
+    x = logits.to(wide(logits.dtype))
+    sign = 1.0 if role == "fake" else -1.0
+    if form == "bce":
+        return _mean(F.softplus(sign * x))
+    if form == "lsgan":
+        return _mean((x - float(role != "fake")).square())
+    return _mean(sign * x if role == "generator" else F.relu(1 + sign * x))
+
+
+def _gram_distance(g: Tensor, target: Tensor) -> Tensor:
+    g, target = g.to(wide(g.dtype)), target.detach().to(wide(g.dtype))
+    return _mean((g - target).square().sum((-2, -1)) / _energy(target))
+
+
+def _content(a: Tensor, b: Tensor, normalized: bool) -> Tensor:
+    a, b = a.to(wide(a.dtype)), b.detach().to(wide(b.dtype))
+    if normalized:
+        a, b = instance_norm(a), instance_norm(b)
+    return (a - b).square().sum() / (b.square().sum() + LOSS_EPS)
+
+
+def _mean(x: Tensor) -> Tensor:
+    """Nothing counts nothing."""
+    return x.sum() / max(x.numel(), 1)
+
+
+def _average(values: Sequence[Tensor]) -> Tensor:
+    return torch.stack(list(values)).mean()
+
+
+def combined_loss_fwd(
+    logits: list[Tensor],
+    grams: list[Tensor],
+    features: list[Tensor],
+    pictures: list[Tensor],
+    repaired: list[Tensor],
+    targets: list[Tensor],
+    references: list[Tensor],
+    colours: list[Tensor],
+    kept: list[Tensor],
+    maps: list[Tensor],
+    weights: Tensor,
+    form: str,
+    variation: float,
+    gradients: bool,
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """The weighted total, `combined_loss`, and the total's gradients of the first five lists.
+
+    `repaired` and `kept` are instance-normalised already.
+    """
+    w = weights.to(loss_dtype([weights, *logits, *grams, *features, *pictures, *repaired]))
+    zero = torch.zeros_like(w[0])
+    terms, found = [zero] * 6, list[Tensor]()
+
+    def add(term: int, share: int, value: Tensor, gradient: Tensor, x: Tensor) -> None:
+        terms[term] = terms[term] + value / share
+        if gradients:
+            gradient = (gradient * (w[term] / share)).to(x.dtype)
+            found.append(gradient.contiguous(memory_format=_like(x)))
+
+    for x in logits:
+        add(0, len(logits), *_judged_slope(x, form, "generator"), x)
+    for x, target in zip(grams, targets, strict=True):
+        add(1, len(grams), *_relative_slope(x, target, None, TINY), x)
+    for x, b in zip(features, references, strict=True):
+        value, gradient = _relative_slope(x[None], b[None], None, LOSS_EPS)
+        add(2, len(features), value, gradient[0], x)
+    for i, x in enumerate(pictures):
+        rough, gradient = _variation_slope(x, variation)
+        terms[3] = terms[3] + rough / len(pictures)
+        gradient = gradient * w[3]
+        if colours:
+            value, slope = _colour_slope(x, colours[i])
+            terms[4] = terms[4] + value / len(pictures)
+            gradient = gradient + slope * w[4]
+        if gradients:
+            gradient = (gradient / len(pictures)).to(x.dtype)
+            found.append(gradient.contiguous(memory_format=_like(x)))
+    for x, b, m in zip(repaired, kept, maps, strict=True):
+        add(5, len(repaired), *_relative_slope(x, b, m, LOSS_EPS * x[0:1].numel()), x)
+
+    lists = (logits, grams, features, pictures, colours, repaired)
+    total = sum((w[i] * t for i, t in enumerate(terms) if lists[i]), zero)
+    return total, _with_flag([*terms, total]), found
+
+
+def discriminator_loss_fwd(
+    real: list[Tensor], fake: list[Tensor], form: str, gradients: bool
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """The total, `discriminator_loss`, and the total's gradients."""
+    terms, found = [], list[Tensor]()
+    for role, logits in (("real", real), ("fake", fake)):
+        sums = torch.zeros((), dtype=loss_dtype([*real, *fake]), device=real[0].device)
+        for x in logits:
+            value, gradient = _judged_slope(x, form, role)
+            sums = sums + value / len(logits)
+            if gradients:
+                gradient = (gradient / len(logits)).to(x.dtype)
+                found.append(gradient.contiguous(memory_format=_like(x)))
+        terms.append(sums)
+    total = terms[0] + terms[1]
+    return total, _with_flag([*terms, total]), found
+
+
+def combined_loss_scale_(gradients: list[Tensor], scale: Tensor) -> None:
+    """Multiply the gradients of a loss by the gradient [] that arrived at it."""
+    if scale.device.type != "cpu" or float(scale) != 1:
+        for gradient in gradients:
+            gradient.mul_(scale)
+
+
+def loss_dtype(tensors: Sequence[Tensor]) -> torch.dtype:
+    """float64 where any tensor is, or float32."""
+    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+
+
+def _with_flag(values: list[Tensor]) -> Tensor:
+    losses = torch.stack(values)
+    return torch.cat([losses, torch.isfinite(losses).all()[None].to(losses.dtype)])
+
+
+def _like(x: Tensor) -> torch.memory_format:
+    return layout(x) if x.ndim == 4 else PLANAR
+
+
+def _judged_slope(logits: Tensor, form: str, role: str) -> tuple[Tensor, Tensor]:
+    x = logits.to(wide(logits.dtype))
+    sign = 1.0 if role == "fake" else -1.0
+    if form == "bce":
+        slope = sign * torch.sigmoid(sign * x)
+    elif form == "lsgan":
+        slope = 2 * (x - float(role != "fake"))
+    elif role == "generator":
+        slope = torch.full_like(x, sign)
+    else:
+        slope = sign * (1 + sign * x > 0).to(x.dtype)
+    return _judged(logits, form, role), slope / max(x.numel(), 1)
+
+
+def _relative_slope(
+    x: Tensor, b: Tensor, weight: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Mean over the first dimension of `Σ weight·(x − b)² / (Σ weight·b² + eps)`."""
+    x, b = x.to(wide(x.dtype)), b.to(wide(b.dtype)).expand_as(x)
+    difference = x - b
+    slope = difference if weight is None else weight * difference
+    energy = b * b if weight is None else weight * b * b
+    share = max(len(x), 1) * (energy.flatten(1).sum(1) + eps)
+    value = ((slope * difference).flatten(1).sum(1) / share).sum()
+    return value, slope * (2 / share).view(-1, *[1] * (x.ndim - 1))
+
+
+def _variation_slope(picture: Tensor, variation: float) -> tuple[Tensor, Tensor]:
+    x = picture.to(wide(picture.dtype))
+    value, gradient = x.new_zeros(()), torch.zeros_like(x)
+    for dim in (2, 3):
+        step = x.diff(dim=dim)
+        share = max(step.numel(), 1) * (variation + LOSS_EPS)
+        value = value + step.square().sum() / share
+        step = step * (2 / share)
+        length = x.shape[dim] - 1
+        if length > 0:
+            gradient.narrow(dim, 1, length).add_(step)
+            gradient.narrow(dim, 0, length).sub_(step)
+    return value, gradient
+
+
+def _colour_slope(picture: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    x = picture.to(wide(picture.dtype))
+    moments = torch.cat([x, torch.ones_like(x[:, :1])], 1)
+    loss, difference, factor = gram_loss_fwd(moments, None, target.to(x.dtype))
+    return loss, gram_bwd(difference, moments, None, factor * 2)[:, :3]

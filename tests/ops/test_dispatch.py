@@ -67,6 +67,8 @@ def test_forced_but_missing(monkeypatch: pytest.MonkeyPatch) -> None:
         dispatch.choose("gram", "cpu")
 
 
-def test_float64_goes_to_the_reference() -> None:
+def test_float64_is_not_for_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    triton = dispatch.Implementation("gram", "cpu", "triton", "")
+    monkeypatch.setattr(dispatch, "choose", lambda op, device: triton)
     x = torch.zeros(1, 1, 2, 2, dtype=torch.float64)
     assert dispatch.implementation("gram_fwd", (x, None)) is reference.gram_fwd

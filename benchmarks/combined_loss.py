@@ -1,0 +1,186 @@
+"""The combined loss against what people write in PyTorch, and against torch.compile of that.
+
+Forward and backward on the tensors of a real training step: a picture through the shipped encoder
+and a discriminator, and what its features and logits are compared with. Values and gradients are
+held against `faststy.ops.reference` in float64. The floor: every input read once, every gradient
+written once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from _bench import DTYPES, OURS, Case, Prepared, compare, variants
+from _timing import Call, buffers
+from torch import Tensor
+
+from faststy import ops
+from faststy.nn.discriminator import Discriminator
+from faststy.nn.encoder import load_encoder
+from faststy.ops import reference
+from faststy.training import objective
+
+TOLERANCES = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
+BASELINE_TOLERANCE = 0.2  # of the others: that they compute the same at all
+WEIGHTS = (0.6, 15.0, 1.0, 0.1, 15.0, 0.0)
+# Gradients of large tensors are too small for float16 without; float32 is trained unscaled.
+LOSS_SCALES = {"float16": 2.0**13}
+
+Arguments = dict[str, Any]
+
+
+class Job(NamedTuple):
+    player: str
+    form: str
+    batch: int
+    size: int
+    dtype: str
+
+    def __str__(self) -> str:
+        tensors = f"{self.batch} × {self.size}² {self.dtype}"
+        return f"combined_loss {self.player} {self.form} {tensors} forward+backward"
+
+
+# --------------------------------------------------------------------------- inputs
+
+
+def generator_arguments(job: Job, device: torch.device) -> Arguments:
+    """What `ops.combined_loss` gets in a generator's step; leaves require gradients."""
+    dtype = DTYPES[job.dtype]
+    encoder, judge = load_encoder().to(device), Discriminator().to(device)
+
+    def picture() -> Tensor:
+        x = torch.rand(job.batch, 3, job.size, job.size, device=device)
+        return x.contiguous(memory_format=torch.channels_last)
+
+    def leaf(x: Tensor) -> Tensor:
+        return x.detach().to(dtype).requires_grad_()
+
+    painted, photo, style = picture(), picture(), picture()[:1]
+    with torch.no_grad():
+        taps, photo_taps, style_taps = (
+            encoder(x[..., 4:-4, 4:-4]) for x in (painted, photo, style)
+        )
+        logits = judge(painted, torch.ones(job.batch, 1, device=device))
+        grams = zip(map(ops.gram, taps), map(ops.gram, style_taps), strict=True)
+        tap = objective.CONTENT_TAP
+        return {
+            "weights": torch.tensor(WEIGHTS, device=device),
+            "logits": [leaf(x) for x in logits],
+            "form": job.form,
+            "grams": [(g.requires_grad_(), target.expand_as(g).clone()) for g, target in grams],
+            "features": [(leaf(taps[tap]), photo_taps[tap].to(dtype))],
+            "picture": leaf(painted),
+            "variation": float(objective.total_variation(style, 1.0)),
+            "colours": ops.gram(objective.colour_moments(style))[0],
+        }
+
+
+def discriminator_arguments(job: Job, device: torch.device) -> Arguments:
+    sides = [generator_arguments(job, device)["logits"] for _ in range(2)]
+    return {"real": sides[0], "fake": sides[1], "form": job.form}
+
+
+def tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    parts = value.values() if isinstance(value, dict) else value
+    return [t for p in parts for t in tensors(p)] if isinstance(value, dict | list | tuple) else []
+
+
+def leaves(arguments: Arguments) -> list[Tensor]:
+    return [t for t in tensors(arguments) if t.requires_grad]
+
+
+def double(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().double().requires_grad_(value.requires_grad)
+    if isinstance(value, dict):
+        return {k: double(v) for k, v in value.items()}
+    return type(value)(map(double, value)) if isinstance(value, list | tuple) else value
+
+
+# --------------------------------------------------------------------------- variants
+
+
+def ours(a: Arguments) -> Tensor:
+    losses = ops.discriminator_loss(**a) if "real" in a else ops.combined_loss(**a)
+    return losses.total
+
+
+def eager(a: Arguments) -> Tensor:
+    """The terms one by one, as in `faststy.training.objective`, in plain PyTorch."""
+    if "real" in a:
+        return objective.discriminator_adversarial(a["real"], a["fake"], a["form"])
+    terms = [
+        objective.generator_adversarial(a["logits"], a["form"]),
+        torch.stack([plain_distance(g, target) for g, target in a["grams"]]).mean(),
+        objective.content_loss(*a["features"][0]),
+        objective.total_variation(a["picture"], a["variation"]),
+        plain_distance(plain_gram(objective.colour_moments(a["picture"])), a["colours"]),
+    ]
+    return (a["weights"][:5] * torch.stack([t.float() for t in terms])).sum()
+
+
+def plain_gram(x: Tensor) -> Tensor:
+    flat = x.float().flatten(2)
+    return flat @ flat.mT / flat[0].numel()
+
+
+def plain_distance(g: Tensor, target: Tensor) -> Tensor:
+    return ((g - target).square().sum((1, 2)) / target.square().sum((-2, -1))).mean()
+
+
+def truth(a: Arguments) -> Tensor:
+    return reference.discriminator_loss(**a)[2] if "real" in a else reference.combined_loss(**a)[6]
+
+
+def both_ways(
+    loss: Callable[[Arguments], Tensor], arguments: Arguments, scale: float | None
+) -> tuple[Tensor, ...]:
+    total = loss(arguments)
+    if scale is not None:
+        total = total * scale
+    return (total, *torch.autograd.grad(total, leaves(arguments)))
+
+
+def prepare(job: Job, device: torch.device, compiled: bool) -> Prepared:
+    make = generator_arguments if job.player == "generator" else discriminator_arguments
+    first = make(job, device)
+    moved = sum(t.nbytes for t in [*tensors(first), *leaves(first)])
+    inputs = [first, *(make(job, device) for _ in range(buffers(moved, device) - 1))]
+    scale = LOSS_SCALES.get(job.dtype)
+    right = both_ways(truth, double(first), scale)
+
+    def check(name: str, results: Any) -> None:
+        allowed = TOLERANCES[DTYPES[job.dtype]] if name == OURS else BASELINE_TOLERANCE
+        compare(results, right, allowed)
+
+    def call(loss: Callable[[Arguments], Tensor]) -> Call:
+        return lambda i: both_ways(loss, inputs[i], scale)
+
+    makers: dict[str, Callable[[], Call]] = {
+        OURS: partial(call, ours),
+        "eager": partial(call, eager),
+    }
+    if compiled:
+        makers["compiled"] = lambda: call(torch.compile(eager, fullgraph=True))
+    return Prepared(*variants(makers, check), inputs=len(inputs), bytes=moved, dtype=job.dtype)
+
+
+def cases(device: torch.device, quick: bool) -> list[Case]:
+    """Cases of the suite `ops`."""
+    compiled = device.type == "cuda" or not quick  # compiling takes longer on a CPU than the rest
+    jobs = [Job("generator", "hinge", 4, 256, "float32")]
+    if not quick:
+        jobs += [Job("generator", "bce", 4, 256, "float32")]
+        jobs += [Job("discriminator", form, 4, 256, "float32") for form in ("hinge", "bce")]
+    if device.type == "cuda" and not quick:
+        jobs += [Job("generator", "hinge", 16, 512, dtype) for dtype in DTYPES]
+    return [
+        Case("ops", str(job), partial(prepare, job, device, compiled), headline=not i)
+        for i, job in enumerate(jobs)
+    ]

@@ -1,0 +1,396 @@
+// Gram matrices on the CPU: the raw ops of faststy/ops/gram.py, whose definitions are in
+// faststy/ops/reference.py.
+//
+// For channels last a matrix product of our own: BLAS computes both halves of a symmetric matrix,
+// and is slow where one side is as short as the channels of a picture. It reads features where they
+// are; those that are to be converted or centred are packed a tile at a time. Contiguous planes are
+// left to the BLAS that torch carries, which is faster there.
+
+#include <torch/csrc/stable/library.h>
+
+#include <array>
+#include <cfloat>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "features.h"
+#include "parallel.h"
+#include "simd.h"
+
+namespace faststy {
+namespace {
+
+using Optional = std::optional<Tensor>;
+
+// ------------------------------------------------------------------------------ a matrix product
+
+constexpr int64_t MICRO_ROWS = 6;  // with two registers each they and their factors fit into 16
+
+// A factor [k, n], in panels of WIDTH columns.
+template <typename A>
+struct Panels {
+  const A* data;
+  int64_t row_stride, panel_stride;
+};
+
+template <typename A, bool add, int64_t ROWS>
+__attribute__((always_inline)) inline void micro(int64_t k, const A* __restrict a, int64_t row_a,
+                                                 int64_t col_a, const A* __restrict b,
+                                                 int64_t row_b, A* __restrict c, int64_t row_c,
+                                                 int64_t cols) {
+  constexpr int64_t W = WIDTH<A>;
+  A sum[ROWS][W] = {};
+  for (int64_t l = 0; l < k; ++l) {
+    for (int64_t i = 0; i < ROWS; ++i) {
+      const A factor = a[i * row_a + l * col_a];
+#pragma omp simd
+      for (int64_t j = 0; j < W; ++j) sum[i][j] += factor * b[l * row_b + j];
+    }
+  }
+  for (int64_t i = 0; i < ROWS; ++i) {
+    A* __restrict to = c + i * row_c;
+    if (cols >= W) {
+#pragma omp simd
+      for (int64_t j = 0; j < W; ++j) to[j] = sum[i][j] + (add ? to[j] : 0);
+    } else {
+      for (int64_t j = 0; j < cols; ++j) to[j] = sum[i][j] + (add ? to[j] : 0);
+    }
+  }
+}
+
+// c [m, n] = a [m, k] · b [k, n], where b has whole panels. A symmetric product is added to c, and
+// only what is on and above the diagonal, and some of what is below.
+template <typename A, bool symmetric>
+FASTSTY_CLONES void multiply(int64_t m, int64_t n, int64_t k, const A* a, int64_t row_a,
+                             int64_t col_a, Panels<A> b, A* c, int64_t row_c) {
+  constexpr int64_t W = WIDTH<A>;
+  for (int64_t j = 0; j < n; j += W) {
+    const A* panel = b.data + j / W * b.panel_stride;
+    const int64_t rows = symmetric ? std::min(m, j + W) : m;
+    int64_t i = 0;
+    for (; i + MICRO_ROWS <= rows; i += MICRO_ROWS) {
+      micro<A, symmetric, MICRO_ROWS>(k, a + i * row_a, row_a, col_a, panel, b.row_stride,
+                                      c + i * row_c + j, row_c, n - j);
+    }
+    for (; i + 4 <= rows; i += 4) {
+      micro<A, symmetric, 4>(k, a + i * row_a, row_a, col_a, panel, b.row_stride,
+                             c + i * row_c + j, row_c, n - j);
+    }
+    for (; i < rows; ++i) {
+      micro<A, symmetric, 1>(k, a + i * row_a, row_a, col_a, panel, b.row_stride,
+                             c + i * row_c + j, row_c, n - j);
+    }
+  }
+}
+
+// ------------------------------------------------------------------------------ features
+
+template <typename A>
+int64_t padded(int64_t count) {
+  return (count + WIDTH<A> - 1) / WIDTH<A> * WIDTH<A>;
+}
+
+// The pixels of samples in tiles, centred where there is a mean.
+template <typename A>
+class Pixels {
+ public:
+  Pixels(const Tensor& x, const Optional& mean, const Layout& layout)
+      : layout_(layout), parts_(layout), view_(x, layout) {
+    if (!mean) return;
+    STD_TORCH_CHECK(mean->dim() == 2 && mean->size(0) == layout.n && mean->size(1) == layout.c,
+                    "mean: expected [N, C]");
+    mean_ = torch::stable::contiguous(torch::stable::to(*mean, SCALAR_TYPE<A>));
+    means_ = mean_->template const_data_ptr<A>();
+  }
+
+  // Whether a tile can be used where it is.
+  bool in_place() const { return !means_ && view_.in_place(); }
+  const View<A>& view() const { return view_; }
+
+  // Pixels `pixel` … `pixel + count − 1` of sample n as the matrix [count, channels], or the other
+  // way round: element (p, c) goes to to[p * pixel_stride + c * channel_stride].
+  void pack(int64_t n, int64_t pixel, int64_t count, A* to, int64_t pixel_stride,
+            int64_t channel_stride) const {
+    alignas(64) A buffer[TILE];
+    const int64_t per_sample = parts_.per_sample();
+    for (int64_t i = n * per_sample; i < (n + 1) * per_sample; ++i) {
+      const Part part = parts_[i];
+      const A* mean = means_ ? means_ + n * layout_.c + part.c : nullptr;
+      A* into = to + part.c * channel_stride;
+      if (layout_.last) {
+        for (int64_t row = 0; row < count; row += part.tile_rows()) {
+          const int64_t rows = std::min(part.tile_rows(), count - row);
+          const auto from = view_.read(Tile{part, pixel + row, rows, part.cols}, buffer);
+          for (int64_t p = 0; p < rows; ++p) {
+            copy(from.data + p * from.stride, mean, 1, into + (row + p) * pixel_stride,
+                 channel_stride, part.cols);
+          }
+        }
+      } else {
+        for (int64_t p = 0; p < count; p += part.cols) {
+          const int64_t cols = std::min(part.cols, count - p);
+          const auto from = view_.read(Tile{part, (pixel + p) / part.cols, 1, cols}, buffer);
+          copy(from.data, mean, 0, into + p * pixel_stride, pixel_stride, cols);
+        }
+      }
+    }
+  }
+
+ private:
+  static void copy(const A* from, const A* mean, int64_t mean_stride, A* to, int64_t stride,
+                   int64_t count) {
+    if (mean) {
+      for (int64_t j = 0; j < count; ++j) to[j * stride] = from[j] - mean[j * mean_stride];
+    } else {
+      for (int64_t j = 0; j < count; ++j) to[j * stride] = from[j];
+    }
+  }
+
+  Layout layout_;
+  Parts parts_;
+  View<A> view_;
+  std::optional<Tensor> mean_;
+  const A* means_ = nullptr;
+};
+
+// Pixels in a tile: so many that what a product does once a tile is little; whole rows of a plane.
+int64_t tile_pixels(const Layout& layout) {
+  const int64_t pixels = 4096 / std::max<int64_t>(layout.c, 1) / Parts::PLANE_COLS;
+  return std::clamp<int64_t>(pixels, 1, 4) * Parts::PLANE_COLS;
+}
+
+// ------------------------------------------------------------------------------ BLAS
+
+bool for_blas(const Tensor& x, const Optional& mean, const Layout& layout) {
+  return !layout.last && !mean && x.scalar_type() == wide(x.scalar_type()) && x.is_contiguous();
+}
+
+Tensor flat(const Tensor& x, const Layout& layout) {
+  const int64_t sizes[] = {layout.n, layout.c, layout.pixels()};
+  return torch::stable::view(x, sizes);
+}
+
+// out = a · b of each sample. Autocast leaves this form of bmm alone.
+void bmm(const Tensor& a, const Tensor& b, const Tensor& out) {
+  using torch::stable::detail::from;
+  std::array<StableIValue, 3> stack{from(a), from(b), from(out)};
+  TORCH_ERROR_CODE_CHECK(
+      torch_call_dispatcher("aten::bmm", "out", stack.data(), TORCH_ABI_VERSION));
+  torch::stable::detail::to<Tensor>(stack[0]);  // owned by us
+}
+
+// ------------------------------------------------------------------------------ ops
+
+// The Gram matrix of each sample, into G [N, C, C].
+template <typename A>
+void gram_into(const Tensor& x, const Optional& mean, const Layout& layout, const Tensor& result) {
+  A* gram = result.mutable_data_ptr<A>();
+  const double scale = 1.0 / std::max<int64_t>(layout.c * layout.pixels(), 1);
+  if (for_blas(x, mean, layout)) {
+    const Tensor planes = flat(x, layout);
+    bmm(planes, torch::stable::transpose(planes, 1, 2), result);
+    for_each(layout.n, layout.c * layout.c, [&](int64_t n) {
+      A* g = gram + n * layout.c * layout.c;
+      for (int64_t i = 0; i < layout.c; ++i) {
+        for (int64_t j = i; j < layout.c; ++j) {
+          g[i * layout.c + j] = g[j * layout.c + i] = g[i * layout.c + j] * scale;
+        }
+      }
+    });
+    return;
+  }
+  const Pixels<A> pixels(x, mean, layout);
+  const int64_t c = layout.c, ld = padded<A>(c), step = tile_pixels(layout);
+  const int64_t tiles = (layout.pixels() + step - 1) / step;
+  // Chunks of tiles are summed up in the type of the result, and their sums in double.
+  const int64_t chunks = std::clamp<int64_t>(tiles / 8, 1, 64);
+  const bool direct = pixels.in_place() && layout.last && ld == c;
+  std::vector<A> sums(layout.n * chunks * c * ld);
+
+  for_each(layout.n * chunks, layout.pixels() * c * c / 16 / chunks, [&](int64_t i) {
+    const int64_t n = i / chunks, chunk = i % chunks;
+    A* sum = &sums[i * c * ld];
+    std::vector<A> packed(direct ? 0 : step * ld);
+    for (int64_t tile = tiles * chunk / chunks; tile < tiles * (chunk + 1) / chunks; ++tile) {
+      const int64_t pixel = tile * step, count = std::min(step, layout.pixels() - pixel);
+      const A* rows = packed.data();
+      int64_t stride = ld;
+      if (direct) {
+        stride = pixels.view().row_stride();
+        rows = pixels.view().sample(n) + pixel * stride;
+      } else {
+        pixels.pack(n, pixel, count, packed.data(), ld, 1);
+      }
+      multiply<A, true>(c, ld, count, rows, 1, stride, {rows, stride, WIDTH<A>}, sum, ld);
+    }
+  });
+
+  for_each(layout.n, c * c * chunks, [&](int64_t n) {
+    const A* first = &sums[n * chunks * c * ld];
+    A* to = gram + n * c * c;
+    for (int64_t i = 0; i < c; ++i) {
+      for (int64_t j = i; j < c; ++j) {
+        double total = 0;
+        for (int64_t chunk = 0; chunk < chunks; ++chunk) total += first[(chunk * c + i) * ld + j];
+        to[i * c + j] = to[j * c + i] = total * scale;
+      }
+    }
+  });
+}
+
+template <typename A>
+Tensor empty(std::vector<int64_t> sizes) {
+  return torch::stable::empty(sizes, SCALAR_TYPE<A>);
+}
+
+Tensor gram_fwd(Tensor x, Optional mean) {
+  return with_wide(x, [&](auto zero) {
+    using A = decltype(zero);
+    const Layout layout(x);
+    Tensor gram = empty<A>({layout.n, layout.c, layout.c});
+    gram_into<A>(x, mean, layout, gram);
+    return gram;
+  });
+}
+
+std::tuple<Tensor, Tensor, Tensor> gram_loss_fwd(Tensor x, Optional mean, Tensor target) {
+  return with_wide(x, [&](auto zero) {
+    using A = decltype(zero);
+    const Layout layout(x);
+    const int64_t n = layout.n, c = layout.c;
+    const bool per_sample = target.dim() == 3 && target.size(0) == n;
+    STD_TORCH_CHECK((per_sample || target.dim() == 2) && target.size(-2) == c &&
+                        target.size(-1) == c,
+                    "target: expected [C, C] or [N, C, C]");
+    const Tensor targets = torch::stable::contiguous(torch::stable::to(target, SCALAR_TYPE<A>));
+    Tensor loss = empty<A>({}), difference = empty<A>({n, c, c}), factor = empty<A>({n});
+    A *gram = difference.mutable_data_ptr<A>(), *factors = factor.mutable_data_ptr<A>();
+    gram_into<A>(x, mean, layout, difference);
+
+    std::vector<double> losses(n);
+    for_each(n, c * c, [&](int64_t i) {
+      const A* wanted = targets.const_data_ptr<A>() + (per_sample ? i * c * c : 0);
+      A* g = gram + i * c * c;
+      double energy = 0, distance = 0;
+      for (int64_t j = 0; j < c * c; ++j) {
+        const double d = double(g[j]) - wanted[j];
+        energy += double(wanted[j]) * wanted[j];
+        distance += d * d;
+      }
+      energy = std::max<double>(energy, FLT_MIN) * n;
+      factors[i] = 2 / energy;
+      losses[i] = distance / energy;
+      // What the gradient needs is the symmetric part, where a target is not symmetric.
+      for (int64_t j = 0; j < c; ++j) {
+        for (int64_t k = j; k < c; ++k) {
+          g[j * c + k] -= (wanted[j * c + k] + wanted[k * c + j]) / 2;
+          g[k * c + j] = g[j * c + k];
+        }
+      }
+    });
+    double total = 0;
+    for (const double part : losses) total += part;
+    *loss.mutable_data_ptr<A>() = total;
+    return std::tuple(loss, difference, factor);
+  });
+}
+
+Tensor gram_bwd(Tensor symmetric, Tensor x, Optional mean, Optional scale) {
+  return with_wide(x, [&](auto zero) {
+    using A = decltype(zero);
+    const Layout layout(x);
+    const int64_t n = layout.n, c = layout.c, ld = padded<A>(c), step = tile_pixels(layout);
+    STD_TORCH_CHECK(symmetric.dim() == 3 && symmetric.size(0) == n && symmetric.size(1) == c &&
+                        symmetric.size(2) == c,
+                    "symmetric: expected [N, C, C]");
+    STD_TORCH_CHECK(!scale || (scale->dim() == 1 && scale->size(0) == n), "scale: expected [N]");
+    const Tensor matrices = torch::stable::contiguous(torch::stable::to(symmetric, SCALAR_TYPE<A>));
+    const Optional scales =
+        scale ? Optional(torch::stable::contiguous(torch::stable::to(*scale, SCALAR_TYPE<A>)))
+              : std::nullopt;
+    Tensor dx = layout.empty(x.scalar_type());
+    const Pixels<A> pixels(x, mean, layout);
+    const View<A> out(dx, layout);
+    const Parts parts(layout);
+
+    const bool blas = for_blas(x, mean, layout);
+    // The scaled matrix of each sample, in panels where it is the right factor.
+    const int64_t row = blas ? c : ld;
+    Tensor factor_of_all = empty<A>({n, c, row});
+    A* factors = factor_of_all.mutable_data_ptr<A>();
+    std::fill_n(factors, n * c * row, A(0));
+    for_each(n, c * c, [&](int64_t i) {
+      const double by = (scales ? double(scales->const_data_ptr<A>()[i]) : 1) /
+                        std::max<int64_t>(c * layout.pixels(), 1);
+      const A* from = matrices.const_data_ptr<A>() + i * c * c;
+      A* to = factors + i * c * row;
+      for (int64_t k = 0; k < c; ++k) {
+        for (int64_t j = 0; j < c; ++j) {
+          const int64_t panel = j / WIDTH<A>, rest = j % WIDTH<A>;
+          to[layout.last ? (panel * c + k) * WIDTH<A> + rest : k * row + j] = from[k * c + j] * by;
+        }
+      }
+    });
+    if (blas) {
+      bmm(factor_of_all, flat(x, layout), flat(dx, layout));
+      return dx;
+    }
+
+    const int64_t tiles = (layout.pixels() + step - 1) / step;
+    for_each(n * tiles, step * c * c / 16, [&](int64_t i) {
+      const int64_t sample = i / tiles, pixel = i % tiles * step;
+      const int64_t count = std::min(step, layout.pixels() - pixel);
+      const A* factor = factors + sample * c * ld;
+      if (layout.last) {  // [count, C] = pixels [count, C] · factor
+        std::vector<A> packed(pixels.in_place() ? 0 : count * c);
+        const A* rows = packed.data();
+        int64_t stride = c;
+        if (pixels.in_place()) {
+          stride = pixels.view().row_stride();
+          rows = pixels.view().sample(sample) + pixel * stride;
+        } else {
+          pixels.pack(sample, pixel, count, packed.data(), c, 1);
+        }
+        const Panels<A> panels{factor, WIDTH<A>, c * WIDTH<A>};
+        if (out.in_place()) {
+          A* to = out.sample(sample) + pixel * c;
+          multiply<A, false>(count, c, c, rows, stride, 1, panels, to, c);
+        } else {
+          std::vector<A> result(count * c);
+          multiply<A, false>(count, c, c, rows, stride, 1, panels, result.data(), c);
+          out.write_pixels(parts, sample, pixel, count, result.data(), c);
+        }
+      } else {  // [C, count] = factor · pixels [C, count]
+        std::vector<A> packed(c * padded<A>(count));
+        const Panels<A> panels{packed.data(), padded<A>(count), WIDTH<A>};
+        pixels.pack(sample, pixel, count, packed.data(), 1, padded<A>(count));
+        if (out.in_place()) {
+          A* to = out.sample(sample) + pixel;
+          multiply<A, false>(c, count, c, factor, ld, 1, panels, to, layout.pixels());
+        } else {
+          std::vector<A> result(c * count);
+          multiply<A, false>(c, count, c, factor, ld, 1, panels, result.data(), count);
+          out.write_pixels(parts, sample, pixel, count, result.data(), count);
+        }
+      }
+    });
+    return dx;
+  });
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(faststy_native, m) {
+  m.def("gram_fwd(Tensor x, Tensor? mean) -> Tensor");
+  m.def("gram_bwd(Tensor symmetric, Tensor x, Tensor? mean, Tensor? scale) -> Tensor");
+  m.def("gram_loss_fwd(Tensor x, Tensor? mean, Tensor target) -> (Tensor, Tensor, Tensor)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(faststy_native, CPU, m) {
+  m.impl("gram_fwd", TORCH_BOX(&gram_fwd));
+  m.impl("gram_bwd", TORCH_BOX(&gram_bwd));
+  m.impl("gram_loss_fwd", TORCH_BOX(&gram_loss_fwd));
+}
+
+}  // namespace faststy

@@ -1,0 +1,56 @@
+// How the CPU sources are vectorised: plain loops marked `#pragma omp simd`, compiled for several
+// instruction sets; the dynamic loader picks the one of this machine.
+#pragma once
+
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <type_traits>
+
+// GCC on Linux has a resolver for that; elsewhere there is one version, for the compiler's default.
+#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
+#define FASTSTY_CLONES \
+  __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define FASTSTY_CLONES
+#endif
+
+namespace faststy {
+
+// As many elements as the widest register holds; compilers split it for narrower ones.
+template <typename A>
+inline constexpr int64_t WIDTH = 64 / sizeof(A);
+
+// Runs f(first column, number of columns) over blocks of WIDTH columns, and one by one at the end.
+// The number is a compile-time constant, so that sums over rows stay in registers.
+template <typename A, typename F>
+__attribute__((always_inline)) inline void for_blocks(int64_t cols, F f) {
+  int64_t c = 0;
+  for (; c + WIDTH<A> <= cols; c += WIDTH<A>) f(c, std::integral_constant<int64_t, WIDTH<A>>());
+  for (; c < cols; ++c) f(c, std::integral_constant<int64_t, 1>());
+}
+
+// e^x. For float by reduction to ±ln(2)/2 and a polynomial, within 2 units in the last place, as
+// calls of std::exp do not vectorise. NaN stays NaN.
+inline double exponential(double x) { return std::exp(x); }
+
+__attribute__((always_inline)) inline float exponential(float x) {
+  constexpr float ROUND = 12582912.f;  // 1.5 · 2^23: what is added to it loses its fraction
+  x = x < -87.f ? -87.f : x;
+  x = x > 88.f ? 88.f : x;
+  const float shifted = x * 1.44269504f + ROUND;
+  const float k = shifted - ROUND;
+  const float r = (x - k * 0.693359375f) + k * 2.12194440e-4f;
+  float p = 1.f / 5040;
+  p = p * r + 1.f / 720;
+  p = p * r + 1.f / 120;
+  p = p * r + 1.f / 24;
+  p = p * r + 1.f / 6;
+  p = p * r + 0.5f;
+  p = p * r + 1.f;
+  p = p * r + 1.f;
+  const uint32_t exponent = std::bit_cast<uint32_t>(shifted) + 127u;  // its low bits are k
+  return p * std::bit_cast<float>(exponent << 23);
+}
+
+}  // namespace faststy

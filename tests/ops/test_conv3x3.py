@@ -1,0 +1,133 @@
+"""The fused 3x3 convolution against one in float64."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from faststy import ops
+
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 6e-2, torch.float16: 1e-2}
+
+
+def arguments(n, channels, k, h, w, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(n + k + h)
+    make = lambda *size: torch.randn(*size, generator=generator).to(dtype)  # noqa: E731
+    inputs = [make(n, c, h, w) for c in channels]
+    weight = make(k, sum(channels), 3, 3) / (3 * sum(channels) ** 0.5)
+    return inputs, weight, make(k), make(k), make(n, k, h, w)
+
+
+def truth(inputs, weight, scale, bias, residual, activation):
+    x = torch.cat([x.double() for x in inputs], 1)
+    convolved = F.conv2d(F.pad(x, (1, 1, 1, 1), "reflect"), weight.double())
+    y = convolved * scale.double()[:, None, None] + bias.double()[:, None, None]
+    if residual is not None:
+        y = y + residual.double()
+    if activation is not None:
+        y = F.leaky_relu(y, 0.2 if activation == "leaky_relu" else 0.0)
+    variance, mean = torch.var_mean(convolved, (0, 2, 3), correction=0)
+    return y, torch.stack([mean, variance])
+
+
+@pytest.mark.parametrize(
+    ("n", "channels", "k", "h", "w"),
+    [
+        (1, (48,), 48, 30, 45),
+        (2, (16, 12), 16, 9, 7),  # two inputs
+        (1, (24, 3), 5, 2, 2),  # the smallest
+        (3, (3,), 12, 5, 33),
+        (1, (7,), 33, 17, 4),  # whole vectors and a rest
+        (1, (2,), 130, 3, 6),
+    ],
+)
+@pytest.mark.parametrize("activation", [None, "relu", "leaky_relu"])
+def test_against_float64(n, channels, k, h, w, activation):
+    inputs, weight, scale, bias, residual = arguments(n, channels, k, h, w)
+    for added in (None, residual):
+        expected, moments = truth(inputs, weight, scale, bias, added, activation)
+        y, found = ops.conv3x3(
+            inputs, weight, scale, bias, activation=activation, residual=added, moments=True
+        )
+        torch.testing.assert_close(y.double(), expected, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(found.double(), moments, atol=1e-5, rtol=1e-4)
+        assert y.is_contiguous(memory_format=torch.channels_last)
+    y, found = ops.conv3x3(inputs, weight)
+    plain, _ = truth(inputs, weight, torch.ones(k), torch.zeros(k), None, None)
+    torch.testing.assert_close(y.double(), plain, atol=1e-4, rtol=1e-4)
+    assert found.shape == (0, k)
+
+
+def test_moments_far_from_zero():
+    """A mean much larger than the deviation must not cost the variance its digits."""
+    x = torch.randn(1, 1, 64, 64) * 0.01 + 100
+    weight = torch.zeros(1, 1, 3, 3)
+    weight[..., 1, 1] = 1
+    found = ops.conv3x3(x, weight, moments=True)[1]
+    torch.testing.assert_close(found[0, 0], x.mean(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(found[1, 0], x.double().var(correction=0).float(), rtol=0.1, atol=0)
+
+
+def test_nan_and_infinity_stay():
+    x = torch.zeros(1, 2, 8, 8)
+    x[0, 0, 4, 4] = float("nan")
+    y, _ = ops.conv3x3(x, torch.ones(3, 2, 3, 3), activation="relu")
+    assert y[0, :, 3:6, 3:6].isnan().all()
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_layouts_and_dtypes(dtype):
+    inputs, weight, scale, bias, residual = arguments(2, (8,), 12, 10, 14, dtype)
+    expected, _ = truth(inputs, weight, scale, bias, residual, "relu")
+    last = torch.channels_last
+    for x, added in [
+        (inputs[0], residual),
+        (inputs[0].to(memory_format=last), residual.to(memory_format=last)),
+        (inputs[0].mT.contiguous().mT, residual),
+    ]:
+        y, _ = ops.conv3x3(x, weight, scale, bias, activation="relu", residual=added)
+        tolerance = TOLERANCE[dtype]
+        torch.testing.assert_close(y.double(), expected, atol=tolerance, rtol=tolerance)
+
+
+def test_any_number_of_threads_gives_the_same_bits():
+    inputs, weight, scale, bias, _ = arguments(1, (48,), 48, 70, 61)
+    results, threads = [], torch.get_num_threads()
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            results.append(ops.conv3x3(inputs, weight, scale, bias, moments=True))
+    finally:
+        torch.set_num_threads(threads)
+    for y, moments in results[1:]:
+        assert torch.equal(y, results[0][0])
+        assert torch.equal(moments, results[0][1])
+
+
+def test_opcheck():
+    inputs, weight, scale, bias, residual = arguments(1, (4, 3), 6, 5, 7)
+    inputs = [x.to(memory_format=torch.channels_last) for x in inputs]
+    residual = residual.to(memory_format=torch.channels_last)
+    raw = torch.ops.faststy.conv3x3_fwd
+    torch.library.opcheck(raw, (inputs, weight, scale, bias, residual, 0.2, True))
+    torch.library.opcheck(raw, (inputs, weight, None, None, None, 1.0, False))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"inputs": []}, ValueError, "inputs: expected a tensor, or several"),
+        ({"inputs": torch.zeros(1, 4, 5)}, ValueError, r"inputs: expected \[N, C, H, W\]"),
+        ({"inputs": torch.zeros(1, 4, 1, 5)}, ValueError, "two rows and columns or more, got 1 x"),
+        ({"inputs": [torch.zeros(1, 2, 5, 5), torch.zeros(1, 2, 5, 6)]}, ValueError, "one batch"),
+        ({"inputs": torch.zeros(1, 4, 5, 5).int()}, TypeError, "got torch.int32"),
+        ({"weight": torch.zeros(6, 5, 3, 3)}, ValueError, r"weight: .*\[6, 4, 3, 3\]"),
+        ({"scale": torch.zeros(5)}, ValueError, r"scale: expected \[K\] = \[6\], got \[5\]"),
+        ({"bias": torch.zeros(1, 6)}, ValueError, r"bias: expected \[K\]"),
+        ({"residual": torch.zeros(1, 6, 5, 4)}, ValueError, "residual: expected"),
+        ({"activation": "silu"}, ValueError, "activation: expected relu"),
+    ],
+)
+def test_mistakes(change, error, message):
+    given = {"inputs": torch.zeros(1, 4, 5, 5), "weight": torch.zeros(6, 4, 3, 3), **change}
+    with pytest.raises(error, match=message):
+        ops.conv3x3(**given)
