@@ -29,6 +29,7 @@ class ModelInfo:
     styles: list[str]
     generator: dict[str, int]
     repairer: dict[str, int] | None = None
+    descriptions: dict[str, str] = field(default_factory=dict)  # of styles, one line each
     style_weight: float = 0.0
     size: int = 0  # side of the training crops, px
     steps: int = 0
@@ -124,6 +125,9 @@ def _read(path: Path, weights: bool) -> tuple[ModelInfo, dict[str, Tensor]]:
             raise TypeError("styles or generator of another type")
         if not all(isinstance(style, str) for style in info.styles):
             raise TypeError("style names of another type")
+        texts = info.descriptions.values()
+        if not all(isinstance(text, str) for text in texts):
+            raise TypeError("descriptions of another type")
         return info, tensors
     except (ValueError, TypeError, AttributeError) as error:
         raise FaststyError(f"{path}: its model description is damaged ({error})") from error

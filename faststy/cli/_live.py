@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from faststy.training.loop import Progress
+from faststy.training.log import Progress
 
 LINE_EVERY = 5.0  # seconds between plain lines
 STAGE_COLOURS = {"perceptual": "cyan", "adversarial": "magenta", "repair": "green"}
@@ -33,6 +33,11 @@ class _Display:
             return max(0.0, self.seconds - progress.seconds)
         return progress.seconds * (1 - progress.fraction) / max(progress.fraction, 1e-6)
 
+    def tell(self, progress: Progress) -> None:
+        """What happened, in words; a panel is drawn below it."""
+        for event in progress.events:
+            self.console.print(event, style="yellow", highlight=False, markup=False, soft_wrap=True)
+
     def __exit__(
         self,
         kind: type[BaseException] | None,
@@ -50,6 +55,7 @@ class Lines(_Display):
         return self
 
     def __call__(self, progress: Progress) -> None:
+        self.tell(progress)
         if time.monotonic() < self._next:
             return
         self._next = time.monotonic() + LINE_EVERY
@@ -84,6 +90,7 @@ class Panel(_Display):
         self._live.__exit__(kind, error, tb)
 
     def __call__(self, progress: Progress) -> None:
+        self.tell(progress)
         self._live.update(self._draw(progress))
 
     def _draw(self, progress: Progress) -> RenderableType:

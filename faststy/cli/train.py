@@ -12,9 +12,10 @@ import click
 from faststy.training.config import TrainConfig
 
 if TYPE_CHECKING:
-    from faststy.training.loop import Progress, TrainResult
+    from faststy.training.loop import TrainResult
 
 STOPPED = 130  # the exit status of a program that was interrupted
+LISTED = 50  # skipped pictures, and events, that are told at the end
 DEFAULT = {field.name: field.default for field in fields(TrainConfig)}
 
 
@@ -33,6 +34,8 @@ DEFAULT = {field.name: field.default for field in fields(TrainConfig)}
     type=click.Choice(["nano", "fast", "quality"]),
     help=f"Size of the generator.  [default: {DEFAULT['model']}]",
 )
+@click.option("--base", type=str, help="Model to start from: FILE, none, or auto: the bundled one "
+              "where it has the size of --model.  [default: auto]")  # fmt: skip
 @click.option("--style-size", type=int, help="Short side of the style pictures: the smaller, the "
               f"smaller the strokes.  [default: {DEFAULT['style_size']}]")  # fmt: skip
 @click.option(
@@ -52,6 +55,10 @@ DEFAULT = {field.name: field.default for field in fields(TrainConfig)}
     help="Folder with before/ and after/ pictures of the same names, in the first style.",
 )
 @click.option("--encoder", type=str, help="faststy or vgg19:FILE.  [default: faststy]")
+@click.option("--cache", type=str, help="Folder that keeps decoded pictures for later runs, too.  "
+              "[default: in memory; the rest beside the run]")  # fmt: skip
+@click.option("--checkpoint-every", type=float, help="Seconds between checkpoints.  "
+              f"[default: {DEFAULT['checkpoint_every']:g}]")  # fmt: skip
 @click.option("--seed", type=int, help="Same seed, same machine, same model.  [default: 0]")
 @click.option("--device", type=str, help="auto, cpu, cuda, cuda:1, …  [default: auto]")
 @click.option(
@@ -106,10 +113,12 @@ def _display(steps: int | None, seconds: float | None) -> Any:
 
 
 def _tell(result: TrainResult, as_json: bool) -> None:
-    for path, why in sorted(result.skipped.items()):
+    for path, why in sorted(result.skipped.items())[:LISTED]:
         click.echo(f"skipped {why if str(path) in why else f'{path}: {why}'}", err=True)
-    if result.skipped_steps:
-        click.echo(f"{result.skipped_steps} steps were not finite and were skipped", err=True)
+    if result.skipped:
+        click.echo(f"{len(result.skipped)} pictures could not be read and were skipped", err=True)
+    for event in result.events[:LISTED]:
+        click.echo(event, err=True)
     if as_json:
         values = {
             "run": str(result.run),
@@ -120,6 +129,7 @@ def _tell(result: TrainResult, as_json: bool) -> None:
             "images_per_second": round(result.images_per_second, 2),
             "skipped": sorted(map(str, result.skipped)),
             "skipped_steps": result.skipped_steps,
+            "events": list(result.events),
         }
         click.echo(json.dumps(values, ensure_ascii=False))
     if not result.finished:
@@ -133,6 +143,3 @@ def _tell(result: TrainResult, as_json: bool) -> None:
             f"report  {result.run / 'report.html'}\n"
             f"paint   faststy stylize photo.jpg -m {result.model}"
         )
-
-
-__all__ = ["Progress", "command"]

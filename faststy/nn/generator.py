@@ -115,6 +115,15 @@ def blur(x: Tensor) -> Tensor:
     return F.conv2d(F.pad(x, (1, 1, 1, 1), "replicate"), kernel, groups=x.shape[1])
 
 
+def double(x: Tensor) -> Tensor:
+    """[N, C, h, w] to [N, C, 2h, 2w], bilinear.
+
+    The four new positions are mirror images, so features vary alike at each. With sub-pixels they
+    would not, the activation that follows would turn this into brightness, and a grid would show.
+    """
+    return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+
+
 class ResidualBlock(nn.Module):
     """conv - norm - relu - conv - norm, added to the input; the norms carry the style."""
 
@@ -149,9 +158,11 @@ class Generator(nn.Module):
         self.blocks = nn.ModuleList(
             ResidualBlock(channels, config.styles) for _ in range(config.blocks)
         )
-        self.rise = CellHead(channels, FINE_CHANNELS, 2)
-        self.fine = conv3x3(FINE_CHANNELS + 12, FINE_CHANNELS, bias=False)
-        self.fine_norm = ConditionalInstanceNorm2d(config.styles, FINE_CHANNELS)
+        self.rise = conv3x3(channels, FINE_CHANNELS)
+        self.fine1 = conv3x3(FINE_CHANNELS + 12, FINE_CHANNELS, bias=False)
+        self.fine1_norm = ConditionalInstanceNorm2d(config.styles, FINE_CHANNELS)
+        self.fine2 = conv3x3(FINE_CHANNELS, FINE_CHANNELS, bias=False)
+        self.fine2_norm = ConditionalInstanceNorm2d(config.styles, FINE_CHANNELS)
         self.head = CellHead(FINE_CHANNELS, 3, 2)
 
     def forward(self, x: Tensor, style: Tensor | None = None) -> Tensor:
@@ -170,9 +181,10 @@ class Generator(nn.Module):
         h = self.stem_norm(self.stem(photo), style, activation="relu")
         for block in self.blocks:
             h = block(h, style)
-        # Each blur takes away what alternates with the cells of the upsampling before it: the grid.
-        h = torch.cat([blur(self.rise(h)), F.pixel_unshuffle(photo, 2)], dim=1)
-        h = self.fine_norm(self.fine(h), style, activation="relu")
+        h = torch.cat([double(self.rise(h)), F.pixel_unshuffle(photo, 2)], dim=1)
+        h = self.fine1_norm(self.fine1(h), style, activation="relu")
+        h = self.fine2_norm(self.fine2(h), style, activation="relu")
+        # The blur takes away what alternates from pixel to pixel: the grid of the last upsampling.
         painted = 0.5 + 0.25 * blur(self.head(h))[..., :height, :width]
         # A squashing function would show a grid again; in training a clamp would stop gradients.
         return painted if self.training else painted.clamp(0, 1)

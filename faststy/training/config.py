@@ -7,8 +7,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import tomli_w
-
 from faststy.errors import FaststyError
 
 if sys.version_info >= (3, 11):
@@ -27,11 +25,13 @@ class TrainConfig:
 
     style: tuple[str, ...] = ()  # one picture or folder (a style domain) per style
     content: str | None = None  # folder of photos; the bundled ones by default
+    cache: str | None = None  # folder for decoded pictures, shared between runs; see picture_cache
     out: str = "run"
     pairs: str | None = None  # folder with before/ and after/ pictures of the same names
     steps: int | None = None  # length of the run: in steps,
     seconds: float | None = None  # or in seconds of wall clock (180 when neither is given)
     model: str = "fast"
+    base: str = "auto"  # model to start from: the bundled one if it has this size, a file, or none
     size: int = 128  # side of the training crops, px
     batch: int = 4
     style_size: int = 640  # short side the style pictures are shown at, px: the size of the strokes
@@ -50,11 +50,12 @@ class TrainConfig:
     encoder: str = "faststy"
     device: str = "auto"
     seed: int = 0
+    checkpoint_every: float = 30.0  # seconds
 
     def __post_init__(self) -> None:
         """Raises FaststyError that names the setting, its value and what it can be."""
         self._require(len(self.style) > 0, "style", "at least one picture or folder")
-        for name in ("steps", "seconds"):
+        for name in ("steps", "seconds", "checkpoint_every"):
             value = getattr(self, name)
             self._require(value is None or value > 0, name, "more than 0")
         self._require(
@@ -92,6 +93,8 @@ class TrainConfig:
 
     def write(self, path: Path) -> None:
         """Write the settings as TOML, by rename."""
+        import tomli_w
+
         from faststy.files import write_text
 
         write_text(path, tomli_w.dumps(self.as_dict()))

@@ -6,9 +6,10 @@ random state, and a batch can be made ahead by another thread.
 
 from __future__ import annotations
 
-import queue
-import threading
+import itertools
+from collections import deque
 from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from faststy.errors import FaststyError
-from faststy.pictures import list_pictures, read_picture, scale_down
-
-MEMORY = 1 << 30  # bytes of decoded pictures kept
-SMALLEST = 16  # px: there is nothing to learn from less, and the encoder needs 8
+from faststy.pictures import list_pictures
+from faststy.training.picture_cache import PictureCache
 
 
 def generator(seed: int, step: int, stream: int = 0) -> torch.Generator:
@@ -37,51 +36,41 @@ def below(rng: torch.Generator, n: int) -> int:
     return int(torch.randint(n, (), generator=rng))
 
 
-def load_tensor(path: Path, short_side: int | None) -> Tensor:
-    """A picture as uint8 [3, H, W], scaled down (never up) to `short_side`. Raises FaststyError."""
-    image = scale_down(read_picture(path).rgb, short_side)
-    if min(image.size) < SMALLEST:
-        size = f"{image.width} x {image.height}"
-        raise FaststyError(f"{path}: {size} px is too small to learn from; {SMALLEST} is the least")
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
-
-
 class Pictures:
     """The pictures of a folder (or one file), decoded on first use, scaled down to `short_side`.
 
-    Pictures that cannot be read are skipped and listed in `skipped`.
+    Pictures that cannot be read, or vanish, are skipped and listed in `skipped`.
     """
 
-    def __init__(self, paths: list[Path], short_side: int) -> None:
+    def __init__(
+        self, paths: list[Path], short_side: int, cache: PictureCache | None = None
+    ) -> None:
         self.paths, self.short_side = paths, short_side
+        self.cache = cache or PictureCache()
         self.skipped: dict[Path, str] = {}
-        self._decoded: dict[Path, Tensor] = {}
-        self._bytes = 0
+        self._checked = bytearray(len(paths))
 
     @classmethod
-    def found(cls, source: Path, short_side: int) -> Pictures:
+    def found(cls, source: Path, short_side: int, cache: PictureCache | None = None) -> Pictures:
         """The pictures under `source`. Raises FaststyError when there is none."""
         paths = list_pictures(source) if source.is_dir() else [source]
-        pictures = cls(paths, short_side)
+        pictures = cls(paths, short_side, cache)
         pictures.get(0)  # a source without a single readable picture fails now, not in training
         return pictures
 
     def get(self, index: int) -> Tensor:
         """Picture `index` (modulo their number), or the next one that can be read: [3, H, W]."""
         for offset in range(len(self.paths)):
-            path = self.paths[(index + offset) % len(self.paths)]
-            if path in self._decoded:
-                return self._decoded[path]
+            place = (index + offset) % len(self.paths)
+            path = self.paths[place]
             if path in self.skipped:
                 continue
             try:
-                picture = load_tensor(path, self.short_side)
+                picture = self.cache.get(path, self.short_side, check=not self._checked[place])
             except FaststyError as error:
                 self.skipped[path] = str(error)
                 continue
-            if self._bytes + picture.nbytes <= MEMORY:
-                self._decoded[path] = picture
-                self._bytes += picture.nbytes
+            self._checked[place] = True
             return picture
         if len(self.paths) == 1:
             raise FaststyError(self.skipped[self.paths[0]])
@@ -125,35 +114,17 @@ def random_crops(
     return torch.stack(crops).contiguous(memory_format=torch.channels_last)
 
 
-def prefetch(make: Callable[[int], Tensor], first: int) -> Generator[Tensor, None, None]:
-    """`make(first), make(first + 1), …`, each made by a thread while the one before is used."""
-    ready: queue.Queue[Tensor | BaseException] = queue.Queue(maxsize=2)
-    done = threading.Event()
-
-    def fill() -> None:
-        step = first
-        item: Tensor | BaseException
-        while not done.is_set():
-            try:
-                item = make(step)
-            except BaseException as error:  # handed to the consumer, which raises it
-                item = error
-            while not done.is_set():
-                try:
-                    ready.put(item, timeout=0.2)
-                    break
-                except queue.Full:
-                    continue
-            if isinstance(item, BaseException):
-                return
-            step += 1
-
-    threading.Thread(target=fill, name="faststy-prefetch", daemon=True).start()
-    try:
-        while True:
-            item = ready.get()
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    finally:
-        done.set()
+def prefetch(
+    make: Callable[[int], Tensor], first: int, threads: int = 4
+) -> Generator[Tensor, None, None]:
+    """`make(first), make(first + 1), …` in order, made ahead by threads while one is used."""
+    # OpenMP threads within these threads would be too many.
+    with ThreadPoolExecutor(threads, "faststy-prefetch", torch.set_num_threads, (1,)) as pool:
+        waiting = deque(pool.submit(make, first + i) for i in range(threads))
+        try:
+            for step in itertools.count(first + threads):
+                batch = waiting.popleft().result()
+                waiting.append(pool.submit(make, step))
+                yield batch
+        finally:
+            pool.shutdown(cancel_futures=True)

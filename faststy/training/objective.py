@@ -19,8 +19,9 @@ from torch import Tensor
 
 from faststy import ops
 from faststy.nn.generator import blur
+from faststy.nn.lost_content import CONTENT_TAP as CONTENT_TAP
+from faststy.nn.lost_content import lost_content as lost_content
 
-CONTENT_TAP = 2  # stands for relu3_1
 EPS = 1e-6
 
 
@@ -130,22 +131,6 @@ def _moved_distance(a: Tensor, b: Tensor, photo: Tensor, valid: Tensor) -> Tenso
     error = (valid * (a - b).square()).sum()
     energy = (valid * (b.detach().square() + photo.square())).sum()
     return error / (energy + EPS)
-
-
-def lost_content(painted: Sequence[Tensor], photo: Sequence[Tensor]) -> Tensor:
-    """The lost-content map `M` [N, 1, h, w] in 0...1, from the encoder taps of painting and photo.
-
-    Instance normalisation takes the style out of the features. Where what is left disagrees, as a
-    share of what both hold, content was lost; where the photo is flat there was nothing to lose.
-    """
-    a = ops.instance_norm(painted[CONTENT_TAP].detach())
-    b = ops.instance_norm(photo[CONTENT_TAP].detach())
-    missing = (a - b).square().mean(1, keepdim=True)
-    held_a, held_b = a.square().mean(1, keepdim=True), b.square().mean(1, keepdim=True)
-    disagreement = missing / (held_a + held_b + EPS)
-    presence = held_b / (held_b + 0.5)
-    lost = F.avg_pool2d(disagreement * presence, 3, 1, 1, count_include_pad=False)
-    return lost.clamp(0, 1)
 
 
 def weighted_content_loss(painted: Tensor, photo: Tensor, weight: Tensor) -> Tensor:

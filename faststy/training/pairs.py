@@ -9,7 +9,8 @@ from torch import Tensor
 
 from faststy.errors import FaststyError
 from faststy.pictures import list_pictures
-from faststy.training.dataset import below, crop_box, cut, load_tensor
+from faststy.training.dataset import below, crop_box, cut
+from faststy.training.picture_cache import load_tensor
 
 PAIRS_PER_STEP = 2
 ZOOM = (1.0, 2.0)

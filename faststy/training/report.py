@@ -6,7 +6,6 @@ a gap on the page, never an error.
 
 from __future__ import annotations
 
-import base64
 import json
 import math
 import os
@@ -19,10 +18,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from faststy import __version__
 from faststy.errors import FaststyError
 from faststy.files import write_text
-from faststy.pictures import encode_picture, list_pictures, read_picture
+from faststy.page import embed, page
+from faststy.pictures import list_pictures
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -94,7 +93,10 @@ def _read_log(path: Path) -> list[Row]:
                 stage=str(value["stage"]),
                 images_per_second=float(value["images_per_second"]),
                 style_weight=float(value["style_weight"]),
-                terms={str(name): float(term) for name, term in value["terms"].items()},
+                terms={  # null: was not finite
+                    str(name): math.nan if term is None else float(term)
+                    for name, term in value["terms"].items()
+                },
             )
         except (ValueError, TypeError, KeyError, AttributeError):
             continue  # torn by a kill, or not ours
@@ -121,10 +123,10 @@ def _page(folder: Path, rows: list[Row], settings: dict[str, Any]) -> str:
         _preview(folder, repaired=any(row.stage == "repair" for row in rows)),
         _side_by_side(folder, styles, rows),
         _curves(rows),
+        _events(folder / "log.jsonl"),
         _settings_list(settings),
-        f"<footer>faststy {__version__}</footer>",
     ]
-    return TEMPLATE.format(title=escape(title), style=STYLE, body="\n".join(filter(None, parts)))
+    return page(title, "\n".join(filter(None, parts)), STYLE)
 
 
 def _summary(rows: list[Row]) -> str:
@@ -189,6 +191,24 @@ def _timings(rows: list[Row]) -> str:
     return f"<table class=numbers><tr><th>stage<th>steps<th>time<th>images/s{body}</table>"
 
 
+def _events(log: Path) -> str:
+    """What happened on the way, in words."""
+    try:
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    items = []
+    for line in lines:
+        try:
+            value = json.loads(line)
+            items.append(f"<li>step {int(value['step'])}: {escape(str(value['event']))}</li>")
+        except (ValueError, TypeError, KeyError):
+            continue
+    if not items:
+        return ""
+    return f"<section><h2>What happened</h2><ul>{''.join(items)}</ul></section>"
+
+
 def _settings_list(settings: dict[str, Any]) -> str:
     if not settings:
         return ""
@@ -219,21 +239,13 @@ def _typical_speed(rows: list[Row]) -> float:
 
 
 def _image(path: Path | None, longest: int, alt: str) -> str:
-    """An <img> that holds the picture itself, as JPEG, or nothing where it cannot be read."""
+    """The picture as an <img>, or nothing where it cannot be read."""
     if path is None:
         return ""
     try:
-        picture = read_picture(path)
+        return embed(path, longest, alt)
     except FaststyError:
         return ""
-    rgb = picture.rgb
-    rgb.thumbnail((longest, longest))
-    data = base64.b64encode(encode_picture(picture.with_rgb(rgb), "JPEG")).decode()
-    width, height = rgb.size
-    return (
-        f'<img src="data:image/jpeg;base64,{data}" alt="{escape(alt)}" '
-        f"width={width} height={height}>"
-    )
 
 
 def _pictures_in(folder: Path) -> list[Path]:
@@ -368,43 +380,14 @@ def _log_axis(low: float, high: float) -> tuple[Callable[[float], float], list[f
     return lambda value: pixel(math.log10(value)), ticks
 
 
-TEMPLATE = """<!doctype html>
-<html lang=en>
-<meta charset=utf-8>
-<meta name=viewport content="width=device-width, initial-scale=1">
-<title>{title} · faststy</title>
-<style>{style}</style>
-<main>
-{body}
-</main>
-</html>
-"""
-
 STYLE = """
-:root { color-scheme: light dark;
-  --paper: #fbfaf7; --ink: #22211e; --quiet: #75716a; --line: #e4e0d8; --curve: #b3402a;
-  --band0: #f1efe9; --band1: #e8edf1; --band2: #edf0e5; }
+:root { --band0: #f1efe9; --band1: #e8edf1; --band2: #edf0e5; }
 @media (prefers-color-scheme: dark) { :root {
-  --paper: #161513; --ink: #e9e6df; --quiet: #979187; --line: #34312c; --curve: #ee8a66;
   --band0: #201e1b; --band1: #1c242b; --band2: #212619; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--paper); color: var(--ink);
-  font: 15px/1.5 system-ui, sans-serif; }
-main { max-width: 1120px; margin: 0 auto; padding: 40px 24px 24px; }
-h1 { font: 400 40px/1.15 Georgia, serif; margin: 0; overflow-wrap: anywhere; }
-h1::first-letter { text-transform: uppercase; }
-h2 { font: 400 22px/1.2 Georgia, serif; margin: 44px 0 14px; }
-p { margin: 6px 0 0; }
-figure { margin: 0; }
-img { display: block; max-width: 100%; height: auto; border-radius: 4px; }
-figcaption, .quiet, .legend, footer { color: var(--quiet); }
-figcaption { font-size: 13px; margin-top: 6px; }
 .preview { margin-top: 26px; }
 .preview img { width: 100%; }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 380px), 1fr));
   gap: 0 48px; align-items: start; }
-.strip { display: flex; flex-wrap: wrap; gap: 14px; }
-.strip img { height: 220px; width: auto; }
 .plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 290px), 1fr));
   gap: 26px 28px; }
 .plot { display: flex; flex-direction: column; }
@@ -425,16 +408,10 @@ svg .range { fill: var(--curve); opacity: .18; }
 .key { display: inline-block; width: 22px; height: 11px; margin: 0 7px 0 0;
   border: 1px solid var(--line); }
 .key:not(:first-child) { margin-left: 14px; }
-table { border-collapse: collapse; font-size: 14px; width: 100%; }
-th { text-align: left; font-weight: 400; color: var(--quiet); }
-th, td { padding: 5px 14px 5px 0; border-bottom: 1px solid var(--line); }
-.numbers { font-variant-numeric: tabular-nums; }
-.numbers td, .numbers tr:first-child th:not(:first-child) { text-align: right; }
 dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 440px), 1fr));
   gap: 0 40px; margin: 0; font: 13px/1.5 ui-monospace, monospace; }
 dl div { display: grid; grid-template-columns: 12.5em 1fr; gap: 12px; padding: 5px 0;
   border-bottom: 1px solid var(--line); }
 dt { color: var(--quiet); }
 dd { margin: 0; overflow-wrap: anywhere; }
-footer { margin-top: 44px; font-size: 13px; }
 """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,7 @@ from faststy.nn.discriminator import Discriminator
 from faststy.nn.generator import Generator, GeneratorConfig
 from faststy.nn.repairer import Repairer
 from faststy.training import objective
+from faststy.training.adam import Adam
 from faststy.training.config import TrainConfig
 from faststy.training.dataset import Pictures, below, generator, random_crops
 
@@ -80,13 +81,12 @@ class Trainer:
             net.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         rate = config.learning_rate
         self.optimisers = {
-            "generator": torch.optim.Adam(self.generator.parameters(), rate, (0.9, 0.99)),
-            "discriminator": torch.optim.Adam(
-                self.discriminator.parameters(), rate / 2, (0.5, 0.99)
-            ),
-            "repairer": torch.optim.Adam(self.repairer.parameters(), 2 * rate, (0.9, 0.99)),
+            "generator": Adam(self.generator, rate, (0.9, 0.99)),
+            "discriminator": Adam(self.discriminator, rate / 2, (0.5, 0.99)),
+            "repairer": Adam(self.repairer, 2 * rate, (0.9, 0.99)),
         }
-        self.skipped_steps = 0
+        self.painted = torch.zeros(1, 3, 1, 1, device=device)  # of the last step
+        self.skipped = torch.zeros((), device=device)  # updates whose gradient was not finite
         self._grams = [torch.stack(tap) for tap in zip(*(s.grams for s in styles), strict=True)]
         self._colours = torch.stack([s.colours for s in styles])
         self._variation = sum(s.variation for s in styles) / len(styles)
@@ -100,10 +100,11 @@ class Trainer:
             "repairer": self.repairer,
         }
 
-    def set_learning_rate(self, factor: float) -> None:
-        for optimiser in self.optimisers.values():
-            for group in optimiser.param_groups:
-                group["lr"] = group.setdefault("full_lr", group["lr"]) * factor
+    def set_learning_rate(self, factor: float, pace: float = 1.0) -> None:
+        """Learn at `factor` of the full rates; the discriminator at `pace` times that."""
+        for name, optimiser in self.optimisers.items():
+            own = factor * pace if name == "discriminator" else factor
+            optimiser.rate = optimiser.full_rate * own
 
     # -- steps ---------------------------------------------------------------------------------
 
@@ -140,10 +141,6 @@ class Trainer:
             photo_taps = self.encoder(seen_photo, taps=objective.CONTENT_TAP + 1)
         taps = self.encoder(seen)
         tap = objective.CONTENT_TAP
-        terms["content"] = objective.content_loss(taps[tap], photo_taps[tap])
-        terms["style"] = objective.style_loss(taps, [grams[index] for grams in self._grams])
-        terms["colour"] = objective.colour_loss(painted, self._colours[index])
-        terms["variation"] = objective.total_variation(painted, self._variation)
         weights = {
             "content": config.content_weight,
             "style": style_weight,
@@ -151,20 +148,30 @@ class Trainer:
             "variation": config.variation_weight,
         }
         if adversarial:
-            self.discriminator.requires_grad_(False)
-            logits = self.discriminator(painted, style)
-            self.discriminator.requires_grad_(True)
-            terms["adversarial"] = objective.generator_adversarial(logits, config.adversarial)
             weights["adversarial"] = config.adversarial_weight
+        losses = ops.combined_loss(
+            self._weights(weights),
+            logits=self._judged(painted, style) if adversarial else (),
+            form=config.adversarial,
+            grams=[(ops.gram(t), grams[index]) for t, grams in zip(taps, self._grams, strict=True)],
+            features=[(taps[tap], photo_taps[tap])],
+            picture=painted,
+            variation=self._variation,
+            colours=self._colours[index],
+        )
+        terms |= _named(losses, weights)
+        total = losses.total
         if config.stability_weight > 0:
             terms["stability"] = self._stability(photo, painted, style, rng)
-            weights["stability"] = config.stability_weight
+            total = total + config.stability_weight * terms["stability"]
         if pair is not None:
             before, after = (t.to(self.device) for t in pair)
             terms["paired"] = objective.paired_loss(self.generator(before), after)
-            weights["paired"] = config.paired_weight
+            total = total + config.paired_weight * terms["paired"]
 
-        self._descend("generator", terms, weights)
+        terms["total"] = total
+        self._step("generator", total)
+        self.painted = painted.detach()
         with torch.no_grad():
             decay = min(0.98, (step + 1) / (step + 10))
             for slow, fast in zip(
@@ -178,7 +185,7 @@ class Trainer:
         rng = generator(self.config.seed, step, stream=1)
         style, index = self._draw_styles(len(photo), rng)
         with torch.no_grad():
-            painted = self.average(photo, style)
+            painted = erased(self.average(photo, style), rng)
             painted_taps = self.encoder(painted)
             photo_taps = self.encoder(photo, taps=objective.CONTENT_TAP + 1)
             target = objective.lost_content(painted_taps, photo_taps)
@@ -191,7 +198,14 @@ class Trainer:
         taps = self.encoder(repaired)
         grams = [grams[index] for grams in self._grams]
         tap = objective.CONTENT_TAP
-        terms["repair"] = objective.weighted_content_loss(taps[tap], photo_taps[tap], target)
+        weights = {name: REPAIR_WEIGHTS[name] for name in ("repair", "adversarial")}
+        losses = ops.combined_loss(
+            self._weights(weights),
+            logits=self._judged(repaired, style),
+            form=self.config.adversarial,
+            repair=(taps[tap], photo_taps[tap], target),
+        )
+        terms |= _named(losses, weights)
         # Held, not bettered: the style distance costs only where it passes the painting's own.
         with torch.no_grad():
             held = objective.style_loss(painted_taps, grams)
@@ -199,13 +213,10 @@ class Trainer:
         terms["map"] = F.mse_loss(F.interpolate(lost, target.shape[-2:], mode="area"), target) / (
             target.var() + objective.EPS
         )
-        self.discriminator.requires_grad_(False)
-        logits = self.discriminator(repaired, style)
-        self.discriminator.requires_grad_(True)
-        terms["adversarial"] = objective.generator_adversarial(logits, self.config.adversarial)
-        weights = dict(REPAIR_WEIGHTS)
-        weights["style_excess"] *= style_weight
-        self._descend("repairer", terms, weights)
+        excess = style_weight * REPAIR_WEIGHTS["style_excess"] * terms["style_excess"]
+        terms["total"] = losses.total + excess + REPAIR_WEIGHTS["map"] * terms["map"]
+        self._step("repairer", terms["total"])
+        self.painted = repaired.detach()
         return {name: value.detach() for name, value in terms.items()}
 
     # -- their parts ---------------------------------------------------------------------------
@@ -223,13 +234,23 @@ class Trainer:
         return patches.to(self.device, non_blocking=True)
 
     def _train_discriminator(self, real: Tensor, fake: Tensor, style: Tensor) -> Tensor:
-        loss = objective.discriminator_adversarial(
+        loss = ops.discriminator_loss(
             self.discriminator(real, style),
             self.discriminator(fake.detach(), style),
             self.config.adversarial,
-        )
+        ).total
         self._step("discriminator", loss)
         return loss
+
+    def _judged(self, painted: Tensor, style: Tensor) -> list[Tensor]:
+        """Logits per scale, with gradients for the painting alone."""
+        self.discriminator.requires_grad_(False)
+        logits: list[Tensor] = self.discriminator(painted, style)
+        self.discriminator.requires_grad_(True)
+        return logits
+
+    def _weights(self, weights: dict[str, float]) -> Tensor:
+        return torch.tensor([weights.get(name, 0.0) for name in ops.TERMS], device=self.device)
 
     def _stability(
         self, photo: Tensor, painted: Tensor, style: Tensor, rng: torch.Generator
@@ -247,28 +268,41 @@ class Trainer:
             loss = loss + self.config.lattice_weight * objective.fine_stability_loss(*seen)
         return loss
 
-    def _descend(self, name: str, terms: Terms, weights: dict[str, float]) -> None:
-        """One optimiser step down the weighted sum of the terms."""
-        total = torch.stack([weight * terms[term] for term, weight in weights.items()]).sum()
-        terms["total"] = total
-        self._step(name, total)
-
     def _step(self, name: str, loss: Tensor) -> None:
-        """One step of the optimiser `name`; one whose gradient is not finite is skipped."""
+        """One step of the optimiser `name`; one whose gradient is not finite changes nothing."""
         optimiser = self.optimisers[name]
-        optimiser.zero_grad(set_to_none=True)
+        optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        norm = nn.utils.clip_grad_norm_(self.nets[name].parameters(), MAX_GRADIENT)
-        if bool(torch.isfinite(loss + norm)):
-            optimiser.step()
-        else:
-            self.skipped_steps += 1
+        self.skipped += optimiser.step(loss, MAX_GRADIENT)
+
+
+def _named(losses: ops.Losses, names: Iterable[str]) -> Terms:
+    terms = dict(zip(ops.TERMS, losses.terms.unbind(), strict=True))
+    return {name: terms[name] for name in names}
 
 
 def _inner(x: Tensor, offset: tuple[int, int]) -> Tensor:
     """`x` [N, C, H, W] less ENCODER_LATTICE rows and columns, `offset` of them at the top left."""
     height, width = (side - ENCODER_LATTICE for side in x.shape[-2:])
     return x[..., offset[0] : offset[0] + height, offset[1] : offset[1] + width]
+
+
+def erased(painted: Tensor, rng: torch.Generator) -> Tensor:
+    """`painted` [N, C, H, W] with a square of about half of the samples painted over.
+
+    By flat colour or by another painting: content that is lost for sure, to learn the map from.
+    """
+    out, side = painted.clone(), min(painted.shape[-2:])
+    for i in range(len(painted)):
+        if below(rng, 2):
+            size = side // 8 + below(rng, side // 3)
+            top, left = (below(rng, length - size) for length in painted.shape[-2:])
+            square = (slice(None), slice(top, top + size), slice(left, left + size))
+            over = (
+                painted[i].mean((1, 2), keepdim=True) if below(rng, 2) else painted[i - 1][square]
+            )
+            out[i][square] = over
+    return out
 
 
 def random_shift(count: int, size: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:

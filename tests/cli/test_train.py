@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -14,15 +13,15 @@ from PIL import Image
 
 from faststy.model_file import load_info
 
-# The command line with a checkpoint every few steps instead of every few seconds.
+# The command line with every step logged.
 PROGRAM = """
 from faststy.training import loop
-loop.CHECKPOINT_EVERY = 0.1
 loop.LOG_EVERY = 0.0
 from faststy.cli import main
 main()
 """
 TINY = ("--model", "nano", "--size", "64", "--batch", "1", "--style-size", "64", "--device", "cpu")
+TINY += ("--checkpoint-every", "0.1")
 
 posix = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
 
@@ -89,36 +88,96 @@ def steps(log):
     return [json.loads(line)["step"] for line in log.read_text().splitlines()]
 
 
+# Imports once; then each training process is a child, killed by SIGKILL while it runs.
+KILLER = """
+import os, random, signal, sys, time
+import torch
+from faststy.training import chore, loop
+from faststy.cli.train import command
+chore.SHARE, loop.LOG_EVERY = 1.0, 0.0
+log, kills, *arguments = sys.argv[1:]
+
+def start():
+    child = os.fork()
+    if child == 0:
+        try:
+            command.main(arguments, standalone_mode=False)
+        finally:
+            os._exit(0)
+    return child
+
+def lines():
+    return open(log).read().count("\\n") if os.path.exists(log) else 0
+
+killed = 0
+for _ in range(int(kills)):
+    child, goal = start(), lines() + random.randrange(5)
+    while lines() < goal:
+        time.sleep(0.001)
+    time.sleep(random.uniform(0, 0.05))
+    os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    killed += os.WIFSIGNALED(status)
+    arguments = ["--resume", "--out", os.path.dirname(log)]
+print(killed)
+os.waitpid(start(), 0)
+"""
+
+
 @posix
-def test_killed_twice_and_resumed_it_ends_with_the_same_bytes(place):
-    length = "30"
-    undisturbed = begin("--steps", length, "--out", "whole", "--json")
-    out, err = undisturbed.communicate(timeout=300)
-    assert undisturbed.returncode == 0, err
-    told = json.loads(out)
-    assert told["finished"] is True
-    assert told["steps"] == 30
-    assert told["model"] == "whole/model.safetensors"
+def test_killed_at_twenty_random_moments_it_ends_with_the_same_bytes(place):
+    length = ("--steps", "80", "--checkpoint-every", "0.05")
 
-    process = begin("--steps", length, "--out", "run")
-    for goal in (8, 18):
-        wait_for_steps(process, place / "run" / "log.jsonl", goal)
-        time.sleep(random.uniform(0, 0.1))
-        process.kill()
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL  # it had not ended by itself
-        assert not (place / "run" / "model.safetensors").exists()
-        process = start("--resume", "--out", "run", "--json")
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
-    assert json.loads(out)["steps"] == 30
+    def run(out, kills):
+        arguments = ["style.png", "--content", "content", *TINY, *length, "--out", out]
+        command = [sys.executable, "-c", KILLER, f"{out}/log.jsonl", str(kills), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr
+        return int(done.stdout.splitlines()[0])
 
+    assert run("whole", 0) == 0
+    assert run("run", 20) == 20
     whole, run = (place / name / "model.safetensors" for name in ("whole", "run"))
     assert run.read_bytes() == whole.read_bytes()
-    assert load_info(run).steps == 30
-    assert steps(place / "run" / "log.jsonl") == list(range(1, 31))
-    for name in ("report.html", "preview.png", "config.toml"):
-        assert (place / "run" / name).stat().st_size > 0
+    assert load_info(run).steps == 80
+    assert steps(place / "run" / "log.jsonl") == list(range(1, 81))
+    assert sorted(p.name for p in (place / "run").rglob("*") if p.is_file()) == sorted(
+        ["config.toml", "log.jsonl", "model.safetensors", "preview.png", "report.html"]
+        + [p.name for p in (place / "run" / "checkpoint").iterdir()]
+    )
+
+
+# In a disk of its own, which has room for two checkpoints but not for a third beside them.
+FULL = """
+import sys
+from faststy.cli.train import command
+from faststy.training import chore
+from faststy.training.checkpoint import checkpoint_path, newest_checkpoint
+from pathlib import Path
+chore.SHARE = 1.0
+command.main(sys.argv[1:], standalone_mode=False)
+print(newest_checkpoint(checkpoint_path(Path("small/run")))[0].step)
+"""
+SMALL_DISK = 'mount -t tmpfs -o size=20m none small && "$@"'
+IN_SMALL_DISK = ("unshare", "-rm", "sh", "-c", SMALL_DISK, "sh")
+
+
+def test_a_full_disk_costs_checkpoints_not_the_run(place):
+    (place / "small").mkdir()
+    try:
+        subprocess.run([*IN_SMALL_DISK, "true"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("no disk can be mounted here")
+    arguments = ["style.png", "--content", "content", *TINY, "--steps", "20", "--out", "small/run"]
+    command = [*IN_SMALL_DISK, sys.executable, "-c", FULL, *arguments, "--checkpoint-every", "1e-9"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "20 steps in " in done.stdout
+    said = done.stderr.splitlines()
+    failed = {line for line in said if "state.safetensors: cannot be written (No space" in line}
+    assert len(failed) == 1
+    assert failed.pop().endswith("; training goes on")
+    assert 0 < int(done.stdout.splitlines()[-1]) < 20
 
 
 @posix
@@ -236,7 +295,7 @@ def test_settings_come_from_a_file_and_flags_win(place, told):
     assert (values["steps"], values["run"]) == (1, "here")
     assert values.keys() == {
         *("run", "model", "finished", "steps", "seconds", "images_per_second"),
-        *("skipped", "skipped_steps"),
+        *("skipped", "skipped_steps", "events"),
     }
 
 
@@ -246,7 +305,7 @@ def test_skipped_pictures_are_listed(place, told):
     status, out, err = told(*arguments, "--stages", "perceptual")
     assert status == 0, err
     assert json.loads(out)["skipped"] == ["content/zero.jpg"]
-    assert "skipped content/zero.jpg: the file is empty (zero bytes)\n" in err
+    assert "skipped content/zero.jpg: the file is empty (zero bytes)\n1 pictures" in err
 
 
 def test_help_tells_the_defaults_that_hold(told):

@@ -1,13 +1,23 @@
+import errno
+import os
+import random
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from faststy.errors import FaststyError
 from faststy.nn.discriminator import Discriminator
+from faststy.training.adam import Adam
 from faststy.training.checkpoint import (
     Position,
+    capture,
     checkpoint_path,
     load_checkpoint,
+    newest_checkpoint,
+    previous_path,
+    restore,
     save_checkpoint,
 )
 
@@ -18,7 +28,7 @@ def setup(channels=4, seed=0):
         "a": nn.Conv2d(3, channels, 3).to(memory_format=torch.channels_last),
         "judge": Discriminator(channels=channels, scales=1),
     }
-    optimisers = {name: torch.optim.Adam(net.parameters(), 0.01) for name, net in nets.items()}
+    optimisers = {name: Adam(net, 0.01, (0.9, 0.99)) for name, net in nets.items()}
     return nets, optimisers
 
 
@@ -28,86 +38,184 @@ def train(nets, optimisers, steps):
         for name, net in nets.items():
             out = net(x) if name == "a" else net(x, torch.ones(1, 1))[0]
             optimisers[name].zero_grad()
-            (out - 1).square().mean().backward()
-            optimisers[name].step()
+            loss = (out - 1).square().mean()
+            loss.backward()
+            optimisers[name].step(loss, 1e9)
 
 
 def states(nets, optimisers):
     found = {}
     for name, net in nets.items():
-        found |= {f"{name}.{key}": value for key, value in net.state_dict().items()}
-        for index, state in optimisers[name].state_dict()["state"].items():
-            found |= {f"{name}.{index}.{key}": value for key, value in state.items()}
+        found |= {f"{name}.{key}": value.clone() for key, value in net.state_dict().items()}
+        for key, value in optimisers[name].state_dict().items():
+            found[f"{name}.{key}"] = value.clone()
     return found
 
 
-def test_training_goes_on_bit_by_bit(tmp_path):
-    path = checkpoint_path(tmp_path)
-    undisturbed = setup()
-    train(*undisturbed, range(6))
-    first = setup()
-    train(*first, range(3))
-    save_checkpoint(path, Position(3, 1.25), *first)
-    second = setup(seed=99)
-    assert load_checkpoint(path, *second) == Position(3, 1.25)
-    train(*second, range(3, 6))
-    expected, found = states(*undisturbed), states(*second)
+def assert_same(found, expected):
     assert found.keys() == expected.keys()
     assert len(found) > 20
     for name, value in expected.items():
         assert torch.equal(value, found[name]), name
 
 
-def test_loaded_moments_lie_in_memory_as_their_weights(tmp_path):
-    nets, optimisers = setup()
-    train(nets, optimisers, range(1))
-    save_checkpoint(tmp_path / "c", Position(1, 0.0), nets, optimisers)
-    nets, optimisers = setup()
-    load_checkpoint(tmp_path / "c", nets, optimisers)
-    for p, state in optimisers["a"].state.items():
-        assert state["exp_avg"].stride() == p.stride()
-        assert state["exp_avg_sq"].stride() == p.stride()
+def save(path, position, run):
+    save_checkpoint(path, position, capture(*run))
 
 
-def test_an_optimiser_that_has_not_moved_stays_fresh(tmp_path):
-    nets, optimisers = setup()
-    save_checkpoint(tmp_path / "c", Position(0, 0.0), nets, optimisers)
-    load_checkpoint(tmp_path / "c", nets, optimisers)
-    assert all(not o.state for o in optimisers.values())
+@pytest.fixture
+def path(tmp_path):
+    return checkpoint_path(tmp_path)
 
 
-def test_the_folder_is_made_and_holds_one_file(tmp_path):
-    path = checkpoint_path(tmp_path / "run")
-    for step in range(2):
-        save_checkpoint(path, Position(step, 0.0), *setup())
-    assert list(path.parent.iterdir()) == [path]
+def test_training_goes_on_bit_by_bit(path):
+    undisturbed = setup()
+    train(*undisturbed, range(6))
+    first = setup()
+    train(*first, range(3))
+    position = Position(3, 1.25, {"guards": {"rate": 0.1 + 0.2}})
+    save(path, position, first)
+    second = setup(seed=99)
+    found, tensors = load_checkpoint(path)
+    assert found == position
+    restore(tensors, *second)
+    train(*second, range(3, 6))
+    assert_same(states(*second), states(*undisturbed))
+
+
+def test_going_back_is_in_place_and_bit_by_bit():
+    """In place: a captured CUDA graph keeps reading the same memory."""
+    run = setup()
+    train(*run, range(3))
+    kept = capture(*run)
+    train(*run, range(3, 6))
+    expected = states(*run)
+    parts = [part for each in run for part in each.values()]
+    places = [t.data_ptr() for part in parts for t in part.state_dict().values()]
+    train(*run, range(6, 9))
+    restore(kept, *run)
+    train(*run, range(3, 6))
+    assert_same(states(*run), expected)
+    assert [t.data_ptr() for part in parts for t in part.state_dict().values()] == places
+
+
+def test_going_back_to_before_the_first_step():
+    run, fresh = setup(), setup()
+    kept = capture(*run)
+    train(*run, range(3))
+    restore(kept, *run)
+    train(*run, range(2))
+    train(*fresh, range(2))
+    assert_same(states(*run), states(*fresh))
+
+
+def test_two_generations_are_kept(path):
+    run = setup()
+    for step in range(4):
+        train(*run, [step])
+        save(path, Position(step + 1, 0.0), run)
+    assert sorted(path.parent.iterdir()) == sorted([path, previous_path(path)])
+    assert load_checkpoint(path)[0].step == 4
+    assert load_checkpoint(previous_path(path))[0].step == 3
+    assert newest_checkpoint(path)[0].step == 4
+    load_file(path)  # an ordinary safetensors file
+
+
+def damage_at_any_bit(data):
+    place = random.Random(0)
+    for _ in range(60):
+        bit = place.randrange(8 * len(data))
+        damaged = bytearray(data)
+        damaged[bit // 8] ^= 1 << bit % 8
+        yield bytes(damaged)
+
+
+def test_a_single_flipped_bit_is_noticed(path):
+    save(path, Position(1, 0.0), setup())
+    data = path.read_bytes()
+    header = 8 + int.from_bytes(data[:8], "little")
+    flips = list(damage_at_any_bit(data))
+    flips += [d + data[header:] for d in damage_at_any_bit(data[:header])]
+    for damaged in flips:
+        path.write_bytes(damaged)
+        with pytest.raises(FaststyError, match="damaged or not a checkpoint"):
+            load_checkpoint(path)
 
 
 @pytest.mark.parametrize("share", [0, 0.01, 0.5, 0.99])
-def test_a_truncated_checkpoint(tmp_path, share):
-    path = tmp_path / "c"
-    save_checkpoint(path, Position(1, 0.0), *setup())
-    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
-    with pytest.raises(FaststyError, match="not a checkpoint of this run") as caught:
-        load_checkpoint(path, *setup())
-    assert str(path) in str(caught.value)
+def test_of_a_torn_checkpoint_the_one_before_is_used(path, share):
+    run = setup()
+    for step in range(2):
+        train(*run, [step])
+        save(path, Position(step + 1, 0.0), run)
+    data = path.read_bytes()
+    path.unlink()  # the two may share their bytes
+    path.write_bytes(data[: int(share * len(data))])
+    position, tensors, why = newest_checkpoint(path)
+    assert position.step == 1
+    restore(tensors, *run)
+    assert why.startswith(f"{path}: damaged")
+    assert why.endswith("going on from step 1, the one before")
+    # The next save must not take the damaged one for the generation before.
+    save(path, Position(5, 0.0), run)
+    assert load_checkpoint(previous_path(path))[0].step == 1
+    path.write_bytes(b"")
+    assert newest_checkpoint(path)[0].step == 1
 
 
-def test_a_checkpoint_of_another_run(tmp_path):
-    path = tmp_path / "c"
-    nets, optimisers = setup()
-    save_checkpoint(path, Position(1, 0.0), nets, optimisers)
-    with pytest.raises(FaststyError, match="not a checkpoint of this run"):
-        load_checkpoint(path, *setup(channels=5))
-    with pytest.raises(FaststyError, match="not a checkpoint of this run"):
-        load_checkpoint(path, {"b": nn.Linear(2, 2)}, {})
-    with pytest.raises(FaststyError, match="not a checkpoint of this run"):
-        load_checkpoint(tmp_path / "absent", nets, optimisers)
+def test_a_kill_between_link_and_rename_leaves_a_whole_one(path, monkeypatch):
+    run = setup()
+    for step in range(2):
+        save(path, Position(step, 0.0), run)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        save(path, Position(2, 0.0), run)
+    monkeypatch.undo()
+    assert newest_checkpoint(path)[0].step == 1
+    assert load_checkpoint(previous_path(path))[0].step == 1
 
 
-def test_somebody_elses_file(tmp_path):
-    from safetensors.torch import save_file
+def test_nothing_and_nothing_whole(path):
+    assert newest_checkpoint(path) is None
+    save(path, Position(1, 0.0), setup())
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(FaststyError, match="there is no whole one; start anew in another --out"):
+        newest_checkpoint(path)
 
-    save_file({"a": torch.ones(2)}, tmp_path / "c")
-    with pytest.raises(FaststyError, match="not a checkpoint of this run"):
-        load_checkpoint(tmp_path / "c", *setup())
+
+def test_a_full_disk_costs_neither_generation(path, monkeypatch):
+    run = setup()
+    for step in range(2):
+        save(path, Position(step, 0.0), run)
+
+    def full(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(FaststyError, match="No space left on device"):
+        save(path, Position(2, 0.0), run)
+    assert load_checkpoint(path)[0].step == 1
+    assert load_checkpoint(previous_path(path))[0].step == 0
+    assert len(list(path.parent.iterdir())) == 2
+
+
+def test_a_checkpoint_of_other_nets(path):
+    save(path, Position(1, 0.0), setup())
+    _, tensors = load_checkpoint(path)
+    with pytest.raises(FaststyError, match="does not fit this run"):
+        restore(tensors, *setup(channels=5))
+    with pytest.raises(FaststyError, match="does not fit this run"):
+        restore(tensors, {"b": nn.Linear(2, 2)}, {})
+
+
+def test_somebody_elses_file(path):
+    path.parent.mkdir()
+    save_file({"a": torch.ones(2)}, path)
+    with pytest.raises(FaststyError, match="not a checkpoint"):
+        load_checkpoint(path)
+    with pytest.raises(FaststyError, match=r"absent.*No such file"):
+        load_checkpoint(path.with_name("absent"))

@@ -7,18 +7,18 @@ import torch
 from PIL import Image
 
 from faststy.errors import FaststyError
-from faststy.training import dataset
+from faststy.training import picture_cache
 from faststy.training.dataset import (
     Pictures,
     below,
     crop_box,
     cut,
     generator,
-    load_tensor,
     prefetch,
     random_crops,
     uniform,
 )
+from faststy.training.picture_cache import load_tensor
 
 ZOOM = (1.0, 2.0)
 
@@ -134,7 +134,7 @@ def test_a_source_without_a_readable_picture_fails_at_once(tmp_path):
 
 
 def test_decoded_pictures_are_kept_up_to_a_limit(folder, monkeypatch):
-    monkeypatch.setattr(dataset, "MEMORY", 2 * 3 * 70 * 90)
+    monkeypatch.setattr(picture_cache, "MEMORY", 2 * 3 * 70 * 90)
     pictures = Pictures.found(folder, 70)
     expected = [pictures.get(i).clone() for i in range(3)]
     for path in folder.iterdir():
@@ -146,7 +146,7 @@ def test_decoded_pictures_are_kept_up_to_a_limit(folder, monkeypatch):
 
 
 def prefetch_threads():
-    return [t for t in threading.enumerate() if t.name == "faststy-prefetch"]
+    return [t for t in threading.enumerate() if t.name.startswith("faststy-prefetch")]
 
 
 def gone():
@@ -166,7 +166,8 @@ def test_prefetch_keeps_the_order_and_its_thread_ends():
 
     batches = prefetch(make, first=7)
     assert [int(next(batches)) for _ in range(20)] == list(range(7, 27))
-    assert makers == {"faststy-prefetch"}
+    assert 1 < len(makers) <= 4
+    assert all(name.startswith("faststy-prefetch") for name in makers)
     batches.close()
     assert gone()
 
@@ -189,7 +190,7 @@ def test_prefetch_stays_few_steps_ahead():
     batches = prefetch(lambda step: made.append(step) or torch.tensor(step), first=0)
     next(batches)
     time.sleep(0.3)
-    assert len(made) <= 4
+    assert len(made) <= 5
     batches.close()
     assert gone()
 

@@ -1,6 +1,9 @@
 """Whole runs, tiny: what is left of them, and that they can be broken off and gone on with."""
 
+import errno
 import json
+import os
+import shutil
 import signal
 import threading
 
@@ -12,10 +15,11 @@ from safetensors.torch import load_file
 
 from faststy.errors import FaststyError
 from faststy.model_file import load_model
-from faststy.training import loop
-from faststy.training.checkpoint import checkpoint_path
+from faststy.training import chore, guards, loop, picture_cache
+from faststy.training.checkpoint import checkpoint_path, newest_checkpoint
 from faststy.training.config import STAGES, TrainConfig, read_config
 from faststy.training.loop import style_names, train
+from faststy.training.step import Trainer
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +55,8 @@ def config(pictures, tmp_path):
 
 
 def rows(run):
-    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    lines = (run / "log.jsonl").read_text().splitlines()
+    return [row for line in lines if "terms" in (row := json.loads(line))]
 
 
 def test_a_run_passes_all_stages_and_leaves_everything(config, tmp_path, monkeypatch):
@@ -192,12 +197,160 @@ def test_resuming_nothing_starts_anew(config):
     assert train(config(steps=2), resume=True).steps == 2
 
 
-def test_a_resume_that_does_not_fit_leaves_the_run_as_it_was(config, tmp_path):
+def test_a_resume_with_other_settings_is_refused_and_leaves_the_run_as_it_was(config, tmp_path):
     train(config(steps=2))
-    with pytest.raises(FaststyError, match="not a checkpoint of this run"):
+    with pytest.raises(FaststyError, match="this run has model nano, not fast; go on without"):
         train(config(steps=4, model="fast"), resume=True)
     assert read_config(tmp_path / "run" / "config.toml").model == "nano"
     assert train(config(steps=4), resume=True).steps == 4
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "sentence"),
+    [
+        ("size", 72, "this run has size 64, not 72"),
+        ("style_weight", 3.0, "this run has style-weight 15.0, not 3.0"),
+        ("stages", STAGES[:1], "stages perceptual,adversarial,repair, not perceptual; go on"),
+        ("pairs", "b", "this run has pairs None, not b"),
+    ],
+)
+def test_only_the_length_of_a_run_can_be_changed(config, setting, value, sentence):
+    train(config(steps=1))
+    with pytest.raises(FaststyError, match=sentence):
+        train(config(steps=2, **{setting: value}), resume=True)
+    assert train(config(steps=2, checkpoint_every=5.0), resume=True).steps == 2
+
+
+def test_of_a_damaged_checkpoint_the_one_before_is_used(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "LOG_EVERY", 0.0)
+    undisturbed = train(config(out=str(tmp_path / "whole"))).model.read_bytes()
+    train(config(steps=10, checkpoint_every=1e-9), lambda p: p.step == 6 and stop())
+    state = checkpoint_path(tmp_path / "run")
+    data = bytearray(state.read_bytes())
+    data[len(data) // 2] ^= 1
+    state.unlink()
+    state.write_bytes(data)
+    result = train(config(steps=10), resume=True)
+    assert result.model.read_bytes() == undisturbed
+    assert "its checksum is wrong" in result.events[0]
+    assert "going on from step " in result.events[0]
+    assert {"event", "step"} in [set(row) for row in everything(tmp_path / "run")]
+
+
+def stop():
+    signal.raise_signal(signal.SIGINT)
+
+
+def no_constant(name):
+    raise ValueError(name)
+
+
+def everything(run):
+    """All lines of the log, as strict JSON."""
+    lines = (run / "log.jsonl").read_text().splitlines()
+    return [json.loads(line, parse_constant=no_constant) for line in lines]
+
+
+def test_losses_that_are_not_finite_end_in_a_sound_model_and_strict_json(
+    config, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(loop, "LOG_EVERY", 0.0)
+    real, calls = Trainer.perceptual, []
+
+    def poisoned(self, step, photo, *rest, **named):
+        calls.append(step)
+        return real(self, step, photo * float("nan") if 12 <= step < 27 else photo, *rest, **named)
+
+    monkeypatch.setattr(Trainer, "perceptual", poisoned)
+    told = []
+    result = train(config(steps=40, stages=STAGES[:1]), lambda p: told.extend(p.events))
+    assert result.finished
+    assert result.steps == 40
+    assert 0 < result.skipped_steps <= 15
+    assert "step 20: 8 updates were not finite and were skipped" in told
+    assert "the loss was not finite; back to the state of step 0, learning rate x 0.3" in told[1]
+    assert tuple(told) == result.events
+    rows = everything(tmp_path / "run")
+    assert [row["terms"]["total"] for row in rows if row["step"] == 15 and "terms" in row] == [None]
+    assert all(t.isfinite().all() for t in load_file(result.model).values())
+    assert "not finite" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_learning_rate_far_too_high_is_found_out_and_made_smaller(config, monkeypatch):
+    monkeypatch.setattr(guards, "BLANK_POLLS", 4)
+    monkeypatch.setattr(loop, "LOG_EVERY", 0.0)
+    result = train(config(steps=90, learning_rate=0.9, stages=STAGES[:1]))
+    assert "neither the photo nor the style; back to the state of step 0" in result.events[0]
+    assert rows(result.run)[-1]["terms"]["style"] < 0.3
+    assert all(t.isfinite().all() for t in load_file(result.model).values())
+
+
+@pytest.fixture
+def decoding(monkeypatch, pictures, tmp_path):
+    """Pictures are decoded each time; the photos can be taken away."""
+    monkeypatch.setattr(picture_cache, "MEMORY", 0)
+    monkeypatch.setattr(picture_cache, "RESERVE", 1 << 60)
+    monkeypatch.setattr(loop, "LOG_EVERY", 0.0)
+    shutil.copytree(pictures / "content", tmp_path / "photos")
+    return tmp_path / "photos"
+
+
+def test_photos_that_vanish_are_skipped_and_listed(config, decoding):
+    (decoding / "broken.jpg").unlink()
+    vanish = (decoding / "a.png").unlink
+    result = train(config(content=str(decoding)), lambda p: p.step == 3 and vanish())
+    assert result.finished
+    assert [path.name for path in result.skipped] == ["a.png"]
+    assert "less than" in result.events[0]  # no room for a cache
+
+
+def test_when_all_photos_vanish_the_state_is_saved(config, decoding, pictures, tmp_path):
+    undisturbed = train(config(out=str(tmp_path / "whole"), content=str(decoding)))
+
+    def vanish(progress):
+        if progress.step == 4:
+            shutil.rmtree(decoding)
+
+    with pytest.raises(FaststyError, match="none of 3 pictures can be read"):
+        train(config(content=str(decoding)), vanish)
+    shutil.copytree(pictures / "content", decoding)
+    assert newest_checkpoint(checkpoint_path(tmp_path / "run"))[0].step == 4
+    result = train(config(content=str(decoding)), resume=True)
+    assert result.model.read_bytes() == undisturbed.model.read_bytes()
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_cache_changes_nothing_but_the_decoding(config, tmp_path, monkeypatch, shared):
+    expected = train(config(out=str(tmp_path / "whole"))).model.read_bytes()
+    monkeypatch.setattr(picture_cache, "MEMORY", 0)
+    monkeypatch.setattr(picture_cache, "RESERVE", 0)
+    own = str(tmp_path / "shared") if shared else None
+    result = train(config(steps=10, cache=own), lambda p: p.step == 1 and stop())
+    assert not result.finished
+    assert (tmp_path / "run" / "cache").exists() != shared
+    assert train(config(cache=own), resume=True).model.read_bytes() == expected
+    assert not (tmp_path / "run" / "cache").exists()
+    assert (tmp_path / "shared").exists() == shared
+
+
+def test_a_disk_that_is_full_for_a_while(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "LOG_EVERY", 0.0)
+    monkeypatch.setattr(chore, "SHARE", 1.0)
+    undisturbed = train(config(out=str(tmp_path / "whole"))).model.read_bytes()
+    real = os.fsync
+
+    def full(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def disk(progress):
+        monkeypatch.setattr(os, "fsync", full if 3 <= progress.step < 7 else real)
+
+    result = train(config(checkpoint_every=1e-9), disk)
+    assert result.model.read_bytes() == undisturbed
+    failed, again = (event for event in result.events if "checkpoint" in event)
+    assert failed.startswith("step 3: ")
+    assert failed.endswith("cannot be written (No space left on device); training goes on")
+    assert again == "step 7: the checkpoint can be written again"
 
 
 @pytest.mark.parametrize("wrong", ["style", "content", "pairs", "encoder", "device"])
@@ -232,7 +385,7 @@ def test_no_thread_outlives_a_run_that_fails(config):
     with pytest.raises(RuntimeError, match="display"):
         train(config(), fail)
     for thread in threading.enumerate():
-        if thread.name == "faststy-prefetch":
+        if thread.name.startswith("faststy-prefetch"):
             thread.join(10)
             assert not thread.is_alive()
 

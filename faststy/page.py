@@ -1,0 +1,70 @@
+"""The frame of faststy's HTML pages: one file each, with every picture in it and no script."""
+
+from __future__ import annotations
+
+import base64
+from html import escape
+
+from faststy import __version__
+from faststy.pictures import PictureSource, encode_picture, read_picture
+
+
+def page(title: str, body: str, style: str = "") -> str:
+    """A whole page around `body`; `style` is CSS of its own."""
+    footer = f"<footer>faststy {__version__}</footer>"
+    return TEMPLATE.format(title=escape(title), style=STYLE + style, body=f"{body}\n{footer}")
+
+
+def embed(source: PictureSource, longest: int, alt: str) -> str:
+    """An <img> that holds the picture itself as JPEG, at most `longest` px wide and high.
+
+    Raises FaststyError when `source` cannot be read.
+    """
+    picture = read_picture(source)
+    rgb = picture.rgb
+    rgb.thumbnail((longest, longest))
+    data = base64.b64encode(encode_picture(picture.with_rgb(rgb), "JPEG")).decode()
+    return (
+        f'<img src="data:image/jpeg;base64,{data}" alt="{escape(alt)}" '
+        f"width={rgb.width} height={rgb.height}>"
+    )
+
+
+TEMPLATE = """<!doctype html>
+<html lang=en>
+<meta charset=utf-8>
+<meta name=viewport content="width=device-width, initial-scale=1">
+<title>{title} · faststy</title>
+<style>{style}</style>
+<main>
+{body}
+</main>
+</html>
+"""
+
+STYLE = """
+:root { color-scheme: light dark;
+  --paper: #fbfaf7; --ink: #22211e; --quiet: #75716a; --line: #e4e0d8; --curve: #b3402a; }
+@media (prefers-color-scheme: dark) { :root {
+  --paper: #161513; --ink: #e9e6df; --quiet: #979187; --line: #34312c; --curve: #ee8a66; } }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--paper); color: var(--ink);
+  font: 15px/1.5 system-ui, sans-serif; }
+main { max-width: 1120px; margin: 0 auto; padding: 40px 24px 24px; }
+h1 { font: 400 40px/1.15 Georgia, serif; margin: 0; overflow-wrap: anywhere; }
+h1::first-letter { text-transform: uppercase; }
+h2 { font: 400 22px/1.2 Georgia, serif; margin: 44px 0 14px; }
+p { margin: 6px 0 0; }
+figure { margin: 0; }
+img { display: block; max-width: 100%; height: auto; border-radius: 4px; }
+figcaption, .quiet, .legend, footer { color: var(--quiet); }
+figcaption { font-size: 13px; margin-top: 6px; }
+.strip { display: flex; flex-wrap: wrap; gap: 14px; }
+.strip img { height: 220px; width: auto; }
+table { border-collapse: collapse; font-size: 14px; width: 100%; }
+th { text-align: left; font-weight: 400; color: var(--quiet); }
+th, td { padding: 5px 14px 5px 0; border-bottom: 1px solid var(--line); }
+.numbers { font-variant-numeric: tabular-nums; }
+.numbers td, .numbers tr:first-child th:not(:first-child) { text-align: right; }
+footer { margin-top: 44px; font-size: 13px; }
+"""

@@ -1,0 +1,48 @@
+"""The folder of a run: may this run write into it, and may it go on there?"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+
+from faststy.errors import FaststyError
+from faststy.files import remove_leftovers
+from faststy.training.checkpoint import checkpoint_path
+from faststy.training.config import TrainConfig, read_config
+
+# What may differ when a run goes on: its length, and where and how it is done.
+FREE = ("steps", "seconds", "out", "device", "cache", "checkpoint_every", "tensorboard")
+
+
+def refuse_another(run: Path, config: TrainConfig, *, resume: bool) -> None:
+    """Do not write over another run, nor go on with other settings. Raises FaststyError."""
+    recorded = run / "config.toml"
+    if not recorded.exists():
+        return
+    if not resume:
+        raise FaststyError(
+            f"{run}: holds a training run; go on with --resume or choose another --out"
+        )
+    before = read_config(recorded)
+    for field in fields(config):
+        old, new = getattr(before, field.name), getattr(config, field.name)
+        if old != new and field.name not in FREE:
+            raise FaststyError(
+                f"{run}: this run has {field.name.replace('_', '-')} {_shown(old)}, "
+                f"not {_shown(new)}; go on without that setting or choose another --out"
+            )
+
+
+def open_run(run: Path, config: TrainConfig) -> None:
+    """Make the run folder, with the settings in it. Raises FaststyError."""
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FaststyError(f"{run}: cannot be made a folder ({error.strerror})") from error
+    for folder in (run, checkpoint_path(run).parent):
+        remove_leftovers(folder)
+    config.write(run / "config.toml")
+
+
+def _shown(value: object) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

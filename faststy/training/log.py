@@ -1,0 +1,122 @@
+"""`log.jsonl`, what a run tells about itself, and how it is shown."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from faststy.errors import FaststyError
+from faststy.files import write_text
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a display needs to know; `terms` are means since the last report."""
+
+    stage: str
+    step: int
+    fraction: float  # of the whole run, 0...1
+    seconds: float
+    images_per_second: float
+    style_weight: float
+    terms: dict[str, float]
+    preview: Path | None = None
+    events: tuple[str, ...] = ()  # what happened since the last report, in words
+
+
+class Log:
+    """One JSON object a line: `terms` averaged since the one before, or an `event` in words.
+
+    A term that is not finite is null. A disk that is full costs lines, never the run.
+    """
+
+    def __init__(self, path: Path, step: int) -> None:
+        """Begin the file, or go on after `step`: what will be done again is dropped."""
+        kept = []
+        if path.exists():
+            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+                try:
+                    if json.loads(line)["step"] <= step:
+                        kept.append(line)
+                except (ValueError, KeyError, TypeError):
+                    continue  # torn by a kill
+        write_text(path, "".join(f"{line}\n" for line in kept))
+        self.path = path
+        self.events: list[str] = []  # all of this process
+        self._untold: list[str] = []
+        self._failing: set[str] = set()
+        self._torn = False
+        self._stage = ""
+        self._sums: dict[str, Tensor] = {}
+        self._count: dict[str, int] = {}
+
+    def add(self, stage: str, terms: dict[str, Tensor]) -> None:
+        """Note the terms of a step, without waiting for the device."""
+        if stage != self._stage:  # terms of two stages are not averaged together
+            self._sums.clear()
+            self._count.clear()
+            self._stage = stage
+        for name, value in terms.items():
+            self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value
+            self._count[name] = self._count.get(name, 0) + 1
+
+    def means(self) -> dict[str, float]:
+        means = {name: float(value) / self._count[name] for name, value in self._sums.items()}
+        self._sums.clear()
+        self._count.clear()
+        return means
+
+    def write(self, progress: Progress) -> None:
+        finite = {k: v if math.isfinite(v) else None for k, v in progress.terms.items()}
+        self._append(
+            {
+                "stage": progress.stage,
+                "step": progress.step,
+                "seconds": progress.seconds,
+                "images_per_second": progress.images_per_second,
+                "style_weight": progress.style_weight,
+                "terms": finite,
+            }
+        )
+
+    def tell(self, step: int, event: str) -> None:
+        """Something that a person should know."""
+        self.events.append(event)
+        self._untold.append(event)
+        self._append({"step": step, "event": event})
+
+    def untold(self) -> tuple[str, ...]:
+        """The events since the last call."""
+        events = tuple(self._untold)
+        self._untold.clear()
+        return events
+
+    def attempt(self, step: int, name: str, write: Callable[[], object]) -> bool:
+        """Write something that the run can do without; say once when that begins to fail."""
+        try:
+            write()
+        except (FaststyError, OSError) as error:
+            if name not in self._failing:
+                self._failing.add(name)
+                self.tell(step, f"step {step}: {error}; training goes on")
+            return False
+        if name in self._failing:
+            self._failing.remove(name)
+            self.tell(step, f"step {step}: the {name} can be written again")
+        return True
+
+    def _append(self, entry: dict[str, Any]) -> None:
+        line = json.dumps(entry, ensure_ascii=False, allow_nan=False)
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(f"\n{line}\n" if self._torn else f"{line}\n")
+            self._torn = False
+        except OSError:
+            self._torn = True

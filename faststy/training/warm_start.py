@@ -1,0 +1,66 @@
+"""Starting from a generator that can paint already, instead of from noise."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from faststy import assets
+from faststy.errors import FaststyError
+from faststy.model_file import Model, load_model
+from faststy.nn.generator import Generator
+from faststy.nn.normalization import ConditionalInstanceNorm2d
+from faststy.training import objective
+from faststy.training.step import StyleTarget, Trainer
+
+
+def start(trainer: Trainer, base: str, photo: Tensor) -> str | None:
+    """Start `trainer` from `base` ("auto", "none" or a file), and say in words how, or None.
+
+    Raises FaststyError for a file that is no model, or one of another size.
+    """
+    if base == "none":
+        return None
+    path = assets.model() if base == "auto" else base
+    model = load_model(path)
+    ours, theirs = trainer.generator.config, model.generator.config
+    if (ours.channels, ours.blocks) != (theirs.channels, theirs.blocks):
+        if base == "auto":
+            return None
+        raise FaststyError(f"{path}: a generator of another size than --model; --base none does it")
+    names = " and ".join(f"'{name}'" for name in warm_start(trainer, model, photo))
+    return f"begins as {names} of {'the bundled styles' if base == 'auto' else path}"
+
+
+def warm_start(trainer: Trainer, base: Model, photo: Tensor) -> list[str]:
+    """Give `trainer` the weights of `base`; each new style begins as the style nearest to it.
+
+    Args:
+        base: a model of the trainer's size; its repairer is taken over, too.
+        photo: [N, 3, H, W] in 0...1, on the trainer's device: what the styles are compared on.
+    Returns:
+        the names of the base's styles that the trainer's styles began as.
+    """
+    generator = base.generator.to(trainer.device)
+    nearest = [_nearest(trainer, generator, target, photo) for target in trainer.styles]
+    state = generator.state_dict()
+    for name, module in generator.named_modules():
+        if isinstance(module, ConditionalInstanceNorm2d):
+            for key in (f"{name}.weight", f"{name}.bias"):
+                state[key] = state[key][nearest]
+    for net in (trainer.generator, trainer.average):
+        net.load_state_dict(state)
+    if base.repairer is not None:
+        trainer.repairer.load_state_dict(base.repairer.state_dict())
+    return [base.info.styles[index] for index in nearest]
+
+
+@torch.no_grad()
+def _nearest(trainer: Trainer, generator: Generator, target: StyleTarget, photo: Tensor) -> int:
+    """The style of `generator` whose paintings are least distant from `target`."""
+    distances = []
+    for style in torch.eye(generator.config.styles, device=trainer.device):
+        painted = generator(photo, style)
+        distance = objective.style_loss(trainer.encoder(painted), target.grams)
+        distances.append(distance + objective.colour_loss(painted, target.colours))
+    return int(torch.stack(distances).argmin())

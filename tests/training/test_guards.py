@@ -1,0 +1,231 @@
+"""Guards beside a trainer of one weight, so that every number is known."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from faststy.training.adam import Adam
+from faststy.training.config import TrainConfig
+from faststy.training.guards import (
+    BLANK_POLLS,
+    FLAT_POLLS,
+    KEEP_EVERY,
+    OUTRIGHT_POLLS,
+    PACES,
+    POLL_EVERY,
+    SAFE,
+    SMALLER,
+    Guards,
+)
+
+PHOTO = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def trainer(form="hinge", rate=2e-3):
+    net = nn.Linear(1, 1)
+    nn.init.zeros_(net.weight)
+    return SimpleNamespace(
+        config=TrainConfig(style=("a",), adversarial=form, learning_rate=rate),
+        device=torch.device("cpu"),
+        nets={"generator": net},
+        optimisers={"generator": Adam(net, 0.01, (0.9, 0.99))},
+        painted=PHOTO,
+        average=lambda photo: photo,
+        skipped=torch.zeros(()),
+        weight=net.weight,
+    )
+
+
+class Run:
+    """Steps of a trainer whose weight is the number of the step."""
+
+    def __init__(self, *settings, **named):
+        self.trainer = trainer(*settings, **named)
+        self.guards = Guards(self.trainer)
+        self.step = 0
+        self.events = []
+
+    def __call__(self, steps, stage="perceptual", style=0.5, **terms):
+        for _ in range(steps):
+            self.step += 1
+            self.trainer.weight.data.fill_(self.step)
+            if stage == "repair":
+                terms = {"repair": 0.5, "style_excess": style, **terms}
+            else:
+                terms = {"content": 0.5, "style": style, **terms}
+            tensors = {name: torch.tensor(value) for name, value in terms.items()}
+            self.events += self.guards.watch(self.step, stage, tensors, PHOTO)
+        return self
+
+    @property
+    def memory(self):
+        return self.guards.memory
+
+
+def test_a_healthy_run_is_left_alone():
+    run = Run()(120)(60, "adversarial", discriminator=1.4)(30, "repair", discriminator=0.8)
+    assert run.events == []
+    assert (run.memory.rate, run.memory.pace) == (1.0, 1.0)
+    assert run.memory.good_step == 200
+    assert run.trainer.weight == 210
+
+
+def test_after_an_explosion_the_last_good_state_is_back_with_a_smaller_step():
+    run = Run()(107)(3, style=1e6)  # three of ten: not yet
+    assert run.events == []
+    run(10, style=1e6)
+    assert run.trainer.weight == 100
+    assert run.memory.rate == SMALLER
+    assert run.events == [
+        "step 120: the loss had exploded (distance 1e+06); "
+        "back to the state of step 100, learning rate x 0.3"
+    ]
+    run(10, style=1e6)
+    assert run.memory.rate == pytest.approx(SMALLER**2)
+    assert run.trainer.weight == 100
+    assert len(run(100).events) == 2
+
+
+def test_an_explosion_at_the_beginning_goes_back_to_the_first_weights():
+    run = Run()(1)(9, style=1e3)
+    assert run.trainer.weight == 0
+    assert "back to the state of step 0" in run.events[0]
+
+
+def test_a_hard_style_is_not_an_explosion():
+    """What counts is the distance of the untrained net."""
+    assert Run()(60, style=90.0)(60, style=300.0).events == []
+    assert Run()(60, style=4.0)(60, style=18.0).events == []
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_losses_that_are_not_finite(value):
+    run = Run()(100)(4, style=value)(6)
+    assert run.events == []  # the trainer skips them
+    run(5, style=value)(5)
+    assert "the loss was not finite; back to the state of step 100" in run.events[0]
+    assert run.trainer.weight == 100
+
+
+def test_skipped_updates_are_told_and_counted():
+    run = Run()(15)
+    run.trainer.skipped += 3
+    run(20)
+    assert run.events == ["step 20: 3 updates were not finite and were skipped"]
+    assert run.memory.skipped == 3
+
+
+def test_flat_paintings():
+    run = Run()(KEEP_EVERY)
+    run.trainer.painted = 0.01 * PHOTO
+    run(FLAT_POLLS * POLL_EVERY - 1)
+    assert run.events == []  # young generators are flat for a while
+    run(1)
+    assert "the paintings had become flat; back to the state of step 50" in run.events[0]
+    assert run.memory.good_step == KEEP_EVERY  # a flat state is not kept
+
+
+def test_a_rate_far_too_high_that_learns_nothing_becomes_the_safe_one():
+    run = Run(rate=0.5)(BLANK_POLLS * POLL_EVERY - 1, content=0.9, style=0.8)
+    assert run.events == []
+    run(1, content=0.9, style=0.8)
+    assert run.memory.rate * 0.5 == pytest.approx(SAFE)
+    assert run.events == [
+        "step 120: the paintings showed neither the photo nor the style; "
+        "back to the state of step 0, learning rate x 0.004"
+    ]
+    assert Run()(300, content=0.9, style=0.9).events == []  # slow, but not too fast
+    assert Run(rate=0.5)(300, content=0.9, style=0.3)(300, content=0.3, style=0.9).events == []
+
+
+@pytest.mark.parametrize(("form", "guessing"), [("hinge", 2.0), ("bce", 1.386), ("lsgan", 0.5)])
+def test_a_discriminator_that_never_errs_is_slowed_down_until_it_does(form, guessing):
+    run = Run(form)(50, "adversarial", discriminator=0.03 * guessing)
+    assert OUTRIGHT_POLLS * POLL_EVERY == 50
+    assert run.memory.pace == 0.5
+    assert "step 50: the discriminator never errs; its learning rate x 0.5" in run.events
+    run(50, "adversarial", discriminator=0.03 * guessing)
+    assert run.memory.pace == 0.25
+    run(50, "adversarial", discriminator=0.1 * guessing)
+    assert run.memory.pace == 0.25  # neither wins nor errs enough
+    run(10, "adversarial", discriminator=0.5 * guessing)
+    assert run.memory.pace == 1.0
+    assert run.events[-1].endswith("is in balance again; its learning rate x 1")
+    run(1000, "adversarial", discriminator=0.0)
+    assert run.memory.pace == PACES[0]
+    assert run.memory.rate == 1.0
+
+
+def test_a_discriminator_worse_than_guessing_learns_faster():
+    run = Run()(50, "adversarial", discriminator=3.0)
+    assert run.memory.pace == 2.0
+    assert "is worse than guessing; its learning rate x 2" in run.events[0]
+    run(500, "adversarial", discriminator=3.0)
+    assert run.memory.pace == PACES[1]
+    run(10, "adversarial", discriminator=1.5)
+    assert run.memory.pace == 1.0
+
+
+def test_without_a_discriminator_nobody_wins():
+    assert Run()(200).memory.pace == 1.0
+
+
+def test_a_stage_begins_with_its_own_reference():
+    run = Run()(60)(10, "repair", repair=60.0, style=0.0, discriminator=1.0)
+    assert run.events == []
+    run(10, "repair", repair=2.0, style=0.0, discriminator=1.0)
+    assert run.memory.reference == 60
+
+
+@pytest.mark.parametrize("cut", [1, 45, 100, 104, 111, 133, 171])
+def test_broken_off_anywhere_it_goes_on_as_if_it_had_not(cut):
+    plan = [("perceptual", 0.5, 1.0)] * 103 + [("perceptual", 1e9, 1.0)] * 13
+    plan += [("adversarial", 0.5, 0.0)] * 64 + [("repair", float("nan"), 1.0)] * 20
+    plan += [("repair", 0.5, 1.0)] * 60
+
+    def go_on(run, part):
+        for stage, style, discriminator in part:
+            run(1, stage, style=style, discriminator=discriminator)
+        return run
+
+    whole = go_on(Run(), plan)
+    first = go_on(Run(), plan[:cut])
+    values, tensors = first.guards.state()
+    second = Run()
+    second.step, second.events = first.step, first.events
+    second.trainer.weight.data.copy_(first.trainer.weight)
+    second.guards.load_state(json.loads(json.dumps(values)), tensors)
+    go_on(second, plan[cut:])
+    assert second.memory == whole.memory
+    assert second.events == whole.events
+    assert len(whole.events) >= 3
+    assert torch.equal(second.trainer.weight, whole.trainer.weight)
+
+
+def test_what_ships_is_judged_at_the_end():
+    run = Run()(57)
+    assert run.guards.settle(57, PHOTO) == []
+    run.trainer.average = lambda photo: photo * 0
+    assert "flat; back to the state of step 50" in run.guards.settle(57, PHOTO)[0]
+    assert run.trainer.weight == 50
+    young = Run()(20)
+    young.trainer.average = lambda photo: photo * 0
+    assert young.guards.settle(20, PHOTO) == []  # nothing better is known
+    run = Run()(60)(7, style=1e9)
+    assert "exploded" in run.guards.settle(67, PHOTO)[0]
+
+
+def test_the_host_waits_once_in_ten_steps(monkeypatch):
+    waits = []
+    for name in ("tolist", "item", "__float__", "__bool__", "__int__", "cpu"):
+        real = getattr(torch.Tensor, name)
+        monkeypatch.setattr(
+            torch.Tensor, name, lambda t, *a, real=real: (waits.append(1), real(t, *a))[1]
+        )
+    run = Run()(1)
+    waits.clear()
+    run(100)
+    assert len(waits) == 10

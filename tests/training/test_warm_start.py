@@ -1,0 +1,67 @@
+"""A trainer that starts from a generator that can paint."""
+
+import torch
+from PIL import Image
+
+from faststy.model_file import Model, ModelInfo
+from faststy.nn.encoder import load_encoder
+from faststy.nn.generator import Generator, GeneratorConfig
+from faststy.nn.repairer import Repairer
+from faststy.training.config import TrainConfig
+from faststy.training.dataset import Pictures
+from faststy.training.step import StyleTarget, Trainer
+from faststy.training.warm_start import warm_start
+
+CPU = torch.device("cpu")
+NAMES = ["red", "green", "blue"]
+
+
+def base_of_flat_colours():
+    """A generator whose styles paint everything red, green, or blue."""
+    torch.manual_seed(0)
+    generator = Generator(GeneratorConfig.named("nano", styles=3)).requires_grad_(False)
+    generator.fine2_norm.weight.zero_()
+    generator.fine2_norm.bias[:] = torch.eye(3, 16)
+    generator.head.weight.zero_()
+    generator.head.bias.fill_(-1.6)
+    for colour in range(3):  # the centre of a dab, so that flat features give flat pixels
+        generator.head.weight[4 * colour : 4 * colour + 4, colour, 1, 1] = 10.0
+    return Model(generator.eval(), Repairer(), ModelInfo(NAMES, {"channels": 32, "blocks": 3}))
+
+
+def test_a_style_starts_as_the_nearest_of_the_base(tmp_path):
+    encoder = load_encoder()
+    base = base_of_flat_colours()
+    photo = torch.rand(2, 3, 64, 64)
+    targets = []
+    for name, colour in (("blueish", (30, 40, 220)), ("reddish", (210, 50, 40))):
+        Image.new("RGB", (64, 64), colour).save(tmp_path / f"{name}.png")
+        targets.append(StyleTarget.of(Pictures.found(tmp_path / f"{name}.png", 64), encoder, CPU))
+    config = TrainConfig(style=("a", "b"), model="nano", size=64)
+    trainer = Trainer(config, encoder, targets, CPU)
+    assert warm_start(trainer, base, photo) == ["blue", "red"]
+    for net in (trainer.generator, trainer.average):
+        for ours, theirs in ((0, 2), (1, 0)):
+            painted = net.eval()(photo, torch.eye(2)[ours])
+            assert torch.equal(painted, base.generator(photo, torch.eye(3)[theirs]))
+    repaired = trainer.repairer.state_dict()
+    for key, value in base.repairer.state_dict().items():
+        assert torch.equal(repaired[key], value)
+
+
+def test_training_goes_on_from_there(tmp_path):
+    """The weights are the trainer's own: it moves them, and the base stays as it was."""
+    encoder, base = load_encoder(), base_of_flat_colours()
+    Image.effect_mandelbrot((64, 64), (-2, -1.5, 1, 1.5), 50).convert("RGB").save(
+        tmp_path / "s.png"
+    )
+    target = StyleTarget.of(Pictures.found(tmp_path / "s.png", 64), encoder, CPU)
+    trainer = Trainer(TrainConfig(style=("s",), model="nano", size=64), encoder, [target], CPU)
+    photo = torch.rand(2, 3, 64, 64).contiguous(memory_format=torch.channels_last)
+    (name,) = warm_start(trainer, base, photo)
+    before = base.generator.head.weight.clone()
+    terms = trainer.perceptual(0, photo, 1.0)
+    assert torch.isfinite(terms["total"])
+    assert name in NAMES
+    assert not torch.equal(trainer.generator.head.weight, before)
+    assert torch.equal(base.generator.head.weight, before)
