@@ -1,9 +1,18 @@
-"""Tests that are marked `gpu` run where there is a CUDA device, and are skipped elsewhere."""
+"""What tests of several parts share."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 import pytest
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that are marked `gpu` run where there is a CUDA device, and are skipped elsewhere."""
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked:
         return
@@ -12,3 +21,70 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
         for item in marked:
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+QUADRANTS = np.array([[[200, 40, 40], [40, 180, 40]], [[40, 40, 190], [210, 210, 200]]], np.uint8)
+
+
+def write_film(
+    path: Path,
+    *,
+    frames: int = 10,
+    size: tuple[int, int] = (64, 48),
+    rate: int = 25,
+    times: list[int] | None = None,
+    codec: str = "libx264",
+    pixels: str = "yuv420p",
+    colors: tuple[int, int, int, int] = (0, 0, 0, 0),
+    turn: int = 0,
+    mirror: bool = False,
+    audio: str | None = None,
+    metadata: dict[str, str] | None = None,
+    format: str | None = None,
+) -> Path:
+    """A tiny film: red, green, blue and white quadrants, darker from frame to frame.
+
+    `times` are in hundredths of a second. `colors` are matrix, range, primaries and transfer.
+    """
+    import av
+
+    width, height = size
+    with av.open(str(path), "w", format=format) as file:
+        file.metadata.update(metadata or {})
+        video = file.add_stream(
+            codec, rate=rate, options={"crf": "6", "g": "5", "preset": "ultrafast"}
+        )
+        video.width, video.height, video.pix_fmt = width, height, pixels
+        context = video.codec_context
+        context.time_base = Fraction(1, 100 if times else rate)
+        context.colorspace, context.color_range = colors[0] or 2, colors[1]
+        context.color_primaries, context.color_trc = colors[2] or 2, colors[3] or 2
+        if turn or mirror:
+            video.set_display_rotation(turn, hflip=mirror)
+        sound = file.add_stream(audio, rate=48000, layout="mono") if audio else None
+        picture = np.kron(QUADRANTS, np.ones((height // 2, width // 2, 1), np.uint8))
+        for i in range(frames):
+            rgb = av.VideoFrame.from_ndarray((picture * (1 - i / 40)).astype(np.uint8), "rgb24")
+            rgb.colorspace = colors[0] or 2
+            frame = rgb.reformat(format=pixels, dst_color_range=colors[1])
+            frame.pts = times[i] if times else i
+            frame.time_base = Fraction(1, 100 if times else rate)
+            file.mux(video.encode(frame))
+        file.mux(video.encode(None))
+        if sound is not None:
+            samples = np.sin(np.arange(48000 * frames // rate) * 2 * np.pi * 440 / 48000)
+            wave = av.AudioFrame.from_ndarray(samples[None].astype(np.float32) / 2, "flt", "mono")
+            wave.sample_rate, wave.pts, wave.time_base = 48000, 0, Fraction(1, 48000)
+            file.mux(sound.encode(wave))
+            file.mux(sound.encode(None))
+    return path
+
+
+@pytest.fixture
+def film(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a tiny film into the test's folder: film("a.mp4", frames=5, …)."""
+
+    def write(name: str, **options: Any) -> Path:
+        return write_film(tmp_path / name, **options)
+
+    return write

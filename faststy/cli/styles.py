@@ -1,38 +1,77 @@
-"""`faststy styles`: the styles that a model paints in, and bundled pictures to train from."""
+"""`faststy styles`: the styles that a model paints in, as a list or painted on one sheet."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import click
 
 
 @click.command()
-@click.argument("model", required=False, type=click.Path())
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def command(model: str | None, as_json: bool) -> None:
-    """List the styles that MODEL paints in, or the bundled ones.
-
-    Without MODEL: the ready styles of `faststy stylize`, and the style pictures that come with
-    faststy, to train from.
+@click.option(
+    "-m",
+    "--model",
+    type=click.Path(path_type=Path),
+    help="The model.safetensors of a training run.  [default: the bundled styles]",
+)
+@click.option(
+    "--sheet", metavar="PHOTO", type=click.Path(path_type=Path), help="Paint PHOTO in all of them."
+)
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path), help="The sheet.  [default: PHOTO_styles.jpg]"
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the styles as one JSON list.")
+def command(model: Path | None, sheet: Path | None, out: Path | None, as_json: bool) -> None:
+    """List the styles of a model, or show them all on one sheet.
 
     \b
     faststy styles
-    faststy styles run/model.safetensors
+    faststy styles --sheet photo.jpg
+    faststy styles -m run/model.safetensors
     """
     from faststy import assets
+    from faststy.errors import FaststyError
     from faststy.model_file import load_info
 
-    names = load_info(assets.model() if model is None else model).styles
-    if model is not None:
-        click.echo(json.dumps({"model": model, "styles": names}) if as_json else "\n".join(names))
-        return
-    pictures = {name: str(path) for name, path in assets.styles().items()}
+    if out is not None and sheet is None:
+        raise FaststyError("-o is for a sheet; name its photo by --sheet")
+    path = assets.model() if model is None else model
+    info = load_info(path)
     if as_json:
-        click.echo(json.dumps({"styles": names, "pictures": pictures}))
-        return
-    width = max(map(len, pictures), default=0)
-    for name, path in pictures.items():
-        click.echo(f"{name:{width}}  {'ready' if name in names else '     '}  {path}")
-    click.echo("Paint in a ready one:  faststy stylize PHOTO --style NAME", err=True)
-    click.echo("Train any picture:     faststy train PICTURE", err=True)
+        values = [{"name": n, "description": info.descriptions.get(n, "")} for n in info.styles]
+        click.echo(json.dumps(values, ensure_ascii=False))
+    elif sheet is None:
+        width = max(map(len, info.styles))
+        for name in info.styles:
+            click.echo(f"{name:{width}}  {info.descriptions.get(name, '')}".rstrip())
+    if sheet is not None:
+        target = sheet.with_name(f"{sheet.stem}_styles.jpg") if out is None else out
+        _paint(path, sheet, target)
+        click.echo(target, err=as_json)
+    elif model is None and not as_json:
+        click.echo("Paint in one:       faststy stylize PHOTO --style NAME", err=True)
+        click.echo("Train any picture:  faststy train PICTURE", err=True)
+
+
+def _paint(model: Path, photo: Path, target: Path) -> None:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from faststy.errors import FaststyError
+    from faststy.pictures import format_of, read_picture, write_picture
+    from faststy.stylization.contact_sheet import contact_sheet
+    from faststy.stylization.stylizer import Stylizer
+
+    format_of(target)  # a sheet that cannot be written is said before the work
+    if target.exists() and target.samefile(photo):
+        raise FaststyError(f"{target}: is the photo and will not be overwritten; change -o")
+    picture = read_picture(photo)
+    stylizer = Stylizer.load(model)
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("Painting", total=len(stylizer.styles))
+        painted = contact_sheet(
+            stylizer, picture, lambda done, total: progress.update(task, completed=done)
+        )
+    write_picture(painted, target)

@@ -8,7 +8,7 @@ import re
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,24 @@ if TYPE_CHECKING:
     from faststy.stylization.stylizer import Painting
 
 STREAM = "-"
+
+
+class MemorySize(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.2
+    """Bytes, as 500M, 2G or 1.5GiB."""
+
+    name = "size"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, context: click.Context | None
+    ) -> int:
+        match = re.fullmatch(r"([\d.]+) *([kmgt]?)(i?b)?", str(value).strip(), re.IGNORECASE)
+        try:
+            number = float(match[1]) if match else 0.0
+        except ValueError:
+            number = 0.0
+        if match is None or number <= 0:
+            self.fail(f"{value!r} is no size; write 500M or 2G", param, context)
+        return int(number * 1024 ** ("", "k", "m", "g", "t").index(match[2].lower()))
 
 
 @dataclass(frozen=True)
@@ -85,6 +103,13 @@ class Summary:
     type=click.IntRange(16),
     help="Short side to paint at and to write; smaller pictures stay as they are.",
 )
+@click.option(
+    "--memory",
+    metavar="SIZE",
+    type=MemorySize(),
+    help="Most memory to take, as 2G or 500M: larger pictures are painted in tiles, which show "
+    "nowhere.  [default: two thirds of what is free]",
+)
 @click.option("--save-map", is_flag=True, help="Also write the map of lost content, NAME_lost.png.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was done as one JSON object.")
 def command(
@@ -97,6 +122,7 @@ def command(
     keep_color: bool,
     mask: str | None,
     size: int | None,
+    memory: int | None,
     save_map: bool,
     as_json: bool,
 ) -> None:
@@ -136,7 +162,7 @@ def command(
 
     summary = Summary(model, weights, str(stylizer.device))
     begin = time.perf_counter()
-    for job in _with_progress(jobs):
+    for job, progress in _with_progress(jobs):
         start = time.perf_counter()
         try:
             source = sys.stdin.buffer if job.source is None else job.source
@@ -149,9 +175,17 @@ def command(
                 keep_color=keep_color,
                 mask=mask_picture,
                 size=size,
+                memory=memory,
+                progress=progress,
             )
-            data = encode_picture(painting.picture, _format(job, photo.format))
+            format = _format(job, photo.format)
+            del photo  # a large one makes room
+            data = encode_picture(painting.picture, format)
             lost = painting.lost_content
+            if save_map and lost is None:
+                raise FaststyError(
+                    f"{job.name}: painted in tiles, there is no map to save; give more --memory"
+                )
             heat = encode_picture(heat_map(lost), "PNG") if save_map and lost is not None else None
         except FaststyError as error:
             if len(jobs) == 1:
@@ -310,13 +344,24 @@ def _entry(job: Job, painting: Painting, seconds: float) -> dict[str, Any]:
     return {**entry, "width": width, "height": height, "seconds": round(seconds, 3)}
 
 
-def _with_progress(jobs: list[Job]) -> Iterator[Job]:
-    """The jobs, behind a progress bar when there are several and a person watches."""
-    if len(jobs) == 1 or not sys.stderr.isatty():
-        yield from jobs
+def _with_progress(jobs: list[Job]) -> Iterator[tuple[Job, Callable[[float], None]]]:
+    """The jobs, each with what is told the part of it that is done, behind a progress bar.
+
+    The bar is there when a person watches: from the start when there are several jobs, else when
+    the first tile is painted.
+    """
+    if not sys.stderr.isatty():
+        yield from ((job, lambda part: None) for job in jobs)
         return
     from rich.console import Console
     from rich.progress import Progress
 
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        yield from progress.track(jobs, description="Painting")
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("Painting", total=len(jobs), visible=len(jobs) > 1)
+        for done, job in enumerate(jobs):
+
+            def tell(part: float, done: int = done) -> None:
+                bar.update(task, completed=done + part, visible=True)
+
+            yield job, tell
+            bar.update(task, completed=done + 1)

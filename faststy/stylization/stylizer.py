@@ -6,8 +6,8 @@ import dataclasses
 import difflib
 import math
 import os
-from collections.abc import Mapping
-from typing import TypeAlias
+from collections.abc import Callable, Generator, Iterable, Mapping
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,13 @@ from faststy.errors import FaststyError
 from faststy.model_file import Model, load_model
 from faststy.nn.repairer import LUMA
 from faststy.pictures import Picture, PictureSource, read_picture, scale_down
+from faststy.stylization import tiles
 from faststy.tensors import to_image, to_tensor
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from faststy.stylization.realtime import Dials, Frame, FramePainter
 
 Source: TypeAlias = "PictureSource | Picture | Tensor"
 Style: TypeAlias = "str | Mapping[str, float]"
@@ -135,28 +141,40 @@ class Stylizer:
         keep_color: bool = False,
         mask: PictureSource | None = None,
         size: int | None = None,
+        memory: int | None = None,
+        progress: Callable[[float], None] | None = None,
     ) -> Painting:
-        """Paints like a call, and also gives what a file needs and the lost-content map."""
-        if not 0 <= strength <= 1:
-            raise ValueError(f"strength is {strength}; expected 0 to 1")
-        if repair is not None and not 0 <= repair <= 1:
-            raise ValueError(f"repair is {repair}; expected 0 to 1")
+        """Paints like a call, and also gives what a file needs and the lost-content map.
+
+        Args:
+            memory: bytes that the program may take; by default two thirds of what is free. What
+                needs more as a whole is painted in tiles, which show nowhere, without a map.
+            progress: is told the part of the picture that is painted, 0 to 1.
+        """
+        self.check_dials(strength, repair)
         if size is not None and size < 1:
             raise ValueError(f"size is {size}; expected at least 1 pixel")
-        if repair and self.model.repairer is None:
-            raise FaststyError("the model was trained without a repairer; leave repair at 0")
         weights = mixing_weights(style, self.styles)
         photo = picture if isinstance(picture, Picture) else read_picture(_for_reading(picture))
         photo = photo.with_rgb(scale_down(photo.rgb, size))
+        soft = None if mask is None else _soft_mask(mask, photo.size)
+        filled = _fill_transparent(photo)
+        side = tiles.side_within(memory or tiles.available_memory(), self.model.generator, filled)
         try:
-            x = to_tensor(_fill_transparent(photo)).to(self.device)
-            painted, lost = self._paint(x, weights, 1.0 if repair is None else repair)
-            if keep_color:
-                painted = with_colors_of(x, painted)
-            painted = blend(x, painted, strength)
-            if mask is not None:
-                painted = torch.lerp(x, painted, _soft_mask(mask, photo.size).to(self.device))
-            rgb = to_image(painted[0])
+            if side is None:
+                rgb, lost = self._paint_whole(filled, soft, weights, strength, repair, keep_color)
+            else:
+                lost = None
+                rgb = self._paint_tiles(
+                    filled,
+                    soft,
+                    side,
+                    progress,
+                    style=weights,
+                    strength=strength,
+                    repair=repair,
+                    keep_color=keep_color,
+                )
         except (MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
                 raise
@@ -164,8 +182,91 @@ class Stylizer:
             raise FaststyError(
                 f"{photo.name}: not enough memory to paint {width} x {height}; use a smaller size"
             ) from error
-        lost_content = None if lost is None else lost[0, 0].cpu().numpy()
-        return Painting(photo.with_rgb(rgb), lost_content, weights)
+        return Painting(photo.with_rgb(rgb), lost, weights)
+
+    def _paint_whole(
+        self,
+        photo: Image.Image,
+        mask: Image.Image | None,
+        weights: Mapping[str, float],
+        strength: float,
+        repair: float | None,
+        keep_color: bool,
+    ) -> tuple[Image.Image, npt.NDArray[np.float32] | None]:
+        """The painting and the lost-content map."""
+        x = to_tensor(photo).to(self.device)
+        painted, lost = self._paint(x, weights, 1.0 if repair is None else repair)
+        if keep_color:
+            painted = with_colors_of(x, painted)
+        painted = blend(x, painted, strength)
+        if mask is not None:
+            share = torch.from_numpy(np.array(mask, dtype=np.float32) / 255).to(self.device)
+            painted = torch.lerp(x, painted, share)
+        return to_image(painted[0]), None if lost is None else lost[0, 0].cpu().numpy()
+
+    def _paint_tiles(
+        self,
+        photo: Image.Image,
+        mask: Image.Image | None,
+        side: int,
+        progress: Callable[[float], None] | None,
+        **dials: Unpack[Dials],
+    ) -> Image.Image:
+        painter = self.painter(**dials)
+        painter.hold(tiles.samples(photo))
+
+        def paint(seen: Frame, tile: tiles.Tile) -> Frame:
+            painted = painter(seen)
+            if mask is None:
+                return painted
+            share = np.asarray(mask.crop(tile.seen), dtype=np.float32)[..., None] / 255
+            return np.rint(seen + (painted.astype(np.float32) - seen) * share).astype(np.uint8)
+
+        return tiles.paint_tiles(photo, side, tiles.halo_of(self.model.generator), paint, progress)
+
+    def painter(self, **dials: Unpack[Dials]) -> FramePainter:
+        """A painter of frames that belong together, with dials that can be turned while it works.
+
+        The dials are `style`, `strength`, `repair` and `keep_color` of a call, with its errors, and
+        `half_life`: see :class:`FramePainter`.
+        """
+        from faststy.stylization.realtime import FramePainter
+
+        return FramePainter(self, **dials)
+
+    def stream(
+        self,
+        frames: Iterable[Frame],
+        *,
+        painter: FramePainter | None = None,
+        ahead: int = 2,
+        **dials: Unpack[Dials],
+    ) -> Generator[Frame, None, None]:
+        """Paints `frames`, uint8 arrays ``[H, W, 3]``, in their order, in real time.
+
+        Frames are read in one thread and painted in another, at most `ahead` of them before and
+        after the painter. An exception of `frames` comes in its place.
+
+        Args:
+            frames: any iterable; frames may change their size.
+            painter: one made by :meth:`painter`, whose dials can be turned meanwhile; or
+            dials: the arguments of :meth:`painter`.
+            ahead: how many frames wait at each side, at least 1.
+
+        Raises what :meth:`painter` raises, before a frame is read.
+        """
+        from faststy.stylization.realtime import stream
+
+        return stream(frames, painter or self.painter(**dials), ahead)
+
+    def check_dials(self, strength: float, repair: float | None) -> None:
+        """Raises ValueError or FaststyError for what cannot be."""
+        if not 0 <= strength <= 1:
+            raise ValueError(f"strength is {strength}; expected 0 to 1")
+        if repair is not None and not 0 <= repair <= 1:
+            raise ValueError(f"repair is {repair}; expected 0 to 1")
+        if repair and self.model.repairer is None:
+            raise FaststyError("the model was trained without a repairer; leave repair at 0")
 
     @torch.inference_mode()
     def _paint(
@@ -236,7 +337,7 @@ def with_colors_of(photo: Tensor, painted: Tensor) -> Tensor:
     return (light + chroma * room.amin(1, keepdim=True).clamp(0, 1)).clamp(0, 1)
 
 
-def blend(photo: Tensor, painted: Tensor, strength: float) -> Tensor:
+def blend(photo: Tensor, painted: Tensor, strength: float, levels: int = tiles.LEVELS) -> Tensor:
     """Between `photo` (strength 0) and `painted` (1), both [N, 3, H, W] in 0…1.
 
     A plain fade shows two pale pictures on top of each other. Here, at each scale of a Laplacian
@@ -247,7 +348,7 @@ def blend(photo: Tensor, painted: Tensor, strength: float) -> Tensor:
     if strength in (0.0, 1.0):
         return painted if strength else photo
     height, width = photo.shape[-2:]
-    if min(height, width) < 4:
+    if levels == 0 or min(height, width) < 4:
         return torch.lerp(photo, painted, strength)
     small_photo, small_painted = _half(photo), _half(painted)
     detail_photo = photo - _double(small_photo, height, width)
@@ -259,7 +360,7 @@ def blend(photo: Tensor, painted: Tensor, strength: float) -> Tensor:
     contrast = from_photo + from_painted
     detail = (1 - share) * contrast / from_photo * (1 - strength) * detail_photo
     detail += share * contrast / from_painted * strength * detail_painted
-    broad = _double(blend(small_photo, small_painted, strength), height, width)
+    broad = _double(blend(small_photo, small_painted, strength, levels - 1), height, width)
     return (broad + detail).clamp(0, 1)
 
 
@@ -268,7 +369,9 @@ def _half(x: Tensor) -> Tensor:
 
 
 def _double(x: Tensor, height: int, width: int) -> Tensor:
-    return F.interpolate(x, (height, width), mode="bilinear", align_corners=False)
+    # By two whatever the size: so a part of a picture is treated as it is in the whole.
+    doubled = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+    return doubled[..., :height, :width]
 
 
 def _contrast(detail: Tensor) -> Tensor:
@@ -305,16 +408,15 @@ def _fill_transparent(photo: Picture) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def _soft_mask(mask: PictureSource, size: tuple[int, int]) -> Tensor:
-    """A mask of any size as float32 [1, 1, H, W] in 0…1 at `size` (width, height)."""
+def _soft_mask(mask: PictureSource, size: tuple[int, int]) -> Image.Image:
+    """A mask of any size in grey at `size` (width, height)."""
     picture = read_picture(mask)
     grey = picture.rgb.convert("L")
     if picture.alpha is not None:
         black = Image.new("L", grey.size, 0)
         grey = Image.composite(grey, black, picture.alpha)
     grey = grey.resize(size, Image.Resampling.BILINEAR)
-    grey = grey.filter(ImageFilter.GaussianBlur(min(size) / 256))
-    return torch.from_numpy(np.array(grey, dtype=np.float32) / 255)[None, None]
+    return grey.filter(ImageFilter.GaussianBlur(min(size) / 256))
 
 
 def _is_out_of_memory(error: Exception) -> bool:

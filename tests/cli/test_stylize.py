@@ -259,22 +259,6 @@ def test_full_disk_ends_the_run(photos, model):
     assert files("out") == []
 
 
-def test_styles(photos, model, faststy):
-    assert faststy("styles", model) == (0, b"rain\nstarry night\n", "")
-    status, out, _ = faststy("styles", model, "--json")
-    assert (status, json.loads(out)["styles"]) == (0, ["rain", "starry night"])
-    status, out, _ = faststy("styles", "--json")
-    pictures = json.loads(out)["pictures"]
-    assert status == 0
-    assert len(pictures) >= 3
-    assert all(min(read_picture(path).size) > 100 for path in pictures.values())
-    lines = faststy("styles")[1].decode().splitlines()
-    assert [line.split()[0] for line in lines] == list(pictures)
-    ready = [line.split()[0] for line in lines if " ready " in line]
-    assert sorted(ready) == sorted(json.loads(out)["styles"])
-    fails_with(faststy("styles", "photos/a.png"), "photos/a.png: ")
-
-
 def test_without_a_model_the_bundled_styles_paint(photos, faststy):
     status, out, _ = faststy("stylize", "photos/a.png", "--style", "ink", "-o", "ink.png", "--json")
     assert status == 0

@@ -1,0 +1,175 @@
+"""`faststy evaluate`: how well a model keeps photos and paints its styles, in numbers."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from faststy.evaluation.evaluate import Evaluation
+
+
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("more", metavar="", nargs=-1, type=click.Path(path_type=Path))
+@click.option(
+    "--content", type=click.Path(path_type=Path), required=True, help="Folder of photos to paint."
+)
+@click.option(
+    "--style",
+    "styles",
+    metavar="PICTURE...",
+    multiple=True,
+    required=True,
+    type=click.Path(path_type=Path),
+    help="What the styles were learned from, named as they are or in their order.",
+)
+@click.option(
+    "--size",
+    metavar="PIXELS",
+    type=click.IntRange(16),
+    help="Short side to paint at; smaller photos stay as they are.  [default: their own]",
+)
+@click.option(
+    "--style-size",
+    metavar="PIXELS",
+    type=click.IntRange(16),
+    default=640,
+    show_default=True,
+    help="Short side of the style pictures, as in training.",
+)
+@click.option("--encoder", default="faststy", show_default=True, help="faststy or vgg19:FILE.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, …")
+@click.option("--html", type=click.Path(path_type=Path), help="Write a page with the worst and "
+              "the best pictures to this file.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end.")
+def command(
+    model: Path,
+    more: tuple[Path, ...],
+    content: Path,
+    styles: tuple[Path, ...],
+    size: int | None,
+    style_size: int,
+    encoder: str,
+    device: str,
+    html: Path | None,
+    as_json: bool,
+) -> None:
+    """Measure MODEL: content kept, style reached, grid and speed.
+
+    Every photo of the folder is painted in every style that a PICTURE (or a folder of them) is
+    given for, without and with repair, and judged by the encoder.
+
+    \b
+    faststy evaluate run/model.safetensors --content photos/ --style painting.jpg
+    faststy evaluate pack.safetensors --content photos/ --style paintings/*.jpg --html pack.html
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import TimeRemainingColumn as Remaining
+
+    from faststy.evaluation.evaluate import evaluate, match_styles, style_grams
+    from faststy.model_file import load_model
+    from faststy.nn.encoder import load_encoder
+    from faststy.pictures import list_pictures
+    from faststy.tensors import device_named
+
+    if html is not None:
+        _check_page(html)
+    net = load_model(model)
+    pictures = match_styles(net.info.styles, [*styles, *more])
+    photos = list_pictures(content)
+    where = device_named(device)
+    judge = load_encoder(encoder).to(where)
+    targets = {name: style_grams(path, style_size, judge, where) for name, path in pictures.items()}
+
+    console = Console(stderr=True)
+    columns = (TextColumn("painting"), BarColumn(), MofNCompleteColumn(), Remaining())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=len(photos) * len(targets))
+
+        def show(done: int, total: int) -> None:
+            progress.update(task, completed=done)
+
+        result = evaluate(net, photos, targets, judge, where, size=size, on_progress=show)
+    for reason in result.skipped.values():
+        click.echo(f"skipped {reason}", err=True)
+    if html is not None:
+        _write_page(html, result, model, net, size)
+    if as_json:
+        values = {"model": str(model), "encoder": encoder, "device": str(where), **_values(result)}
+        click.echo(json.dumps(values, ensure_ascii=False))
+    else:
+        _print(result)
+
+
+def _check_page(path: Path) -> None:
+    """Raises FaststyError where the page could not be written in the end."""
+    from faststy.errors import FaststyError
+
+    if path.is_dir():
+        raise FaststyError(f"{path}: is a folder; name a file in it for --html")
+    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise FaststyError(f"{path}: its folder is not there or cannot be written")
+
+
+def _write_page(path: Path, result: Evaluation, model: Path, net: Any, size: int | None) -> None:
+    from PIL import Image
+
+    from faststy.evaluation.evaluate import Entry, paint
+    from faststy.evaluation.page import evaluation_page
+    from faststy.files import write_text
+    from faststy.pictures import read_picture, scale_down
+    from faststy.tensors import to_image, to_tensor
+
+    device = next(net.generator.parameters()).device
+
+    def show(entry: Entry) -> tuple[Image.Image, Image.Image]:
+        photo = scale_down(read_picture(entry.photo).rgb, size)
+        painted, repaired = paint(net, to_tensor(photo).to(device), entry.style)
+        return photo, to_image((painted if repaired is None else repaired)[0])
+
+    write_text(path, evaluation_page(result, model.name, show))
+
+
+def _values(result: Evaluation) -> dict[str, Any]:
+    """What `--json` prints: the means of each style, then every picture."""
+    styles = dict.fromkeys(entry.style for entry in result.entries)
+    variants = {"painted": False, "repaired": True}
+    return {
+        "styles": {
+            style: {
+                name: asdict(scores)
+                for name, repaired in variants.items()
+                if (scores := result.mean(style, repaired=repaired)) is not None
+            }
+            for style in styles
+        },
+        "images_per_second": round(result.images_per_second, 3),
+        "megapixels_per_second": round(result.megapixels_per_second, 3),
+        "pictures": [{**asdict(entry), "photo": str(entry.photo)} for entry in result.entries],
+        "skipped": sorted(map(str, result.skipped)),
+    }
+
+
+def _print(result: Evaluation) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from faststy.evaluation.page import HEAD, speed, table
+
+    shown = Table(box=None, header_style="dim", pad_edge=False)
+    for index, name in enumerate(HEAD):
+        shown.add_column(name, justify="left" if index < 2 else "right", no_wrap=True)
+    for row in table(result):
+        shown.add_row(*row)
+    console = Console()
+    if not console.is_terminal:
+        console.width = 160  # a pipe has no width of its own: the table keeps its columns
+    console.print(shown)
+    console.print(speed(result), highlight=False)

@@ -1,0 +1,242 @@
+"""Generator and repairer for painting alone: one style, fixed norm statistics, few fused ops.
+
+With fixed statistics a normalisation is a scale and a shift, which the convolution before it takes
+over: what is left is a plain convolutional net. It reads uint8 frames, and sees on the way what the
+statistics of each frame would have been.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from faststy import ops
+from faststy.nn.generator import MIN_SIDE, SCALE, CellHead, CellStem, Generator, ResidualBlock
+from faststy.nn.normalization import ConditionalInstanceNorm2d
+from faststy.nn.repairer import Repairer
+from faststy.ops.conv3x3 import Activation
+
+Moments = Mapping[str, Tensor]
+"""Mean and variance, float32 [2, C], of what each norm of a generator sees, by the norm's name."""
+
+
+class PlainConv(nn.Module):
+    """A 3x3 convolution with the norm that follows it.
+
+    Args:
+        layer: `Conv2d` with reflection, `CellStem` or `CellHead`. The pixels of a cell come out one
+            after the other, as `ops.blur_cells` takes them.
+        norm: the norm, or None.
+        style: [S] mixing weights of the norm's styles.
+        dtype: what is computed in.
+    """
+
+    weight: Tensor
+    scale: Tensor | None
+    bias: Tensor | None
+
+    def __init__(
+        self,
+        layer: nn.Module,
+        norm: ConditionalInstanceNorm2d | None,
+        style: Tensor,
+        dtype: torch.dtype,
+    ) -> None:
+        super().__init__()
+        weight, bias = (None if t is None else t.to(dtype) for t in plain_kernel(layer))
+        assert weight is not None
+        self.normalised = norm is not None
+        if norm is not None:  # which subtracts a bias again
+            self.eps = norm.eps
+            self.norm_weight, self.norm_bias = style @ norm.weight, style @ norm.bias
+        self.register_buffer("weight", weight.contiguous())
+        self.register_buffer("scale", torch.ones_like(weight[:, 0, 0, 0]) if norm else None)
+        self.register_buffer("bias", torch.zeros_like(weight[:, 0, 0, 0]) if norm else bias)
+        self.seen: Tensor | None = None  # moments of the last frame
+
+    def fix(self, moments: Tensor) -> None:
+        """Normalise by `moments` [2, K] from now on."""
+        assert self.scale is not None
+        assert self.bias is not None
+        mean, variance = moments
+        scale = self.norm_weight * torch.rsqrt(variance + self.eps)
+        self.scale.copy_(scale)  # in place, where a CUDA graph looks
+        self.bias.copy_(self.norm_bias - mean * scale)
+
+    def fold(self) -> None:
+        """Take the scale into the weights; there is no way back."""
+        if self.scale is not None:
+            self.weight = self.weight * self.scale[:, None, None, None]
+            self.scale = None
+
+    def forward(
+        self,
+        *inputs: Tensor,
+        activation: Activation | None = None,
+        residual: Tensor | None = None,
+        look: bool = False,
+        collect: bool = False,
+    ) -> Tensor:
+        """[N, C, H, W], or several with C channels together, to [N, K, H, W].
+
+        `look` notes the moments in `seen`; `collect` first fixes the norm to them.
+        """
+        if collect and self.normalised:
+            x, self.seen = ops.conv3x3(inputs, self.weight, moments=True)
+            self.fix(self.seen)
+            statistics = (self.seen[0], torch.rsqrt(self.seen[1] + self.eps))
+            return ops.instance_norm(
+                x,
+                self.norm_weight,
+                self.norm_bias,
+                activation=activation,
+                residual=residual,
+                statistics=statistics,
+            )
+        x, moments = ops.conv3x3(
+            inputs,
+            self.weight,
+            self.scale,
+            self.bias,
+            activation=activation,
+            residual=residual,
+            moments=look and self.normalised,
+        )
+        self.seen = moments if look and self.normalised else None
+        return x
+
+
+def plain_kernel(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
+    """Weight [K, C, 3, 3] and bias [K] of the plain convolution that `layer` is."""
+    if isinstance(layer, CellStem):
+        return (layer.weight * layer.window).detach(), None
+    if isinstance(layer, CellHead):
+        weight, bias = (t.detach() for t in layer.kernel())
+        order = torch.arange(len(bias)).view(-1, layer.scale**2).T.flatten()  # pixel by pixel
+        return weight[order], bias[order]
+    if isinstance(layer, nn.Conv2d) and layer.padding_mode == "reflect":
+        return layer.weight.detach(), None if layer.bias is None else layer.bias.detach()
+    raise TypeError(f"layer: expected a CellStem, CellHead or reflecting Conv2d, got {layer}")
+
+
+class PlainGenerator(nn.Module):
+    """`generator` for painting in one style, a mixture of its styles.
+
+    Args:
+        generator: it is not changed, and its weights are not copied where they can be shared.
+        style: [S] mixing weights of its styles.
+        dtype: what is computed in.
+    """
+
+    def __init__(
+        self, generator: Generator, style: Tensor, dtype: torch.dtype = torch.float32
+    ) -> None:
+        super().__init__()
+        names = {module: name for name, module in generator.named_modules()}
+        self.norms: dict[str, PlainConv] = {}
+
+        def plain(layer: nn.Module, norm: ConditionalInstanceNorm2d | None = None) -> PlainConv:
+            conv = PlainConv(layer, norm, style, dtype)
+            if norm is not None:
+                self.norms[names[norm]] = conv
+            return conv
+
+        self.stem = plain(generator.stem, generator.stem_norm)
+        self.blocks = nn.ModuleList()
+        for block in generator.blocks:
+            assert isinstance(block, ResidualBlock)
+            self.blocks.append(plain(block.conv1, block.norm1))
+            self.blocks.append(plain(block.conv2, block.norm2))
+        self.rise = plain(generator.rise)
+        self.fine1 = plain(generator.fine1, generator.fine1_norm)
+        self.fine2 = plain(generator.fine2, generator.fine2_norm)
+        self.head = plain(generator.head)
+        # The blur leaves constants as they are: brightness and contrast can come before it.
+        self.head.weight = self.head.weight * 0.25
+        self.head.bias = self.head.bias * 0.25 + 0.5 if self.head.bias is not None else None
+        known = sum(isinstance(m, PlainConv) for m in self.modules())
+        if known != sum(isinstance(m, CellStem | CellHead | nn.Conv2d) for m in names):
+            raise TypeError("generator: it has layers that PlainGenerator does not know")
+
+    @property
+    def seen(self) -> dict[str, Tensor]:
+        """The moments of the last frame, when they were looked at."""
+        return {name: conv.seen for name, conv in self.norms.items() if conv.seen is not None}
+
+    def fix(self, moments: Moments) -> None:
+        """Normalise by `moments` from now on."""
+        for name, conv in self.norms.items():
+            conv.fix(moments[name])
+
+    def fold(self) -> None:
+        """Become plain convolutions: the scales go into the weights for good."""
+        for conv in self.norms.values():
+            conv.fold()
+
+    @torch.no_grad()
+    def forward(self, frames: Tensor, look: bool = False, collect: bool = False) -> Tensor:
+        """Paint frames.
+
+        Args:
+            frames: [N, H, W, 3] uint8, any H and W from 1.
+            look: note what the statistics were, for `seen`.
+            collect: take the statistics of these frames, of all together, and keep them fixed.
+        Returns:
+            [N, 3, H, W] RGB in the dtype of the weights, channels_last. The photo's 0...255 are
+            0...1; results are not clamped to it.
+        """
+        height, width = frames.shape[1:3]
+        cells = whole_cells(frames)
+        dtype = self.head.weight.dtype
+        mode = {"look": look, "collect": collect}
+
+        h = self.stem(cell_pixels(cells, SCALE, dtype), activation="relu", **mode)
+        for first, second in zip(self.blocks[::2], self.blocks[1::2], strict=True):
+            h = second(first(h, activation="relu", **mode), residual=h, **mode)
+        h = ops.upsample(self.rise(h), 2)
+        h = self.fine1(h, cell_pixels(cells, 2, dtype), activation="relu", **mode)
+        h = self.fine2(h, activation="relu", **mode)
+        return ops.blur_cells(self.head(h), 2)[..., :height, :width]
+
+
+def whole_cells(frames: Tensor) -> Tensor:
+    """Frames [N, H, W, C] extended at the right and bottom as by `pad_to_cells`."""
+    height, width = frames.shape[1:3]
+    down, across = (max(side + -side % SCALE, MIN_SIDE) for side in (height, width))
+    if (down, across) == (height, width):
+        return frames
+    rows = torch.arange(down, device=frames.device).clamp_(max=height - 1)
+    columns = torch.arange(across, device=frames.device).clamp_(max=width - 1)
+    return frames[:, rows[:, None], columns]
+
+
+class PlainRepairer(nn.Module):
+    """`repairer` for painting alone: from uint8 frames to uint8 frames."""
+
+    def __init__(self, repairer: Repairer, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+
+        def plain(layer: nn.Module) -> PlainConv:
+            return PlainConv(layer, None, torch.empty(0), dtype)
+
+        self.stem, self.head = plain(repairer.stem), plain(repairer.head)
+        self.body1, self.body2 = plain(repairer.body1), plain(repairer.body2)
+
+    @torch.no_grad()
+    def forward(self, painted: Tensor, photo: Tensor, strength: float) -> Tensor:
+        """The repaired painting; all uint8 [N, H, W, 3], any H and W from 1; strength 0 to 1."""
+        height, width = photo.shape[1:3]
+        painted, photo = whole_cells(painted), whole_cells(photo)
+        cells = (cell_pixels(frames, SCALE, self.head.weight.dtype) for frames in (painted, photo))
+        missing, hints = ops.repair_hints(painted, photo)
+        h = self.stem(*cells, activation="leaky_relu")
+        h = self.body1(h, hints.to(h.dtype), activation="leaky_relu")
+        h = h + self.body2(h, activation="leaky_relu")
+        return ops.repair_apply(painted, missing, self.head(h), strength)[:, :height, :width]
+
+
+def cell_pixels(frames: Tensor, cell: int, dtype: torch.dtype) -> Tensor:
+    """Frames [N, H, W, 3] of whole cells to [N, 3·cell², H/cell, W/cell] in −1...1."""
+    return ops.from_pixels(frames, dtype, channels_last=True, unshuffle=cell, value_range=(-1, 1))

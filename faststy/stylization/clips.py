@@ -1,0 +1,489 @@
+"""Reads videos, and pictures in a row, as upright RGB frames with their times."""
+
+from __future__ import annotations
+
+import errno
+import io
+import math
+import os
+import re
+import shutil
+import tempfile
+import threading
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import BinaryIO, TypeAlias
+
+import av
+import numpy as np
+import numpy.typing as npt
+from av.video.reformatter import Interpolation, VideoReformatter
+
+from faststy.errors import FaststyError
+from faststy.pictures import list_pictures, read_picture, scale_down
+
+Packet: TypeAlias = "av.Packet[av.stream.Stream]"
+
+SMALLEST = 16
+"""Least width and height of a frame, in pixels: what encoders and the nets take."""
+
+PICTURE_RATE = Fraction(25)
+"""Frames per second of pictures in a row, unless told."""
+
+_COPIED = ("audio", "subtitle")
+# Their headers say how long they are; elsewhere the duration is a guess.
+_KNOW_THEIR_LENGTH = ("mov", "matroska", "flv", "avi")
+
+
+@dataclass(frozen=True)
+class Colors:
+    """What the numbers of a frame mean, in the code points of ITU-T H.273; range 1 is limited."""
+
+    matrix: int
+    range: int
+    primaries: int
+    transfer: int
+
+
+BT709 = Colors(matrix=1, range=1, primaries=1, transfer=1)
+
+
+class Clip(ABC):
+    """Frames of one size, with what a file needs to show them as they were.
+
+    Attributes:
+        name: what to call it in a message.
+        width, height: of the upright frames as they are given, in pixels.
+        rate: frames per second, on average.
+        time_base: the unit, in seconds, that times are multiples of.
+        count: how many frames are to be expected; None when nothing says so.
+        colors: of the file that was read, and of the file to write.
+        aspect: width of a pixel over its height.
+        damage: what could not be read; None when all was.
+        container: an opened file with other streams to be taken along, or None.
+        offset: seconds that lie before the start, in the times of `packets`.
+        packets: of the other streams, that passed by and were not yet taken.
+        times: of the frames that were given and not yet taken, in seconds from the start.
+    """
+
+    name: str
+    width: int
+    height: int
+    rate: Fraction
+    time_base: Fraction
+    count: int | None
+    colors: Colors = BT709
+    aspect: Fraction = Fraction(1)
+    damage: str | None = None
+    container: av.container.InputContainer | None = None
+    offset: Fraction = Fraction(0)
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.packets: deque[Packet] = deque()
+        self.times: deque[Fraction] = deque()
+
+    @abstractmethod
+    def frames(self) -> Iterator[npt.NDArray[np.uint8]]:
+        """The frames, uint8 ``[H, W, 3]``; each one's time is in `times` before it is given.
+
+        Raises FaststyError for a frame of another size.
+        """
+
+    def close(self) -> None:
+        """Closes the file, if there is one."""
+        if self.container is not None:
+            self.container.close()
+
+
+def open_clip(
+    source: str | os.PathLike[str] | BinaryIO,
+    *,
+    name: str | None = None,
+    size: int | None = None,
+    start: float = 0.0,
+    end: float | None = None,
+    rate: Fraction = PICTURE_RATE,
+) -> Clip:
+    """Opens a video, a pattern like ``frame_%04d.png``, a folder of pictures, or a stream.
+
+    Args:
+        source: what to read.
+        name: what to call it in messages.
+        size: short side of the frames that come out; smaller ones stay as they are.
+        start, end: seconds, the part to read.
+        rate: frames per second of pictures in a row.
+
+    Raises:
+        FaststyError: there is nothing to read, or no frame in it.
+    """
+    if not 0 <= start < (math.inf if end is None else end):
+        raise FaststyError(f"there is nothing between {start:g} s and {end or 0:g} s")
+    begin = Fraction(start).limit_denominator(1_000_000)  # 0.1 is meant, not the float beside it
+    until = None if end is None else Fraction(end).limit_denominator(1_000_000)
+    if isinstance(source, str | os.PathLike):
+        path = Path(source)
+        name = name or str(path)
+        if path.is_dir():
+            return PictureClip(list_pictures(path, recursive=False), name, size, begin, until, rate)
+        if not path.exists() and re.search(r"%\d*d", path.name):
+            return PictureClip(_matching(path), name, size, begin, until, rate)
+        with suppress(OSError):  # an absolute path is never taken for an address
+            path = path.resolve()
+        return VideoClip(_open(str(path), name), name, size, begin, until)
+    name = name or "the stream"
+    return VideoClip(_open(_seekable(source), name), name, size, begin, until)
+
+
+def open_camera(device: str | os.PathLike[str], *, size: int | None = None) -> Clip:
+    """Opens a camera of Linux (V4L2), like ``/dev/video0``.
+
+    Raises:
+        FaststyError: there is none, it is busy, or it may not be used.
+    """
+    name = os.fspath(device)
+    try:
+        file = av.open(name, "r", format="v4l2", options={"framerate": "30"})
+    except ValueError as error:  # FFmpeg knows no v4l2 here, or the device is something else
+        raise FaststyError(f"{name}: is no camera that can be read through V4L2") from error
+    except (av.FFmpegError, OSError) as error:
+        reasons = {
+            errno.ENOENT: "there is no such camera; try: faststy live demo",
+            errno.ENODEV: "there is no camera behind this name",
+            errno.EBUSY: "the camera is busy: another program uses it",
+            errno.EACCES: "the camera may not be used; on most systems the group 'video' may",
+        }
+        reason = reasons.get(error.errno or 0, f"the camera cannot be read ({_reason(error)})")
+        raise FaststyError(f"{name}: {reason}") from error
+    # Decoders that work on several frames at once would show each of them later.
+    return VideoClip(file, name, size, threads="SLICE")
+
+
+class VideoClip(Clip):
+    """A video file or stream; see :class:`Clip`."""
+
+    def __init__(
+        self,
+        file: av.container.InputContainer,
+        name: str,
+        size: int | None,
+        start: Fraction = Fraction(0),
+        end: Fraction | None = None,
+        *,
+        threads: str = "AUTO",
+    ) -> None:
+        super().__init__(name)
+        self.container = self._file = file
+        self._reading = threading.Lock()
+        try:
+            self._stream = _video_stream(file, name)
+            self._stream.thread_type = threads
+            self._prepare(size, start, end)
+        except BaseException:
+            self.close()
+            raise
+
+    def _prepare(self, size: int | None, start: Fraction, end: Fraction | None) -> None:
+        stream = self._stream
+        self.rate = stream.average_rate or stream.guessed_rate or PICTURE_RATE
+        self.time_base = stream.time_base or 1 / self.rate
+        begin = Fraction(self._file.start_time or 0, av.time_base)
+        self.offset = begin + start
+        self._end = None if end is None else end - start
+        self._start = start
+        self._undecodable = 0
+        self._seen = Fraction(0)  # how far the packets of any stream went
+        self._decoded = self._decode()
+        first = self._seek() if start else next(self._decoded, None)
+        if first is None:
+            reason = f" ({self.damage})" if self.damage else ""
+            where = f" at or after {float(start):g} s" if start else ""
+            raise FaststyError(f"{self.name}: there is no frame in it{where}{reason}")
+        self._first: tuple[Fraction, av.VideoFrame] | None = first
+        frame = first[1]
+        self._read_size = (frame.width, frame.height)
+        self._turn = _turn_of(frame)
+        if min(self._read_size) < SMALLEST:
+            raise FaststyError(
+                f"{self.name}: its frames are {frame.width} x {frame.height}; "
+                f"faststy paints from {SMALLEST} x {SMALLEST} pixels on"
+            )
+        ratio = 1.0 if size is None else min(1.0, size / min(self._read_size))
+        self._size = (round(frame.width * ratio), round(frame.height * ratio))
+        self._to_rgb = VideoReformatter()
+        self.width, self.height = self._size
+        self.aspect = stream.sample_aspect_ratio or Fraction(1)
+        if self._turn[0]:
+            self.width, self.height = self.height, self.width
+            self.aspect = 1 / self.aspect
+        self.colors = _colors_of(frame)
+        self.count = self._expected()
+
+    def frames(self) -> Iterator[npt.NDArray[np.uint8]]:
+        while True:
+            with self._reading:
+                found, self._first = self._first or next(self._decoded, None), None
+            if found is None:
+                return
+            yield self._take(*found)
+
+    def close(self) -> None:
+        # A thread may still wait for a pipe to give something: then the file is left to it.
+        if self._reading.acquire(timeout=2):
+            super().close()
+            self._reading.release()
+
+    def _seek(self) -> tuple[Fraction, av.VideoFrame] | None:
+        """Goes to the start; the first frame from there on."""
+        first = None
+        for back in (0, 10):  # seconds: formats without an index may go too far
+            try:
+                self._file.seek(math.floor((self.offset - back) * av.time_base))
+            except av.FFmpegError:  # a pipe: what lies before is read and dropped
+                return first or next(self._decoded, None)
+            self.packets.clear()
+            self._decoded = self._decode()
+            first = next(self._decoded, None)
+            if first is not None and first[0] <= 1 / self.rate:
+                break
+        return first
+
+    def _take(self, time: Fraction, frame: av.VideoFrame) -> npt.NDArray[np.uint8]:
+        if (frame.width, frame.height) != self._read_size:
+            width, height = self._read_size
+            raise FaststyError(
+                f"{self.name}: its frames change their size at {float(time + self._start):.2f} s, "
+                f"from {width} x {height} to {frame.width} x {frame.height}; "
+                "use --start and --end to paint the parts one by one"
+            )
+        width, height = self._size
+        rgb = self._to_rgb.reformat(
+            frame, width, height, "rgb24", interpolation=Interpolation.LANCZOS
+        )
+        self.times.append(time)
+        pixels: npt.NDArray[np.uint8] = rgb.to_ndarray().astype(np.uint8, copy=False)
+        return _turned(pixels, self._turn)
+
+    def _decode(self) -> Iterator[tuple[Fraction, av.VideoFrame]]:
+        """The frames between start and end with their times; fills `packets` and `damage`."""
+        time = -1 / self.rate
+        for packet in self._demux():
+            if packet is not None and packet.stream is not self._stream:
+                self._keep(packet)
+                continue
+            try:
+                frames = self._stream.decode(packet)
+            except av.FFmpegError:
+                self._undecodable += 1
+                continue
+            for frame in frames:
+                if frame.pts is None:
+                    time += 1 / self.rate
+                else:
+                    time = frame.pts * (frame.time_base or self.time_base) - self.offset
+                if (self._start and time < 0) or (self._end is not None and time >= self._end):
+                    continue
+                self._undecodable += frame.is_corrupt
+                yield max(time, Fraction(0)), frame
+        self._judge()
+
+    def _demux(self) -> Iterator[Packet | None]:
+        """Packets until all streams are past the end, then None, which empties the decoder."""
+        streams = [s for s in self._file.streams if s.type in _COPIED]
+        running = {self._stream.index, *(s.index for s in streams if s.type == "audio")}
+        try:
+            for packet in self._file.demux(self._stream, *streams):
+                if packet.size == 0:
+                    continue
+                time = self._time(packet)
+                if time is None or self._end is None or time < self._end:
+                    yield packet
+                    continue
+                running.discard(packet.stream.index)  # other streams may lie behind in the file
+                if not running or time > self._end + 10:
+                    break
+        except (av.FFmpegError, OSError) as error:
+            self.damage = f"it is damaged or cut off ({_reason(error)})"
+        yield None
+
+    def _time(self, packet: Packet) -> Fraction | None:
+        """Seconds from the start; by `dts`, which never goes back, where there is one."""
+        stamp = packet.pts if packet.dts is None else packet.dts
+        if stamp is None:
+            return None
+        time = stamp * packet.time_base - self.offset
+        self._seen = max(self._seen, time + (packet.duration or 0) * packet.time_base)
+        return time
+
+    def _keep(self, packet: Packet) -> None:
+        time = self._time(packet)
+        if time is not None and not (self._start and time < 0):
+            self.packets.append(packet)
+
+    def _judge(self) -> None:
+        """Says in `damage` what was missing."""
+        if self.damage is None and self._undecodable:
+            self.damage = f"{self._undecodable} of its frames or packets are damaged"
+        whole = self._file.format.name.split(",")[0] in _KNOW_THEIR_LENGTH
+        if self.damage is None and whole and self._end is None and self._file.duration:
+            length = Fraction(self._file.duration, av.time_base) - self._start
+            if self._seen < length - max(Fraction(1, 2), length / 50):
+                self.damage = (
+                    f"it is cut off at {float(self._seen + self._start):.1f} s "
+                    f"of {float(length + self._start):.1f} s"
+                )
+
+    def _expected(self) -> int | None:
+        stream, length = self._stream, None
+        if stream.duration and stream.time_base:
+            length = stream.duration * stream.time_base
+        elif self._file.duration:
+            length = Fraction(self._file.duration, av.time_base)
+        if length is None:
+            return stream.frames or None
+        if not self._start and self._end is None and stream.frames:
+            return stream.frames
+        length -= self._start
+        return max(1, round((length if self._end is None else min(length, self._end)) * self.rate))
+
+
+class PictureClip(Clip):
+    """Pictures of one size in a row; see :class:`Clip`."""
+
+    def __init__(
+        self,
+        paths: list[Path],
+        name: str,
+        size: int | None,
+        start: Fraction,
+        end: Fraction | None,
+        rate: Fraction,
+    ) -> None:
+        super().__init__(name)
+        self.rate, self.time_base = rate, 1 / rate
+        stop = None if end is None else math.ceil(end * rate)
+        self._paths = paths[math.ceil(start * rate) : stop]
+        if not self._paths:
+            raise FaststyError(f"{name}: there is no frame in it at or after {float(start):g} s")
+        self._short_side = size
+        first = scale_down(read_picture(self._paths[0]).rgb, size)
+        self.width, self.height = first.size
+        if min(first.size) < SMALLEST:
+            raise FaststyError(
+                f"{name}: its pictures are {self.width} x {self.height}; "
+                f"faststy paints from {SMALLEST} x {SMALLEST} pixels on"
+            )
+        self.count = len(self._paths)
+
+    def frames(self) -> Iterator[npt.NDArray[np.uint8]]:
+        for i, path in enumerate(self._paths):
+            try:
+                picture = read_picture(path)
+            except FaststyError as error:
+                self.damage = f"it ends before {error}"
+                return
+            image = scale_down(picture.rgb, self._short_side)
+            if image.size != (self.width, self.height):
+                raise FaststyError(
+                    f"{path}: is {image.width} x {image.height}, the pictures before it are "
+                    f"{self.width} x {self.height}; frames of a video have one size"
+                )
+            self.times.append(i / self.rate)
+            yield np.array(image)
+
+
+def _matching(pattern: Path) -> list[Path]:
+    """The files of a pattern like ``frame_%04d.png``, by number."""
+    before, digits, after = re.split(r"%0?(\d*)d", pattern.name, maxsplit=1)
+    number = re.compile(f"{re.escape(before)}(\\d{{{digits or 1},}}){re.escape(after)}")
+    found = {}
+    with suppress(OSError):
+        for path in pattern.parent.iterdir():
+            match = number.fullmatch(path.name)
+            if match:
+                found[int(match[1])] = path
+    if not found:
+        raise FaststyError(f"{pattern}: no file has such a name")
+    return [found[i] for i in sorted(found)]
+
+
+def _seekable(stream: BinaryIO) -> BinaryIO:
+    """`stream`, put down on disk if it is a pipe and MP4: its index may lie at its end."""
+    if stream.seekable() or not isinstance(stream, io.BufferedReader):
+        return stream
+    if stream.peek(8)[4:8] not in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
+        return stream
+    file = tempfile.TemporaryFile()  # noqa: SIM115 - vanishes with its last reference
+    shutil.copyfileobj(stream, file)
+    file.seek(0)
+    return file
+
+
+def _open(source: str | BinaryIO, name: str) -> av.container.InputContainer:
+    try:
+        if isinstance(source, str) and os.stat(source).st_size == 0:
+            raise FaststyError(f"{name}: the file is empty (zero bytes)")
+        container = av.open(source, "r", metadata_errors="replace")
+    except (av.FFmpegError, OSError) as error:
+        if isinstance(error, ValueError):  # FFmpeg's "invalid data"
+            raise FaststyError(
+                f"{name}: not a video that faststy reads, or damaged at its beginning"
+            ) from error
+        raise FaststyError(f"{name}: cannot be read ({_reason(error)})") from error
+    if container.format.name == "tty":  # FFmpeg takes any text for a film of a terminal
+        container.close()
+        raise FaststyError(f"{name}: not a video but a text")
+    return container
+
+
+def _video_stream(container: av.container.InputContainer, name: str) -> av.VideoStream:
+    """The stream to paint: never the cover of a song."""
+    found = [
+        stream
+        for stream in container.streams.video
+        if not stream.disposition & av.stream.Disposition.attached_pic
+    ]
+    best = container.streams.best("video")
+    if not found:
+        kinds = sorted({stream.type for stream in container.streams})
+        raise FaststyError(f"{name}: has no video in it, only {' and '.join(kinds) or 'nothing'}")
+    stream = best if best in found else found[0]
+    if stream.codec_context is None:
+        raise FaststyError(f"{name}: its video is in a format that faststy cannot decode")
+    assert isinstance(stream, av.VideoStream)
+    return stream
+
+
+def _colors_of(frame: av.VideoFrame) -> Colors:
+    if frame.format.is_rgb or frame.format.has_palette:
+        return BT709
+    return Colors(frame.colorspace, frame.color_range, frame.color_primaries, frame.color_trc)
+
+
+def _turn_of(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
+    """How to make the frame upright: transpose it, then mirror it left-right, and top-bottom."""
+    try:
+        side_data = frame.side_data["DISPLAYMATRIX"]  # type: ignore[typeddict-item]
+        matrix = np.frombuffer(bytes(side_data), np.int32)
+    except KeyError:
+        return False, False, False
+    a, b, _, c, d = (int(value) for value in matrix[:5])
+    if abs(b) + abs(c) > abs(a) + abs(d):  # x' = c·y, y' = b·x; slants are made straight
+        return True, c < 0, b < 0
+    return False, a < 0, d < 0
+
+
+def _turned(pixels: npt.NDArray[np.uint8], turn: tuple[bool, bool, bool]) -> npt.NDArray[np.uint8]:
+    transpose, mirror, flip = turn
+    if transpose:
+        pixels = pixels.transpose(1, 0, 2)
+    return np.ascontiguousarray(pixels[:: -1 if flip else 1, :: -1 if mirror else 1])
+
+
+def _reason(error: BaseException) -> str:
+    return getattr(error, "strerror", None) or str(error)

@@ -1,0 +1,240 @@
+"""Paints what a camera sees while it sees it: the newest frame, never an old one."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import threading
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from faststy import assets
+from faststy.errors import FaststyError
+from faststy.pictures import read_picture
+from faststy.stylization.clips import Clip
+from faststy.stylization.stylizer import Stylizer
+
+Frame = npt.NDArray[np.uint8]
+
+JPEG_QUALITY = 85
+IDLE = 3.0
+"""Seconds without anyone who looks, after which nothing is painted."""
+SPEED_OVER = 1.0
+"""Seconds over which the speed is measured."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A painted frame.
+
+    Attributes:
+        number: counts the painted frames, from 1 on.
+        before, after: uint8 ``[H, W, 3]``, the frame and its painting.
+        captured: when the frame came, as seconds since 1970.
+        dropped: how many frames came and were never painted, up to here.
+        fps: paintings in the last second.
+    """
+
+    number: int
+    before: Frame
+    after: Frame
+    captured: float
+    dropped: int
+    fps: float
+
+    @cached_property
+    def both(self) -> bytes:
+        """A JPEG file, twice as high: the frame above its painting."""
+        return _jpeg(np.concatenate([self.before, self.after]))
+
+    @cached_property
+    def painting(self) -> bytes:
+        """A JPEG file of the painting."""
+        return _jpeg(self.after)
+
+
+class Live:
+    """Paints the newest of the frames that come, as long as someone looks.
+
+    Attributes:
+        dials: as they are turned.
+        error: why there are no more frames, or None.
+
+    >>> with Live(stylizer, frames) as live:
+    ...     live.set(style="ink", strength=0.8)
+    ...     shown = live.next(after=0, timeout=2)
+    """
+
+    def __init__(
+        self, stylizer: Stylizer, frames: Iterable[Frame], *, style: dict[str, float] | None = None
+    ) -> None:
+        """`frames` come at their own pace; an iterator that waits for a camera, for instance."""
+        self.stylizer = stylizer
+        self.painter = stylizer.painter(style=style)
+        self.dials: dict[str, Any] = {
+            "style": style or {stylizer.styles[0]: 1.0},
+            "strength": 1.0,
+            "repair": 0.0 if stylizer.model.repairer is None else 1.0,
+            "keep_color": False,
+        }
+        self.error: str | None = None
+        self._frames = frames
+        self._changed = threading.Condition()
+        self._newest: tuple[int, Frame, float] | None = None
+        self._taken = 0
+        self._shown: Shown | None = None
+        self._looked = time.monotonic()
+        self._stopped = False
+        self._reader, self._painter = (
+            threading.Thread(target=self._guard, args=(work,), daemon=True)
+            for work in (self._read, self._paint)
+        )
+
+    def __enter__(self) -> Live:
+        self._reader.start()
+        self._painter.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+        self._painter.join()
+        self._reader.join(0.5)  # a camera may give no frame any more
+
+    def set(self, **dials: Any) -> None:
+        """Turns dials: style, strength, repair, keep_color. Raises FaststyError, ValueError."""
+        self.painter.set(**dials)
+        self.dials = {**self.dials, **dials}
+
+    def next(self, after: int, timeout: float) -> Shown | None:
+        """The newest painting, once its number is not `after`; None when it took too long."""
+        with self._changed:
+            if time.monotonic() > self._looked + IDLE:
+                self._shown = None  # from when somebody looked last
+            self._looked = time.monotonic()
+            self._changed.notify_all()
+            self._changed.wait_for(
+                lambda: self.error or (self._shown and self._shown.number != after), timeout
+            )
+            fresh = self._shown is not None and self._shown.number != after
+            return self._shown if fresh else None
+
+    def _guard(self, work: Callable[[], None]) -> None:
+        """Runs a thread's work; what goes wrong is told to those who look."""
+        try:
+            work()
+        except FaststyError as error:
+            reason = str(error)
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+        else:
+            return
+        with self._changed:
+            self.error = self.error or reason
+            self._changed.notify_all()
+
+    def _read(self) -> None:
+        frames = iter(self._frames)
+        try:
+            for count, frame in enumerate(frames, start=1):
+                with self._changed:
+                    if self._stopped:
+                        return
+                    self._newest = (count, frame, time.time())
+                    self._changed.notify_all()
+        finally:
+            if isinstance(frames, Generator):
+                frames.close()
+        raise FaststyError("the camera gives no more frames")
+
+    def _paint(self) -> None:
+        ends = [time.monotonic()]
+        for painted in itertools.count(1):
+            with self._changed:
+                self._changed.wait_for(lambda: self._stopped or self._is_wanted())
+                if self._stopped or self._newest is None:
+                    return
+                number, frame, captured = self._newest
+                self._taken = number
+            after = self.painter(frame)
+            now = time.monotonic()
+            ends.append(now)
+            while len(ends) > 2 and ends[1] < now - SPEED_OVER:
+                del ends[0]
+            fps = (len(ends) - 1) / (ends[-1] - ends[0])
+            with self._changed:
+                self._shown = Shown(painted, frame, after, captured, number - painted, fps)
+                self._changed.notify_all()
+
+    def _is_wanted(self) -> bool:
+        """Whether there is a new frame, and someone who looks."""
+        fresh = self._newest is not None and self._newest[0] != self._taken
+        return fresh and time.monotonic() < self._looked + IDLE
+
+
+def thumbnails(stylizer: Stylizer, picture: Frame, side: int = 96) -> list[bytes]:
+    """The middle of `picture` painted in each style, as JPEG files of `side` pixels."""
+    image = Image.fromarray(picture)
+    edge = min(image.size)
+    left, top = (image.width - edge) // 2, (image.height - edge) // 2
+    square = image.crop((left, top, left + edge, top + edge)).resize((2 * side, 2 * side))
+    return [
+        _jpeg(np.asarray(stylizer(square, style=style).resize((side, side))))
+        for style in stylizer.styles
+    ]
+
+
+def in_real_time(open_again: Callable[[], Clip]) -> Iterator[Frame]:
+    """The frames of a clip, each at its time, over and over."""
+    while True:
+        with closing(open_again()) as clip:
+            begin = time.monotonic()
+            for frame in clip.frames():
+                time.sleep(max(0.0, begin + float(clip.times.popleft()) - time.monotonic()))
+                clip.packets.clear()  # nobody hears the sound
+                yield frame
+
+
+def from_camera(camera: Clip) -> Iterator[Frame]:
+    """The frames of an opened camera."""
+    with closing(camera):
+        for frame in camera.frames():
+            camera.times.clear()
+            yield frame
+
+
+def moving_photo(size: int, fps: float = 30.0) -> Iterator[Frame]:
+    """A stand-in for a camera: an eye that wanders over a sample photo, 16:9, `size` px high."""
+    path = next(path for path in assets.photos() if path.stem == "chelsea")
+    photo = read_picture(path).rgb
+    width, height = round(size * 16 / 9 / 2) * 2, size
+    begin = time.monotonic()
+    count = 0
+    while True:
+        t = count / fps
+        zoom = 0.94 + 0.05 * np.sin(0.37 * t)
+        w, h = zoom * photo.width, zoom * photo.width * height / width
+        x = (photo.width - w) * (0.5 + 0.5 * np.sin(0.23 * t))
+        y = (photo.height - h) * (0.5 + 0.5 * np.sin(0.31 * t + 1))
+        view = photo.resize((width, height), Image.Resampling.BILINEAR, (x, y, x + w, y + h))
+        time.sleep(max(0.0, begin + t - time.monotonic()))
+        yield np.array(view)
+        count = max(count + 1, int((time.monotonic() - begin) * fps))
+
+
+def _jpeg(pixels: Frame) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=JPEG_QUALITY)
+    return buffer.getvalue()
+
+
+__all__ = ["Live", "Shown", "from_camera", "in_real_time", "moving_photo", "thumbnails"]

@@ -1,0 +1,133 @@
+"""Pictures of any size: painted tile by tile, in bounded memory, without seams.
+
+All tiles share the norm statistics, which are collected from samples of the whole picture, and see
+as much beyond their borders as the nets can reach: what is painted does not depend on the tiles.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from faststy.nn.generator import SCALE, Generator
+
+ALIGNMENT = 64  # pixels: where tiles begin, cells of all kinds begin
+SMALLEST, LARGEST = 512, 2048  # sides of tiles, pixels
+PROGRAM = 450 << 20  # bytes that are held whatever is painted
+PER_PIXEL = 8  # bytes for a pixel of the picture and of its painting
+PER_PIXEL_WHOLE = 400  # bytes while a picture is painted as a whole
+PER_PIXEL_IN_TILES = 200  # bytes while a tile is painted, for each pixel that it sees
+LEVELS = 6  # of the pyramid that strength works in
+SAMPLES, SAMPLE_SIDE = 4, 256  # statistics are of 4 x 4 samples of this side
+
+
+class Tile(NamedTuple):
+    """A part of a picture; boxes are (left, top, right, bottom)."""
+
+    kept: tuple[int, int, int, int]
+    seen: tuple[int, int, int, int]  # what is looked at for that
+
+    def cut(self, painted: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """What is kept, of a painting of what is seen."""
+        left, top, right, bottom = self.kept
+        across, down = self.seen[:2]
+        return painted[top - down : bottom - down, left - across : right - across]
+
+
+def tiles(height: int, width: int, side: int, halo: int) -> Iterator[Tile]:
+    """Tiles of `side` x `side` pixels that cover a picture, and see `halo` pixels beyond.
+
+    Both are multiples of ALIGNMENT.
+    """
+    for top in range(0, height, side):
+        for left in range(0, width, side):
+            bottom, right = min(top + side, height), min(left + side, width)
+            seen = (
+                max(left - halo, 0),
+                max(top - halo, 0),
+                min(right + halo, width),
+                min(bottom + halo, height),
+            )
+            yield Tile((left, top, right, bottom), seen)
+
+
+def halo_of(generator: Generator) -> int:
+    """Pixels beyond its borders that a tile must see, for all that is done to it."""
+    coarse = 2 * generator.config.blocks + 3  # stem, rise and its interpolation, in cells
+    fine = 5  # convolutions at half the resolution, and the blur
+    repairer = 6 * SCALE + 2 * 8  # its convolutions and interpolations; blocks of `detail`
+    reach = coarse * SCALE + fine * 2 + max(repairer, 3 << LEVELS)
+    return reach + -reach % ALIGNMENT
+
+
+def side_within(memory: int, generator: Generator, picture: Image.Image) -> int | None:
+    """Sides of tiles with which painting takes at most `memory` bytes; None: no tiles are needed.
+
+    Too little memory gives the smallest tiles.
+    """
+    pixels = picture.width * picture.height
+    left = memory - PROGRAM - PER_PIXEL * pixels
+    if left >= PER_PIXEL_WHOLE * pixels:
+        return None
+    side = int((max(left, 0) / PER_PIXEL_IN_TILES) ** 0.5) - 2 * halo_of(generator)
+    return min(max(side // ALIGNMENT * ALIGNMENT, SMALLEST), LARGEST)
+
+
+def available_memory() -> int:
+    """Bytes that may be taken: two thirds of what the system has free."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            free = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+        return free * 1024 * 2 // 3
+    except (OSError, StopIteration, ValueError):
+        pass
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    except (AttributeError, OSError, ValueError):
+        return 4 << 30
+
+
+def samples(picture: Image.Image) -> Tensor:
+    """Parts of a picture, spread over it, uint8 [N, h, w, 3]: all of it where it is small."""
+    width, height = picture.size
+    side = SAMPLE_SIDE
+    if width * height <= SAMPLES**2 * side**2 or min(width, height) < side:
+        return torch.from_numpy(np.array(picture))[None]
+    steps = np.linspace(0, 1, SAMPLES)
+    corners = [(int((width - side) * x), int((height - side) * y)) for y in steps for x in steps]
+    parts = [np.asarray(picture.crop((x, y, x + side, y + side))) for x, y in corners]
+    return torch.from_numpy(np.stack(parts))
+
+
+def paint_tiles(
+    picture: Image.Image,
+    side: int,
+    halo: int,
+    paint: Callable[[npt.NDArray[np.uint8], Tile], npt.NDArray[np.uint8]],
+    progress: Callable[[float], None] | None = None,
+) -> Image.Image:
+    """`picture`, painted.
+
+    Args:
+        picture: RGB.
+        side, halo: of the tiles, multiples of ALIGNMENT.
+        paint: paints what a tile sees, uint8 [h, w, 3].
+        progress: is told the part that is done, 0 to 1.
+    """
+    width, height = picture.size
+    result = Image.new("RGB", picture.size)
+    done = 0
+    for tile in tiles(height, width, side, halo):
+        painted = tile.cut(paint(np.array(picture.crop(tile.seen)), tile))
+        result.paste(Image.fromarray(painted), tile.kept)
+        done += painted.shape[0] * painted.shape[1]
+        if progress is not None:
+            progress(done / (height * width))
+    return result

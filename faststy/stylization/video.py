@@ -1,0 +1,144 @@
+"""Paints videos; decoding, painting and encoding overlap."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import BinaryIO
+
+from faststy.errors import FaststyError
+from faststy.files import replacing
+from faststy.stylization.clips import PICTURE_RATE, open_clip
+from faststy.stylization.stylizer import Style, Stylizer
+from faststy.stylization.video_file import VideoFile
+
+HALF_LIFE = 0.4
+"""Seconds after which the statistics of a frame weigh half: calm pictures that follow a pan."""
+
+
+@dataclass(frozen=True)
+class VideoReport:
+    """What became of a video.
+
+    Attributes:
+        frames: how many were painted.
+        seconds: how long that took, from the first to the last frame.
+        width, height: of the frames that were written.
+        rate: frames per second of the video.
+        encoder: FFmpeg's name of the one that wrote it.
+        audio: "copied", the codec that it was changed to, or None without sound.
+        damage: what of the input could not be read, or None.
+        stopped: it was stopped before its end.
+    """
+
+    frames: int
+    seconds: float
+    width: int
+    height: int
+    rate: float
+    encoder: str
+    audio: str | None
+    damage: str | None
+    stopped: bool
+
+    @property
+    def fps(self) -> float:
+        """Frames painted per second."""
+        return self.frames / max(self.seconds, 1e-9)
+
+
+def paint_video(
+    stylizer: Stylizer,
+    source: str | os.PathLike[str] | BinaryIO,
+    target: str | os.PathLike[str],
+    *,
+    name: str | None = None,
+    style: Style | None = None,
+    strength: float = 1.0,
+    repair: float | None = None,
+    keep_color: bool = False,
+    size: int | None = None,
+    start: float = 0.0,
+    end: float | None = None,
+    rate: float | Fraction = PICTURE_RATE,
+    codec: str | None = None,
+    crf: int | None = None,
+    on_frame: Callable[[int, int | None], None] | None = None,
+    stop: threading.Event | None = None,
+) -> VideoReport:
+    """Paints the video `source` into the file `target`, which appears when it is whole.
+
+    Sound and subtitles are copied, or changed where the format of `target` demands it; times,
+    colours, the shape of pixels, metadata and chapters stay; turned videos come out upright. A
+    damaged video is painted as far as it goes: see `damage` in the report.
+
+    Args:
+        stylizer: paints the frames.
+        source: a video file, a stream, a pattern like ``frame_%04d.png``, or a folder of pictures.
+        target: .mp4, .m4v, .mov, .mkv or .webm.
+        name: what to call `source` in messages.
+        style, strength, repair, keep_color: see :meth:`Stylizer.__call__`.
+        size: short side, in pixels, to paint at and to write; smaller frames stay as they are.
+        start, end: seconds, the part to paint.
+        rate: frames per second of pictures in a row.
+        codec, crf: see :class:`VideoFile`.
+        on_frame: called after each frame with how many are painted and to be expected.
+        stop: once set, the video ends with the frames that are painted.
+
+    Raises:
+        FaststyError: the source cannot be read, its frames change their size, or the target
+            cannot be written. Then there is no target, or still the old one.
+    """
+    target = Path(target)
+    if not target.parent.is_dir():
+        raise FaststyError(f"{target}: the folder {target.parent} does not exist")
+    if target.is_dir():
+        raise FaststyError(f"{target}: is a folder; name a file in it")
+    with (
+        closing(
+            open_clip(source, name=name, size=size, start=start, end=end, rate=Fraction(rate))
+        ) as clip,
+        replacing(target) as file,
+    ):
+        painted = stylizer.stream(
+            clip.frames(),
+            style=style,
+            strength=strength,
+            repair=repair,
+            keep_color=keep_color,
+            half_life=HALF_LIFE * float(clip.rate),
+        )
+        video = VideoFile(file, str(target), clip, codec=codec, crf=crf)
+        count, begin = 0, time.perf_counter()
+        try:
+            with closing(painted):
+                for picture in painted:
+                    video.write(picture, clip.times.popleft())
+                    count += 1
+                    if on_frame is not None:
+                        on_frame(count, clip.count)
+                    if stop is not None and stop.is_set():
+                        break
+            if count == 0:
+                raise FaststyError(f"{clip.name}: there is no frame in it")
+            video.finish()
+        except BaseException:
+            video.abandon()
+            raise
+        return VideoReport(
+            frames=count,
+            seconds=time.perf_counter() - begin,
+            width=video.size[0],
+            height=video.size[1],
+            rate=float(clip.rate),
+            encoder=video.encoder,
+            audio=video.audio,
+            damage=clip.damage,
+            stopped=stop is not None and stop.is_set(),
+        )

@@ -1,0 +1,310 @@
+"""Writes painted frames as a video, with the sound and all else that the clip brought along."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from fractions import Fraction
+from pathlib import Path
+from typing import BinaryIO
+
+import av
+import numpy as np
+import numpy.typing as npt
+from av.codec.codec import UnknownCodecError
+from av.video.reformatter import VideoReformatter
+
+from faststy.errors import FaststyError
+from faststy.stylization.clips import Clip, Packet
+
+FORMATS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm"}
+"""Formats that are written, by suffix. AVI is not among them: it knows no variable frame rate."""
+
+ENCODERS = {
+    "h264": "libx264",
+    "h265": "libx265",
+    "hevc": "libx265",
+    "vp9": "libvpx-vp9",
+    "av1": "libsvtav1",
+}
+"""Encoders by the names of their codecs."""
+
+# Name and default of the quality setting (equally good to the eye), and what makes them keep pace
+# with the painter; x264 loses 3 % against its default preset and takes a third of the time.
+_SETTINGS: dict[str, tuple[str, int, dict[str, str]]] = {
+    "libx264": ("crf", 20, {"preset": "veryfast"}),
+    "libx265": ("crf", 24, {"preset": "superfast", "x265-params": "log-level=error"}),
+    "libvpx-vp9": ("crf", 32, {"deadline": "realtime", "cpu-used": "6", "row-mt": "1", "b": "0"}),
+    "libsvtav1": ("crf", 32, {"preset": "9"}),
+    "h264_nvenc": ("cq", 23, {"preset": "p4", "rc": "vbr", "b": "0"}),
+    "hevc_nvenc": ("cq", 27, {"preset": "p4", "rc": "vbr", "b": "0"}),
+    "av1_nvenc": ("cq", 32, {"preset": "p4", "rc": "vbr", "b": "0"}),
+}
+_BITS_PER_PIXEL = 0.2  # for encoders without such a setting
+_AUDIO_ENCODERS = {"opus": "libopus", "mp3": "libmp3lame"}
+_FINEST_TIME = {"mpeg4": Fraction(1, 60_000)}  # its format has 16 bits for it
+# What says how the old file was made.
+_OWN_METADATA = ("major_brand", "minor_version", "compatible_brands", "encoder", "duration")
+
+
+class VideoFile:
+    """A video that is being written from the frames of `clip`, painted.
+
+    >>> video = VideoFile(file, "painted.mp4", clip)
+    >>> video.write(picture, time)
+    >>> video.finish()
+    """
+
+    def __init__(
+        self,
+        file: BinaryIO,
+        name: str,
+        clip: Clip,
+        *,
+        codec: str | None = None,
+        crf: int | None = None,
+    ) -> None:
+        """Writes the beginning of the video.
+
+        Args:
+            file: where to write; it must be able to seek.
+            name: of the video, whose suffix says the format.
+            clip: says the size, rate, times, colours, metadata and other streams.
+            codec: one of ENCODERS, or the name of any encoder of FFmpeg; by default h264, or vp9
+                in WebM.
+            crf: quality in the encoder's own measure: the lower, the better and larger.
+
+        Raises:
+            FaststyError: no such codec, or one that does not go with the format or the clip.
+        """
+        self.name, self._clip = name, clip
+        format = format_of(name)
+        codec = codec or ("vp9" if format == "webm" else "h264")
+        self.encoder = ENCODERS.get(codec, codec)
+        self._container = av.open(file, "w", format=format)
+        try:
+            self._video = self._add_video(codec, crf)
+            self._others: dict[int, _Copied | _Encoded] = {}
+            self._audio: list[str] = []
+            self._take_along()
+            with _ordinary_priority():
+                self._container.start_encoding()
+        except UnknownCodecError as error:
+            self.abandon()
+            raise FaststyError(
+                f"there is no encoder for '{codec}' here; "
+                f"use {', '.join(ENCODERS)}, or the name of one of FFmpeg's"
+            ) from error
+        except (av.FFmpegError, ValueError) as error:
+            self.abandon()
+            raise FaststyError(
+                f"{name}: {self.encoder} cannot write {clip.width} x {clip.height} "
+                f"as {Path(name).suffix} here ({getattr(error, 'strerror', None) or error})"
+            ) from error
+        except BaseException:
+            self.abandon()
+            raise
+        self._to_yuv = VideoReformatter()
+        self._last = -1
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height, even: what most players need."""
+        return self._video.width, self._video.height
+
+    @property
+    def audio(self) -> str | None:
+        """ "copied", the codec that it was changed to, or None without sound."""
+        changed = [how for how in self._audio if how != _Copied.how]
+        return next(iter([*changed, *self._audio]), None)
+
+    def write(self, picture: npt.NDArray[np.uint8], time: Fraction) -> None:
+        """Appends a frame, uint8 ``[H, W, 3]``, at `time` seconds, and sound up to there."""
+        self._take_packets()
+        width, height = self.size
+        pixels = np.ascontiguousarray(picture[:height, :width])
+        video, colors = self._video, self._clip.colors
+        rgb = av.VideoFrame.from_numpy_buffer(pixels, "rgb24")
+        rgb.colorspace = colors.matrix  # the conversion takes the one of its source
+        frame = self._to_yuv.reformat(
+            rgb, format=video.pix_fmt, dst_color_range=colors.range, threads=1
+        )
+        _tag(frame, self._clip)
+        unit = self._unit
+        # Rounding, and files out of order, must not bring two frames to one time.
+        self._last = max(round(time / unit), self._last + 1)
+        frame.pts, frame.time_base = self._last, unit
+        self._container.mux(video.encode(frame))
+
+    def finish(self) -> None:
+        """Writes the end of the video."""
+        self._take_packets()
+        self._container.mux(self._video.encode(None))
+        for other in self._others.values():
+            self._container.mux(other.rest())
+        self._container.close()
+
+    def abandon(self) -> None:
+        """Lets go of the file, whatever state it is in."""
+        with suppress(Exception):
+            self._container.close()
+
+    def _add_video(self, codec: str, crf: int | None) -> av.VideoStream:
+        clip = self._clip
+        setting, default, options = _SETTINGS.get(self.encoder, ("", 0, {}))
+        if crf is not None and not setting:
+            raise FaststyError(f"--crf does not go with the encoder {self.encoder}")
+        if setting:
+            options = {**options, setting: str(default if crf is None else crf)}
+        encoder = av.Codec(self.encoder, "w")
+        if encoder.type != "video":
+            raise FaststyError(f"'{codec}' is no codec for video; use {', '.join(ENCODERS)}")
+        formats = [format.name for format in encoder.video_formats or []]
+        pixels = "yuv420p" if "yuv420p" in formats or not formats else formats[0]
+        self._unit = max(clip.time_base, _FINEST_TIME.get(self.encoder, clip.time_base))
+        try:
+            video = self._container.add_stream(self.encoder, rate=clip.rate, options=options)
+        except ValueError as error:
+            raise FaststyError(
+                f"{self.name}: this format cannot hold {codec}; use .mkv or .mp4"
+            ) from error
+        assert isinstance(video, av.VideoStream)
+        video.width, video.height = clip.width // 2 * 2, clip.height // 2 * 2
+        video.pix_fmt = pixels
+        video.codec_context.time_base = self._unit
+        if clip.aspect != 1:
+            video.codec_context.sample_aspect_ratio = clip.aspect
+        if not setting:
+            video.bit_rate = round(_BITS_PER_PIXEL * clip.width * clip.height * float(clip.rate))
+        if self.encoder == "libx265":
+            video.codec_context.codec_tag = "hvc1"  # the only one that Apple's players take
+        _tag(video.codec_context, clip)
+        return video
+
+    def _take_along(self) -> None:
+        """Adds the clip's other streams, metadata and chapters."""
+        clip = self._clip
+        if clip.container is None:
+            return
+        self._container.metadata.update(_kept(clip.container.metadata))
+        for stream in clip.container.streams:
+            if stream.type in ("audio", "subtitle"):
+                self._take_stream(stream)
+        if not clip.offset:
+            self._container.set_chapters(clip.container.chapters())
+
+    def _take_stream(self, stream: av.stream.Stream) -> None:
+        """Copies where the format can hold it, else encodes sound anew and leaves the rest out."""
+        other: _Copied | _Encoded
+        try:
+            target = self._container.add_stream_from_template(stream)
+            other = _Copied(target)
+        except ValueError:
+            if not isinstance(stream, av.AudioStream):
+                return
+            other = _Encoded(stream, self._container)
+            target = other.target
+        target.metadata.update(_kept(stream.metadata))
+        target.disposition = stream.disposition
+        self._others[stream.index] = other
+        if stream.type == "audio":
+            self._audio.append(other.how)
+
+    def _take_packets(self) -> None:
+        while self._clip.packets:
+            packet = self._clip.packets.popleft()
+            other = self._others.get(packet.stream.index)
+            if other is not None:
+                self._container.mux(other.take(packet, self._clip.offset))
+
+
+class _Copied:
+    """A stream of sound or subtitles that goes into the new file as it is."""
+
+    how = "copied"
+
+    def __init__(self, target: av.stream.Stream) -> None:
+        self._target = target
+        self._last: int | None = None
+
+    def take(self, packet: Packet, offset: Fraction) -> list[Packet]:
+        """What to write for `packet`, whose times lie `offset` seconds late."""
+        if packet.dts is None or (self._last is not None and packet.dts <= self._last):
+            return []  # a damaged stream must not cost the video
+        self._last = packet.dts
+        shift = round(offset / packet.time_base)
+        packet.dts -= shift
+        packet.pts = None if packet.pts is None else packet.pts - shift
+        packet.stream = self._target
+        return [packet]
+
+    def rest(self) -> list[Packet]:
+        """What is still to be written at the end."""
+        return []
+
+
+class _Encoded:
+    """Sound that the new format cannot hold as it is, encoded anew."""
+
+    def __init__(self, source: av.AudioStream, container: av.container.OutputContainer) -> None:
+        self.how = container.default_audio_codec
+        encoder = _AUDIO_ENCODERS.get(self.how, self.how)
+        rates = av.Codec(encoder, "w").audio_rates
+        rate = source.rate if not rates or source.rate in rates else max(rates)
+        target = container.add_stream(encoder, rate=rate)
+        assert isinstance(target, av.AudioStream)
+        target.layout = source.layout.name
+        target.bit_rate = 64_000 * source.layout.nb_channels
+        self.source, self.target = source, target
+
+    def take(self, packet: Packet | None, offset: Fraction) -> list[Packet]:
+        try:
+            frames = self.source.decode(packet)
+        except av.FFmpegError:
+            return []
+        packets: list[Packet] = []
+        for frame in frames:
+            if frame.pts is not None and frame.time_base:
+                frame.pts -= round(offset / frame.time_base)
+            packets += self.target.encode(frame)
+        return packets
+
+    def rest(self) -> list[Packet]:
+        return self.target.encode(None)
+
+
+def format_of(name: str | Path) -> str:
+    """FFmpeg's name of the format that the suffix of `name` means. Raises FaststyError."""
+    suffix = Path(name).suffix.lower()
+    if suffix not in FORMATS:
+        raise FaststyError(
+            f"{name}: {suffix or 'a name without a suffix'} is no video format that faststy "
+            f"writes; use {', '.join(FORMATS)}"
+        )
+    return FORMATS[suffix]
+
+
+@contextmanager
+def _ordinary_priority() -> Iterator[None]:
+    """Undoes what SVT-AV1 does to a process of root: it puts it above all others, for good."""
+    os.environ.setdefault("SVT_LOG", "1")  # errors only: it tells all that it does
+    if not hasattr(os, "sched_setscheduler"):
+        yield
+        return
+    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+    yield
+    if os.sched_getscheduler(0) != policy:
+        for thread in os.listdir("/proc/self/task"):
+            with suppress(OSError):
+                os.sched_setscheduler(int(thread), policy, parameters)
+
+
+def _kept(metadata: dict[str, str]) -> dict[str, str]:
+    return {key: value for key, value in metadata.items() if key.lower() not in _OWN_METADATA}
+
+
+def _tag(target: av.VideoFrame | av.VideoCodecContext, clip: Clip) -> None:
+    colors = clip.colors
+    target.colorspace, target.color_range = colors.matrix, colors.range
+    target.color_primaries, target.color_trc = colors.primaries, colors.transfer

@@ -1,0 +1,195 @@
+"""`faststy video`: what is painted where, and what is said when it goes wrong."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from faststy.cli import main
+from faststy.model_file import Model, ModelInfo, save_model
+from faststy.nn.generator import Generator, GeneratorConfig
+from faststy.nn.repairer import Repairer
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    torch.manual_seed(0)
+    config = GeneratorConfig(channels=8, blocks=1, styles=2)
+    generator, repairer = Generator(config), Repairer(8)
+    with torch.no_grad():
+        for parameter in [*generator.parameters(), *repairer.head.parameters()]:
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    info = ModelInfo(["rain", "starry night"], asdict(config), {"channels": 8})
+    path = tmp_path_factory.mktemp("model") / "model.safetensors"
+    save_model(Model(generator, repairer, info), path)
+    return path
+
+
+@pytest.fixture
+def faststy(monkeypatch, capsys, tmp_path):
+    """Runs the command line in a folder of its own: exit status, standard output and error."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments, stdin=b""):
+        monkeypatch.setattr(sys, "argv", ["faststy", "video", *map(str, arguments)])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        with pytest.raises(SystemExit) as end:
+            main()
+        out, err = capsys.readouterr()
+        return end.value.code or 0, out, err
+
+    return run
+
+
+def frames_of(path):
+    with av.open(str(path)) as file:
+        return list(file.decode(video=0))
+
+
+def test_a_video_appears_beside_its_film(film, model, faststy):
+    film("a.mp4", frames=3)
+    status, out, err = faststy("a.mp4", "-m", model)
+    assert (status, err) == (0, "")
+    assert out.startswith("a_rain.mp4  3 frames, 64 x 48, in ")
+    assert len(frames_of("a_rain.mp4")) == 3
+    difference = frames_of("a.mp4")[0].to_ndarray(format="rgb24").astype(int)
+    difference -= frames_of("a_rain.mp4")[0].to_ndarray(format="rgb24")
+    assert np.abs(difference).mean() > 5  # it was painted, not copied
+
+
+def test_one_json_object_tells_all(film, model, faststy):
+    film("a.mkv", frames=20, audio="aac")
+    status, out, _ = faststy(
+        *("a.mkv", "-m", model, "-o", "b.mp4", "--style", "rain:1,starry night:3", "--size", 24),
+        *("--start", "0:00.2", "--end", 0.6, "--json"),
+    )
+    assert status == 0
+    assert out.count("\n") == 1
+    facts = json.loads(out)
+    assert facts.pop("seconds") > 0
+    assert facts.pop("fps") > 0
+    assert facts == {
+        "input": "a.mkv",
+        "output": "b.mp4",
+        "style": {"rain": 0.25, "starry night": 0.75},
+        "frames": 10,
+        "size": [32, 24],
+        "rate": 25.0,
+        "encoder": "libx264",
+        "audio": "copied",
+        "damage": None,
+        "stopped": False,
+    }
+
+
+def test_dials_change_the_film(model, faststy):
+    noise = np.random.default_rng(0).integers(0, 256, (12, 16, 3), np.uint8)
+    Path("shots").mkdir()
+    Image.fromarray(np.kron(noise, np.ones((4, 4, 1), np.uint8))).save("shots/0.png")
+    pictures = {}
+    for name, options in {
+        "full": (),
+        "other": ("--style", "starry night"),
+        "weak": ("--strength", 0.2),
+        "pure": ("--repair", 0),
+        "colors": ("--keep-color",),
+        "coarse": ("--crf", 50),
+    }.items():
+        assert faststy("shots", "-m", model, "-o", f"{name}.mp4", *options)[0] == 0
+        pictures[name] = frames_of(f"{name}.mp4")[0].to_ndarray(format="rgb24").tobytes()
+    assert len(set(pictures.values())) == len(pictures)
+
+
+def test_names_without_o(film, model, faststy):
+    for name, expected in {"a.mkv": "a_rain.mkv", "b.ts": "b_rain.mp4"}.items():
+        film(name, frames=10)
+        assert faststy(name, "-m", model)[0] == 0
+        assert Path(expected).is_file()
+    Path("out").mkdir()
+    assert faststy("a.mkv", "-m", model, "-o", "out")[0] == 0
+    assert Path("out/a.mkv").is_file()
+    Path("shots").mkdir()
+    for i in range(3):
+        Image.new("RGB", (20, 20), (70 * i, 0, 0)).save(f"shots/s_{i:03d}.png")
+    assert faststy("shots/s_%03d.png", "-m", model, "--fps", 10)[0] == 0
+    assert frames_of("shots/s_rain.mp4")[2].time == pytest.approx(0.2)
+    assert faststy("shots", "-m", model)[0] == 0
+    assert len(frames_of("shots_rain.mp4")) == 3
+
+
+def test_standard_input(film, model, faststy):
+    data = film("a.mp4", frames=4).read_bytes()
+    assert faststy("-", "-m", model, "-o", "b.mp4", stdin=data)[0] == 0
+    assert len(frames_of("b.mp4")) == 4
+    status, _, err = faststy("-", "-m", model, stdin=data)
+    assert (status, err) == (
+        2,
+        "faststy: standard input has no name; name the output by -o painted.mp4\n",
+    )
+
+
+def test_damage_is_told_and_exit_status_1(film, model, faststy):
+    whole = film("a.mkv", frames=60, audio="aac").read_bytes()
+    Path("a.mkv").write_bytes(whole[: len(whole) // 2])
+    status, out, err = faststy("a.mkv", "-m", model, "-o", "b.mp4", "--json")
+    assert status == 1
+    frames = json.loads(out)["frames"]
+    assert err.startswith("faststy: a.mkv: it is cut off at ")
+    assert err.endswith(f"; {frames} frames were painted\n")
+    assert len(frames_of("b.mp4")) == frames
+
+
+def test_mistakes_are_one_sentence_and_leave_nothing(film, model, faststy):
+    film("a.mp4", frames=2)
+    Path("song.mp3").write_bytes(b"ID3" + bytes(2000))
+    before = sorted(os.listdir())
+    for arguments, sentence in [
+        (("missing.mp4",), "missing.mp4: cannot be read (No such file or directory)"),
+        (("song.mp3",), "song.mp3: "),
+        (("a.mp4", "-o", "a.mp4"), "a.mp4: is an input and will not be overwritten"),
+        (("a.mp4", "-o", "none/b.mp4"), "the folder none does not exist"),
+        (("a.mp4", "-o", "b.gif"), ".gif is no video format that faststy writes"),
+        (("a.mp4", "--codec", "nonsense"), "there is no encoder for 'nonsense' here"),
+        (("a.mp4", "--style", "ran"), "unknown style 'ran'"),
+        (("a.mp4", "--start", "3", "--end", "2"), "there is nothing between 3 s and 2 s"),
+        (("a.mp4", "-m", "none.safetensors"), "none.safetensors"),
+    ]:
+        model_option = () if "-m" in arguments else ("-m", model)
+        status, out, err = faststy(*arguments, *model_option)
+        assert (status, out) == (2, "")
+        assert err.startswith("faststy: ")
+        assert err.count("\n") == 1
+        assert sentence in err
+        assert sorted(os.listdir()) == before
+    status, _, err = faststy("a.mp4", "--start", "soon")
+    assert status == 2
+    assert "'soon' is no time; write 90, 1:30 or 0:01:30.5" in err
+
+
+def test_ctrl_c_leaves_a_film_that_plays(film, model, tmp_path):
+    source = film("a.mkv", frames=1500, audio="aac")
+    target = tmp_path / "b.mp4"
+    command = [sys.executable, "-m", "faststy", "video", source, "-m", model, "-o", target]
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob(".b.mp4*")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    running.send_signal(signal.SIGINT)
+    _, err = running.communicate(timeout=60)
+    assert running.returncode == 130
+    frames = len(frames_of(target))
+    assert 0 < frames < 1500
+    assert err == f"faststy: stopped; {target} ends after {frames} frames\n"
+    assert sorted(os.listdir(tmp_path)) == ["a.mkv", "b.mp4"]

@@ -1,0 +1,254 @@
+"""Frames come out upright, in right colours and with their times, whatever they came in."""
+
+import io
+import os
+import threading
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from faststy.errors import FaststyError
+from faststy.stylization.clips import BT709, open_clip
+
+RED, GREEN, BLUE, WHITE = [200, 40, 40], [40, 180, 40], [40, 40, 190], [210, 210, 200]
+PICTURE = np.array([[RED, GREEN], [BLUE, WHITE]])
+
+
+def read(source, **options):
+    """All frames, their times in seconds, and the clip."""
+    clip = open_clip(source, **options)
+    frames = list(clip.frames())
+    times = [float(time) for time in clip.times]
+    clip.close()
+    assert len(times) == len(frames)
+    return frames, times, clip
+
+
+def quadrants(frame):
+    """The colours in the middle of the four quadrants, [2, 2, 3]."""
+    height, width = frame.shape[:2]
+    rows, columns = [height // 4, 3 * height // 4], [width // 4, 3 * width // 4]
+    return frame[np.ix_(rows, columns)].astype(int)
+
+
+def assert_close(got, expected, atol=6):
+    np.testing.assert_allclose(got, expected, atol=atol)
+
+
+def test_frames_times_and_what_is_known_of_them(film):
+    frames, times, clip = read(film("a.mp4", frames=7))
+    assert [frame.shape for frame in frames] == [(48, 64, 3)] * 7
+    assert all(frame.dtype == np.uint8 and frame.flags.c_contiguous for frame in frames)
+    assert times == [i / 25 for i in range(7)]
+    assert (clip.width, clip.height, clip.rate, clip.count) == (64, 48, 25, 7)
+    assert clip.damage is None
+    for i, frame in enumerate(frames):
+        assert_close(quadrants(frame), PICTURE * (1 - i / 40))
+
+
+@pytest.mark.parametrize(
+    ("matrix", "red", "blue"), [(1, 0.2126, 0.0722), (6, 0.299, 0.114), (9, 0.2627, 0.0593)]
+)
+@pytest.mark.parametrize("range", [1, 2])
+def test_colours_of_every_matrix_and_range(tmp_path, matrix, red, blue, range):
+    """Against the formulas of ITU-T H.273, in float64."""
+    r, g, b = np.moveaxis(np.kron(PICTURE, np.ones((32, 32, 1))), -1, 0) / 255
+    luma = red * r + (1 - red - blue) * g + blue * b
+    chroma = [(b - luma) / (2 - 2 * blue), (r - luma) / (2 - 2 * red)]
+    if range == 1:
+        planes = [16 + 219 * luma, *(128 + 224 * c for c in chroma)]
+    else:
+        planes = [255 * luma, *(128 + 255 * c for c in chroma)]
+    path = str(tmp_path / "a.mkv")
+    with av.open(path, "w") as file:
+        video = file.add_stream("ffv1", rate=25)
+        video.width, video.height, video.pix_fmt = 64, 64, "yuv444p"
+        context = video.codec_context
+        context.colorspace, context.color_range, context.color_primaries = matrix, range, matrix
+        levels = np.rint(np.clip(planes, 0, 255)).astype(np.uint8)
+        file.mux([*video.encode(av.VideoFrame.from_ndarray(levels, "yuv444p")), *video.encode()])
+    frames, _, clip = read(path)
+    assert_close(quadrants(frames[0]), PICTURE, atol=3)
+    assert (clip.colors.matrix, clip.colors.range, clip.colors.primaries) == (matrix, range, matrix)
+
+
+def test_rgb_films_become_bt709(film):
+    frames, _, clip = read(film("a.mkv", frames=1, codec="ffv1", pixels="bgr0"))
+    assert_close(quadrants(frames[0]), PICTURE, atol=0)
+    assert clip.colors == BT709
+
+
+@pytest.mark.parametrize("turn", [0, 90, 180, -90])
+@pytest.mark.parametrize("mirror", [False, True])
+def test_turned_and_mirrored_films_come_out_upright(film, turn, mirror):
+    path = film("a.mov", frames=1, turn=turn, mirror=mirror)
+    with av.open(str(path)) as file:
+        frame = next(file.decode(video=0))
+        data = frame.side_data["DISPLAYMATRIX"] if turn or mirror else None
+    a, b, _, c, d = (1, 0, 0, 0, 1) if data is None else np.frombuffer(data, np.int32)[:5] >> 16
+    expected = np.zeros_like(PICTURE)
+    for y in (0, 1):
+        for x in (0, 1):  # each quadrant goes where the matrix takes its middle
+            u, v = 2 * x - 1, 2 * y - 1
+            expected[(b * u + d * v + 1) // 2, (a * u + c * v + 1) // 2] = PICTURE[y, x]
+    if not mirror:
+        np.testing.assert_array_equal(expected, np.rot90(PICTURE, turn // 90))
+    frames, _, clip = read(path)
+    assert_close(quadrants(frames[0]), expected)
+    assert (clip.width, clip.height) == ((48, 64) if turn % 180 else (64, 48))
+
+
+def test_variable_times_are_exact(film):
+    times = [0, 3, 10, 12, 30, 31, 33, 50, 77, 80]
+    assert read(film("a.mkv", times=times))[1] == [t / 100 for t in times]
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "expected"),
+    [(0.1, None, range(3, 20)), (0, 0.2, range(5)), (0.4, 0.5, [10, 11, 12])],
+)
+@pytest.mark.parametrize("name", ["a.mp4", "a.ts"])
+def test_a_part(film, name, start, end, expected):
+    path = film(name, frames=20)
+    everything = read(path)[0]
+    frames, times, clip = read(path, start=start, end=end)
+    np.testing.assert_array_equal(frames, [everything[i] for i in expected])
+    assert times == pytest.approx([i / 25 - start for i in expected])
+    assert clip.count == pytest.approx(len(expected), abs=1)
+    assert clip.damage is None
+
+
+def test_size_is_that_of_the_short_side_and_never_enlarges(film):
+    path = film("a.mov", frames=1, turn=90)
+    frames, _, clip = read(path, size=24)
+    assert frames[0].shape == (32, 24, 3)
+    assert (clip.width, clip.height) == (24, 32)
+    assert_close(quadrants(frames[0]), np.rot90(PICTURE))
+    assert read(path, size=100)[0][0].shape == (64, 48, 3)
+
+
+def test_packets_of_sound_pass_by(film):
+    path = film("a.mp4", frames=50, audio="aac")
+    _, _, clip = read(path)
+    whole = len(clip.packets)
+    assert whole > 90
+    _, _, clip = read(path, start=0.5, end=1.0)
+    first, last = clip.packets[0], clip.packets[-1]
+    assert first.pts * first.time_base == pytest.approx(0.5, abs=0.03)
+    assert last.pts * last.time_base == pytest.approx(1.0, abs=0.03)
+    assert len(clip.packets) == pytest.approx(whole / 4, abs=2)
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.ts"])
+@pytest.mark.parametrize("start", [0, 0.2])
+def test_seekable_streams_and_pipes(film, name, start):
+    path = film(name, frames=20)
+    expected = read(path, start=start)[0]
+    stream = io.BytesIO(path.read_bytes())
+    np.testing.assert_array_equal(read(stream, start=start)[0], expected)
+    reading, writing = os.pipe()
+
+    def feed():
+        with open(writing, "wb") as pipe:
+            pipe.write(path.read_bytes())
+
+    feeder = threading.Thread(target=feed)
+    feeder.start()
+    with open(reading, "rb") as pipe:
+        np.testing.assert_array_equal(read(pipe, start=start)[0], expected)
+    feeder.join()
+
+
+def test_pictures_in_a_row(tmp_path):
+    for i in (8, 9, 10, 11):
+        Image.new("RGB", (20, 30), (i, 0, 0)).save(tmp_path / f"f_{i:02d}.png")
+    (tmp_path / "f_x.png").touch()
+    for pattern in ("f_%02d.png", "f_%d.png"):
+        frames, times, clip = read(tmp_path / pattern, rate=Fraction(10))
+        assert [frame[0, 0, 0] for frame in frames] == [8, 9, 10, 11]
+        assert times == [0.0, 0.1, 0.2, 0.3]
+        assert (clip.width, clip.height, clip.count, clip.damage) == (20, 30, 4, None)
+    (tmp_path / "f_x.png").unlink()
+    frames, times, _ = read(tmp_path, rate=Fraction(10), start=0.1, end=0.3, size=16)
+    assert [frame[0, 0, 0] for frame in frames] == [9, 10]
+    assert frames[0].shape == (24, 16, 3)
+    assert times == [0.0, 0.1]
+
+
+def test_a_damaged_picture_ends_the_row_and_another_size_is_refused(tmp_path):
+    for i in range(4):
+        Image.new("RGB", (20, 30 + (i == 3))).save(tmp_path / f"{i}.png")
+    with pytest.raises(
+        FaststyError, match=r"3\.png: is 20 x 31, the pictures before it are 20 x 30"
+    ):
+        read(tmp_path)
+    (tmp_path / "2.png").write_bytes(b"no picture")
+    frames, _, clip = read(tmp_path)
+    assert len(frames) == 2
+    assert "2.png: not a picture" in clip.damage
+
+
+def test_a_film_that_is_cut_off_gives_what_it_has(film):
+    for name in ("a.mkv", "a.ts"):
+        path = film(name, frames=100, audio="aac")
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        frames, _, clip = read(path)
+        assert 20 < len(frames) < 80
+        if name == "a.mkv":
+            assert "cut off at" in clip.damage
+
+
+def test_damage_in_the_middle_is_told(film):
+    path = film("a.mp4", frames=50)
+    data = bytearray(path.read_bytes())
+    middle = data.index(b"mdat") + (len(data) - data.index(b"mdat")) // 3
+    data[middle : middle + 500] = os.urandom(500)
+    path.write_bytes(data)
+    frames, _, clip = read(path)
+    assert len(frames) > 20
+    assert "damaged" in clip.damage
+
+
+def test_frames_that_change_their_size_are_refused(film, tmp_path):
+    one, two = film("1.h264", frames=3), film("2.h264", frames=3, size=(48, 48))
+    both = tmp_path / "both.h264"
+    both.write_bytes(one.read_bytes() + two.read_bytes())
+    clip = open_clip(both)
+    with pytest.raises(FaststyError, match=r"change their size at .* from 64 x 48 to 48 x 48"):
+        list(clip.frames())
+
+
+def test_what_is_no_film_is_one_sentence(film, tmp_path):
+    whole = film("a.mp4", frames=3)
+    (tmp_path / "text.txt").write_text("hello\nyou")
+    (tmp_path / "empty.mp4").touch()
+    (tmp_path / "cut.mp4").write_bytes(whole.read_bytes()[:200])
+    (tmp_path / "noise.mp4").write_bytes(os.urandom(3000))
+    with av.open(str(tmp_path / "song.m4a"), "w", format="mp4") as file:
+        sound = file.add_stream("aac", rate=48000)
+        wave = av.AudioFrame.from_ndarray(np.zeros((2, 4800), np.float32), "fltp", "stereo")
+        wave.sample_rate = 48000
+        file.mux([*sound.encode(wave), *sound.encode(None)])
+    film("narrow.mkv", codec="ffv1", pixels="yuv444p", size=(2, 48))
+    (tmp_path / "folder").mkdir()
+    for name, reason in [
+        ("missing.mp4", "No such file"),
+        ("text.txt", "not a video"),
+        ("empty.mp4", "zero bytes"),
+        ("cut.mp4", "not a video"),
+        ("noise.mp4", "not a video"),
+        ("song.m4a", "has no video in it, only audio"),
+        ("narrow.mkv", "its frames are 2 x 48; faststy paints from 16 x 16 pixels on"),
+        ("folder", "no pictures in this folder"),
+        ("frame_%03d.png", "no file has such a name"),
+    ]:
+        with pytest.raises(FaststyError, match=reason) as caught:
+            open_clip(tmp_path / name)
+        assert str(caught.value).startswith(f"{tmp_path / name}: ")
+    with pytest.raises(FaststyError, match="there is no frame in it at or after 9 s"):
+        open_clip(whole, start=9)
+    with pytest.raises(FaststyError, match="there is nothing between 2 s and 1 s"):
+        open_clip(whole, start=2, end=1)

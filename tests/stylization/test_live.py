@@ -1,0 +1,225 @@
+"""Live painting shows the newest frame, rests when nobody looks, and says what went wrong."""
+
+import io
+import threading
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from faststy.errors import FaststyError
+from faststy.stylization import live as live_module
+from faststy.stylization.clips import open_clip
+from faststy.stylization.live import Live, from_camera, in_real_time, moving_photo, thumbnails
+
+
+class Inverter:
+    """Stands in for a stylizer: inverts frames, each only after `gate` was opened."""
+
+    styles = ("rain", "night")
+    model = SimpleNamespace(repairer=object())
+
+    def __init__(self):
+        self.gate, self.begun = threading.Semaphore(0), threading.Semaphore(0)
+        self.painted = 0
+        self.dials = {}
+
+    def painter(self, **dials):
+        self.dials = dials
+        return self
+
+    def set(self, **dials):
+        if dials.get("strength") == 0.5:
+            raise FaststyError("not 0.5")
+        self.dials |= dials
+
+    def __call__(self, frame, **_):
+        self.begun.release()
+        self.gate.acquire()
+        self.painted += 1
+        return 255 - frame
+
+
+class Frames:
+    """Frames that come when they are pushed; `taken` counts those that were put down."""
+
+    def __init__(self):
+        self.ready = threading.Semaphore(0)
+        self.number = self.taken = 0
+
+    def __iter__(self):
+        while True:
+            self.ready.acquire()
+            if self.number < 0:
+                raise FaststyError("unplugged")
+            self.number += 1
+            yield np.full((16, 24, 3), self.number, np.uint8)
+            self.taken = self.number
+
+    def push(self, count):
+        wanted = self.number + count
+        for _ in range(count):
+            self.ready.release()
+        end = time.monotonic() + 10
+        while self.taken < wanted and time.monotonic() < end:
+            time.sleep(0.001)
+        assert self.taken == wanted
+
+
+def test_the_newest_frame_is_painted_and_the_others_are_dropped():
+    stylizer, frames = Inverter(), Frames()
+    with Live(stylizer, frames) as live:
+        live.next(0, 0)  # someone looks
+        frames.push(1)
+        assert stylizer.begun.acquire(timeout=10)
+        frames.push(5)  # while the first is being painted
+        stylizer.gate.release()
+        first = live.next(0, 10)
+        stylizer.gate.release()
+        second = live.next(first.number, 10)
+        assert (first.before[0, 0, 0], first.after[0, 0, 0]) == (1, 254)
+        assert (second.before[0, 0, 0], second.after[0, 0, 0]) == (6, 249)
+        assert (first.dropped, second.dropped) == (0, 4)
+        assert time.time() - 60 < first.captured <= second.captured <= time.time()
+        assert second.fps > 0
+        assert live.next(second.number, 0.05) is None
+        stylizer.gate.release(100)
+
+
+def test_files_of_a_shown_frame():
+    stylizer, frames = Inverter(), Frames()
+    stylizer.gate.release(9)
+    with Live(stylizer, frames) as live:
+        live.next(0, 0)
+        frames.push(1)
+        shown = live.next(0, 10)
+    both = np.asarray(Image.open(io.BytesIO(shown.both))).astype(int)
+    assert both.shape == (32, 24, 3)
+    assert np.abs(both[:16] - 1).max() <= 3
+    assert np.abs(both[16:] - 254).max() <= 3
+    assert Image.open(io.BytesIO(shown.painting)).size == (24, 16)
+
+
+def test_nothing_is_painted_while_nobody_looks(monkeypatch):
+    monkeypatch.setattr(live_module, "IDLE", 0.1)
+    stylizer, frames = Inverter(), Frames()
+    stylizer.gate.release(100)
+    with Live(stylizer, frames) as live:
+        time.sleep(0.2)
+        frames.push(3)
+        time.sleep(0.1)
+        assert stylizer.painted == 0
+        shown = live.next(0, 10)
+        assert shown.before[0, 0, 0] == 3
+        assert stylizer.painted == 1
+        time.sleep(0.2)
+        frames.push(1)
+        assert live.next(0, 10).before[0, 0, 0] == 4  # not the old painting once more
+
+
+def test_dials_reach_the_painter_and_are_remembered():
+    stylizer = Inverter()
+    with Live(stylizer, Frames(), style={"night": 1.0}) as live:
+        assert stylizer.dials == {"style": {"night": 1.0}}
+        live.set(strength=0.2, keep_color=True)
+        assert stylizer.dials == {"style": {"night": 1.0}, "strength": 0.2, "keep_color": True}
+        before = dict(live.dials)
+        assert before == {**stylizer.dials, "repair": 1.0}
+        with pytest.raises(FaststyError, match=r"not 0\.5"):
+            live.set(strength=0.5)
+        assert live.dials == before
+
+
+def test_a_camera_that_fails_is_told_to_those_who_look():
+    stylizer, frames = Inverter(), Frames()
+    with Live(stylizer, frames) as live:
+        frames.number = -1
+        frames.ready.release()
+        assert live.next(0, 10) is None
+        assert live.error == "unplugged"
+
+
+def test_a_painter_that_fails_is_told_too():
+    class Broken(Inverter):
+        def __call__(self, frame):
+            raise RuntimeError("bug")
+
+    frames = Frames()
+    with Live(Broken(), frames) as live:
+        live.next(0, 0)
+        frames.push(1)
+        assert live.next(0, 10) is None
+        assert live.error == "RuntimeError: bug"
+
+
+def test_a_camera_that_ends_is_told():
+    with Live(Inverter(), iter([])) as live:
+        assert live.next(0, 10) is None
+        assert live.error == "the camera gives no more frames"
+
+
+def test_leaving_closes_the_frames():
+    closed = threading.Event()
+
+    def frames():
+        try:
+            while True:
+                time.sleep(0.01)
+                yield np.zeros((16, 16, 3), np.uint8)
+        finally:
+            closed.set()
+
+    with Live(Inverter(), frames()):
+        pass
+    assert closed.wait(10)
+
+
+def test_thumbnails_show_the_middle_in_each_style():
+    class Styles:
+        styles = ("dark", "bright")
+
+        def __call__(self, image, style):
+            assert image.size == (64, 64)
+            return Image.new("RGB", image.size, {"dark": "black", "bright": "white"}[style])
+
+    dark, bright = thumbnails(Styles(), np.zeros((20, 50, 3), np.uint8), side=32)
+    assert Image.open(io.BytesIO(dark)).size == (32, 32)
+    assert Image.open(io.BytesIO(dark)).getpixel((9, 9)) == (0, 0, 0)
+    assert Image.open(io.BytesIO(bright)).getpixel((9, 9)) == (255, 255, 255)
+
+
+def test_a_film_runs_at_its_speed_over_and_over(film):
+    path = film("a.mp4", frames=4, rate=20)
+    frames = in_real_time(lambda: open_clip(path))
+    begin = time.monotonic()
+    taken = [next(frames) for _ in range(8)]
+    # 0, 50, 100, 150 ms, and the same again from the first frame on
+    assert 0.28 < time.monotonic() - begin < 5
+    np.testing.assert_array_equal(taken[:4], taken[4:])
+    assert not np.array_equal(taken[0], taken[3])
+
+
+def test_a_camera_is_read_until_it_ends(film):
+    clip = open_clip(film("a.mp4", frames=4))
+    assert len(list(from_camera(clip))) == 4
+    assert not clip.times
+
+
+def test_the_moving_photo_moves_and_keeps_its_pace(monkeypatch):
+    clock = [0.0]
+    fake = SimpleNamespace(
+        monotonic=lambda: clock[0], sleep=lambda s: clock.__setitem__(0, clock[0] + s)
+    )
+    monkeypatch.setattr(live_module, "time", fake)
+    frames = moving_photo(36, fps=10)
+    first, second = next(frames), next(frames)
+    assert first.shape == (36, 64, 3)
+    assert not np.array_equal(first, second)
+    assert clock[0] == pytest.approx(0.1)
+    clock[0] = 5.0  # nobody asked for a while
+    third = next(frames)
+    fourth = next(frames)
+    assert clock[0] == pytest.approx(5.1, abs=0.11)
+    assert not np.array_equal(third, fourth)

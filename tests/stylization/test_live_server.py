@@ -1,0 +1,312 @@
+"""The page of live painting: what it gives, what it refuses, and how it works in a browser."""
+
+import http.client
+import importlib.util
+import io
+import json
+import socket
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from faststy.errors import FaststyError
+from faststy.stylization import live_server
+from faststy.stylization.live import Live
+from faststy.stylization.live_server import LiveServer, read_dials
+
+spec = importlib.util.spec_from_file_location(
+    "live_screenshot", Path(__file__).parents[2] / "tools" / "live_screenshot.py"
+)
+live_screenshot = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(live_screenshot)
+
+
+class Tinter:
+    """Stands in for a stylizer: rain paints red, night blue, at the strength that is set."""
+
+    styles = ("rain", "starry_night")
+    model = SimpleNamespace(repairer=None)
+    backend = "a test"
+
+    def painter(self, **dials):
+        self.dials = {"strength": 1.0, **dials}
+        return self
+
+    def set(self, **dials):
+        if set(dials.get("style", {})) - set(self.styles):
+            raise FaststyError("unknown style")
+        self.dials |= dials
+
+    def __call__(self, frame):
+        style, strength = self.dials["style"], self.dials["strength"]
+        red, blue = style.get("rain", 0), style.get("starry_night", 0)
+        tint = np.array([255 * red, 0, 255 * blue])
+        return (frame + strength * (tint - frame)).astype(np.uint8)
+
+
+def green_frames():
+    while True:
+        time.sleep(0.01)
+        yield np.full((90, 160, 3), (0, 200, 0), np.uint8)
+
+
+@pytest.fixture
+def server():
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), "red").save(buffer, "JPEG")
+    with (
+        Live(Tinter(), green_frames(), style={"rain": 1.0}) as live,
+        LiveServer(live, source="a <b>test</b>", thumbnails=[buffer.getvalue()] * 2) as server,
+    ):
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def ask(server, method, path, body=None, **headers):
+    """Status, headers and body."""
+    names = {name.replace("_", "-"): value for name, value in headers.items()}
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=20)
+    try:
+        connection.request(method, path, body, names)
+        answer = connection.getresponse()
+        return answer.status, answer.headers, answer.read()
+    finally:
+        connection.close()
+
+
+def turn(server, dials, **headers):
+    kind = {"Content_Type": "application/json", **headers}
+    return ask(
+        server, "POST", "/dials", dials if isinstance(dials, str) else json.dumps(dials), **kind
+    )
+
+
+def test_it_listens_on_this_computer_only(server):
+    assert server.server_address[0] == "127.0.0.1"
+    assert server.url == f"http://127.0.0.1:{server.server_port}/"
+
+
+def test_the_page_the_state_and_the_thumbnails(server):
+    status, headers, page = ask(server, "GET", "/")
+    assert status == 200
+    assert b"<title>faststy live</title>" in page
+    assert "default-src 'none'" in headers["Content-Security-Policy"]
+    assert headers["X-Content-Type-Options"] == "nosniff"
+    state = json.loads(ask(server, "GET", "/state")[2])
+    assert state == {
+        "source": "a <b>test</b>",
+        "styles": ["rain", "starry_night"],
+        "dials": {"style": {"rain": 1.0}, "strength": 1.0, "repair": 0.0, "keep_color": False},
+        "has_repair": False,
+        "backend": "a test",
+    }
+    assert Image.open(io.BytesIO(ask(server, "GET", "/style/1")[2])).size == (8, 8)
+
+
+def test_frames_and_dials(server):
+    status, headers, data = ask(server, "GET", "/frame?after=0&both=1")
+    assert status == 200
+    both = np.asarray(Image.open(io.BytesIO(data))).astype(int)
+    assert both.shape == (180, 160, 3)
+    np.testing.assert_allclose(both[:80].mean((0, 1)), [0, 200, 0], atol=4)
+    np.testing.assert_allclose(both[100:].mean((0, 1)), [255, 0, 0], atol=4)
+    assert abs(time.time() - float(headers["X-Captured"]) / 1000) < 30
+    number = int(headers["X-Number"])
+
+    assert turn(server, {"style": {"rain": 0.5, "starry_night": 0.5}, "strength": 0.5})[0] == 200
+    ask(server, "GET", f"/frame?after={number}")  # may still be one of before
+    status, headers, data = ask(server, "GET", f"/frame?after={number + 1}")
+    assert int(headers["X-Number"]) > number
+    picture = np.asarray(Image.open(io.BytesIO(data))).astype(int)
+    assert picture.shape == (90, 160, 3)
+    np.testing.assert_allclose(picture.mean((0, 1)), [64, 100, 64], atol=4)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers"),
+    [
+        ("GET", "/", {"Host": "evil.example"}),
+        ("GET", "/frame", {"Host": "127.0.0.1:1"}),
+        ("GET", "/state", {"Host": "evil.example:PORT"}),
+        ("GET", "/state", {"Origin": "http://evil.example"}),
+        ("GET", "/frame", {"Sec_Fetch_Site": "cross-site"}),
+        ("POST", "/dials", {"Origin": "null", "Content_Type": "application/json"}),
+    ],
+)
+def test_other_pages_are_refused(server, method, path, headers):
+    headers = {k: v.replace("PORT", str(server.server_port)) for k, v in headers.items()}
+    status, _, body = ask(server, method, path, "{}" if method == "POST" else None, **headers)
+    assert status == 403
+    assert json.loads(body) == {"error": "this page is for this computer only"}
+
+
+def test_localhost_is_this_computer_too(server):
+    host = f"localhost:{server.server_port}"
+    assert ask(server, "GET", "/state", Host=host, Origin=f"http://{host}")[0] == 200
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/live.html",
+        "/../live.py",
+        "/%2e%2e/live.py",
+        "/style/9",
+        "/style/../../live.py",
+        "//etc/passwd",
+        "/etc/passwd",
+        "/style/",
+        "/nonsense?a=b",
+    ],
+)
+def test_no_other_file_is_served(server, path):
+    assert ask(server, "GET", path)[0] == 404
+
+
+@pytest.mark.parametrize("after", ["", "-1", "x", "9" * 10_000, "%00", "%D9%A1"])
+def test_odd_numbers_of_frames_do_no_harm(server, after):
+    assert ask(server, "GET", f"/frame?after={after}")[0] in (200, 400)
+    assert ask(server, "GET", "/frame?after=0")[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("dials", "reason"),
+    [
+        ("", "Expecting value"),
+        ("{", "Expecting"),
+        ("[" * 4000, ""),
+        ("[]", "dials are one JSON object"),
+        ('{"strength": NaN}', "strength is nan; expected a number from 0 to 1"),
+        ({"strength": 1.5}, "strength is 1.5"),
+        ({"strength": "1"}, "strength is '1'"),
+        ({"repair": True}, "repair is True"),
+        ({"keep_color": 1}, "keep_color is 1"),
+        ({"style": "rain"}, "style is no object of numbers"),
+        ({"style": {"rain": None}}, "style is no object of numbers"),
+        ({"style": {"snow": 1}}, "unknown style"),
+        ({"half_life": 0}, "there is no dial 'half_life'"),
+    ],
+)
+def test_wrong_dials_are_refused_and_change_nothing(server, dials, reason):
+    before = dict(server.live.dials)
+    status, _, body = turn(server, dials)
+    assert status == 400
+    assert reason in json.loads(body)["error"]
+    assert server.live.dials == before
+
+
+def test_requests_are_bounded(server):
+    assert turn(server, " " * 5000)[0] == 413
+    assert turn(server, "{}", Content_Length="9" * 30)[0] == 413
+    assert turn(server, "{}", Content_Length="-1")[0] == 413
+    assert turn(server, "{}", Content_Type="text/plain")[0] == 415
+    assert ask(server, "POST", "/other", "{}", Content_Type="application/json")[0] == 404
+    assert ask(server, "DELETE", "/")[0] == 501
+    assert ask(server, "GET", "/" + "a" * 70_000)[0] == 414
+
+
+def test_connections_are_bounded_and_silent_ones_are_closed(server, monkeypatch):
+    monkeypatch.setattr(live_server._Handler, "timeout", 1.0)
+    address = ("127.0.0.1", server.server_port)
+    idle = [socket.create_connection(address, 10) for _ in range(live_server.MOST_CONNECTIONS)]
+    time.sleep(0.2)
+    with socket.create_connection(address, 10) as one_more:
+        assert one_more.recv(1) == b""  # closed at once
+    for connection in idle:
+        assert connection.recv(1) == b""  # closed after their time
+        connection.close()
+    assert ask(server, "GET", "/state")[0] == 200
+
+
+def test_a_camera_that_failed_is_told(server):
+    server.live.error = "unplugged"
+    number = 0
+    for _ in range(50):
+        status, headers, body = ask(server, "GET", f"/frame?after={number}")
+        if status == 503:
+            break
+        number = int(headers["X-Number"])
+        server.live._stopped = True  # no further frames
+    assert json.loads(body) == {"error": "unplugged"}
+
+
+def test_a_taken_port_is_one_sentence(server):
+    port = server.server_port
+    with pytest.raises(FaststyError, match=f"port {port} cannot be used .* another by --port"):
+        LiveServer(server.live, source="", thumbnails=[], port=port)
+
+
+def test_dials_that_are_right_pass_unchanged():
+    dials = {"strength": 0, "repair": 1.0, "keep_color": False, "style": {"a": 0.5, "b": 2}}
+    assert read_dials(dials) == dials
+    assert read_dials({}) == {}
+
+
+@pytest.mark.skipif(live_screenshot.find_chromium() is None, reason="there is no chromium here")
+def test_the_page_in_a_browser(server):
+    live = server.live
+
+    def colour_at(x):
+        return f"""(() => {{ const c = document.querySelector('canvas');
+            return [...c.getContext('2d').getImageData(c.width * {x}, 45, 1, 1).data]; }})()"""
+
+    def wait_for_dial(name, value):
+        end = time.monotonic() + 20
+        while live.dials[name] != value and time.monotonic() < end:
+            time.sleep(0.02)
+        assert live.dials[name] == value
+
+    with live_screenshot.Chromium(900, 700) as browser:
+        browser.open(server.url)
+        browser.wait_for("document.querySelector('#message')?.hidden")
+        assert (
+            browser.run("document.querySelector('#source').textContent") == "a <b>test</b> · a test"
+        )
+        assert browser.run(
+            "[...document.querySelectorAll('.style b')].map(b => b.textContent)"
+        ) == [
+            "rain",
+            "starry night",
+        ]
+        # the camera is left of the divider, the painting right of it
+        assert browser.run(colour_at(0.2))[1] > 150
+        assert browser.run(colour_at(0.8))[0] > 200
+        browser.press("#stage", x=0.9)
+        browser.wait_for(f"{colour_at(0.8)}[1] > 150")
+        browser.press("#stage", x=0.1)
+        browser.wait_for(f"{colour_at(0.2)}[0] > 200")
+
+        browser.press(".style[data-style='starry_night']")
+        wait_for_dial("style", {"starry_night": 1})
+        browser.wait_for(f"{colour_at(0.8)}[2] > 200")
+        assert browser.run("document.querySelector('.style[aria-pressed=true] b').textContent") == (
+            "starry night"
+        )
+
+        browser.press("#strength", x=0.02)
+        browser.wait_for("Number(document.querySelector('#strength').value) < 0.1")
+        browser.wait_for(f"{colour_at(0.8)}[1] > 150")
+        assert live.dials["strength"] < 0.1
+        assert browser.run("document.querySelector('#repair').disabled")
+
+        assert browser.run("document.querySelector('#mix').disabled")
+        browser.run(
+            "(o => { o.value = 'rain'; o.dispatchEvent(new Event('input', {bubbles: true})); })"
+            "(document.querySelector('#other'))"
+        )
+        wait_for_dial("style", {"starry_night": 0.5, "rain": 0.5})
+        browser.press("#keep_color")
+        wait_for_dial("keep_color", True)
+
+        browser.wait_for("Number(document.querySelector('#fps').textContent) > 0")
+        browser.wait_for("Number(document.querySelector('#latency').textContent) >= 0")
+        assert browser.picture().size == (900, 700)
+        assert browser.errors == []

@@ -1,0 +1,284 @@
+"""Frames: painted as pictures are, in order, steadily, and without threads left behind."""
+
+import contextlib
+import copy
+import itertools
+import math
+import threading
+import time
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+import torch
+
+from faststy.errors import FaststyError
+from faststy.model_file import Model, ModelInfo
+from faststy.nn.generator import Generator, GeneratorConfig
+from faststy.nn.repairer import Repairer
+from faststy.stylization.realtime import ahead, jump
+from faststy.stylization.stylizer import Stylizer
+
+
+@pytest.fixture(scope="module")
+def stylizer():
+    torch.manual_seed(1)
+    config = GeneratorConfig(channels=8, blocks=1, styles=2)
+    generator, repairer = Generator(config).eval(), Repairer(8).eval()
+    with torch.no_grad():
+        for parameter in [*generator.parameters(), *repairer.head.parameters()]:
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    info = ModelInfo(["rain", "starry night"], asdict(config), {"channels": 8})
+    model = Model(generator.requires_grad_(False), repairer.requires_grad_(False), info)
+    return Stylizer(model, "cpu")
+
+
+def frame(phase=0.0, h=45, w=62, light=128):
+    y, x = np.mgrid[:h, :w]
+    waves = np.stack([np.sin(x / 7 + phase), np.cos(y / 5), np.sin((x + y) / 9)], axis=-1)
+    noise = np.random.default_rng(0).normal(0, 8, waves.shape)
+    return np.clip(light + 90 * waves + noise, 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    "dials",
+    [
+        {},
+        {"repair": 0.0},
+        {"repair": 0.4, "style": "rain:1,starry night:3"},
+        {"strength": 0.5, "keep_color": True},
+        {"strength": 0.0},
+    ],
+)
+@pytest.mark.parametrize("size", [(45, 62), (64, 96), (9, 1)])
+def test_with_its_own_statistics_a_frame_is_painted_as_a_picture(stylizer, dials, size):
+    one = frame(h=size[0], w=size[1])
+    painter = stylizer.painter(half_life=0, **dials)
+    expected = np.asarray(stylizer(one, **dials)).astype(int)
+    for _ in range(2):
+        painted = painter(one)
+        assert painted.dtype == np.uint8
+        assert np.abs(painted.astype(int) - expected).max() <= 1
+
+
+def test_a_flat_frame_is_painted_as_a_picture(stylizer):
+    black = np.zeros((64, 64, 3), np.uint8)
+    expected = np.asarray(stylizer(black)).astype(int)
+    painter = stylizer.painter()
+    assert np.abs(painter(black).astype(int) - expected).max() <= 1
+    later = np.asarray(stylizer(frame(), repair=0)).astype(int)
+    painter.set(repair=0.0)
+    assert np.abs(painter(frame()).astype(int) - later).max() <= 1  # black left no statistics
+
+
+def still(stylizer, half_life, **dials):
+    """How one half of the picture changes when only the other half does."""
+    painter = stylizer.painter(half_life=half_life, repair=0.0, **dials)
+    before, after = frame(w=160), frame(w=160)
+    after[10:30, 100:140] = 230  # something bright comes in
+    first = painter(before).astype(int)
+    return np.abs(painter(after).astype(int) - first)[:, :40].mean()
+
+
+def test_slow_statistics_keep_what_did_not_change(stylizer):
+    per_frame, slow, fixed = (still(stylizer, h) for h in (0, 12, math.inf))
+    assert per_frame > 1
+    assert slow < 0.2 * per_frame
+    assert fixed == 0
+
+
+def test_half_life_is_half_the_way(stylizer):
+    """After so many frames of another kind the statistics lie in the middle."""
+    painter = stylizer.painter(half_life=4, repair=0.0)
+    painter(frame())
+    start = painter._statistics.moments["stem_norm"].clone()
+    darker = frame(light=120)
+    for _ in range(4):
+        painter(darker)
+    other = stylizer.painter(repair=0.0)
+    other(darker)
+    end = other._statistics.moments["stem_norm"]
+    share = (painter._statistics.moments["stem_norm"] - start)[0] / (end - start)[0]
+    torch.testing.assert_close(share.median(), torch.tensor(0.5), atol=0.02, rtol=0)
+
+
+def test_a_cut_starts_anew(stylizer):
+    painter = stylizer.painter(repair=0.0)
+    for phase in np.arange(0, 0.5, 0.1):
+        painter(frame(phase))
+    other = np.random.default_rng(1).integers(0, 60, (45, 62, 3), np.uint8)
+    expected = np.asarray(stylizer(other, repair=0.0)).astype(int)
+    assert np.abs(painter(other).astype(int) - expected).max() <= 1
+
+
+def test_jump():
+    moments = torch.tensor([[0.0, 1.0], [1.0, 4.0]])
+    assert jump(moments, moments) == 0
+    moved = torch.tensor([[1.0, 3.0], [1.0, 4.0]])
+    assert jump(moments, moved) == pytest.approx(1, abs=1e-3)  # each mean by a deviation
+    wider = torch.tensor([[0.0, 1.0], [1.0, 4.0 * math.e**2]])
+    assert jump(moments, wider) == pytest.approx(0.5, abs=1e-3)
+
+
+def test_reset_and_another_size_or_style_start_anew(stylizer):
+    painter = stylizer.painter(repair=0.0)
+    painter(frame())
+    shifted = frame(0.3)
+    lagging = painter(shifted)
+    painter.reset()
+    expected = np.asarray(stylizer(shifted, repair=0.0)).astype(int)
+    assert np.abs(painter(shifted).astype(int) - expected).max() <= 1
+    assert np.abs(lagging.astype(int) - expected).max() > 1
+    small = frame(h=30, w=31)
+    assert painter(small).shape == small.shape
+    painter.set(style="starry night")
+    expected = np.asarray(stylizer(shifted, repair=0.0, style="starry night")).astype(int)
+    assert np.abs(painter(shifted).astype(int) - expected).max() <= 1
+
+
+def test_dials_turn_together_or_not_at_all(stylizer):
+    painter = stylizer.painter()
+    before = painter(frame())
+    for dials, error, message in [
+        ({"strength": 0.5, "style": "rian"}, FaststyError, "unknown style 'rian'"),
+        ({"strength": 2.0}, ValueError, "strength is 2.0; expected 0 to 1"),
+        ({"strength": 0.5, "repair": -1.0}, ValueError, "repair is -1.0"),
+        ({"strength": 0.5, "half_life": -1.0}, ValueError, "half_life is -1.0"),
+        ({"half_life": math.nan}, ValueError, "half_life is nan"),
+    ]:
+        with pytest.raises(error, match=message):
+            painter.set(**dials)
+        with pytest.raises(error, match=message):
+            stylizer.stream([], **dials)
+    assert np.abs(painter(frame()).astype(int) - before).max() <= 1
+    with pytest.raises(TypeError, match="strenght"):
+        painter.set(strenght=0.5)
+
+
+@pytest.mark.parametrize("shape", [(4, 5), (0, 5, 3), (4, 5, 4)])
+def test_wrong_frames(stylizer, shape):
+    painter = stylizer.painter()
+    with pytest.raises(ValueError, match=r"frame is uint8 .*; expected uint8 \[H, W, 3\]"):
+        painter(np.zeros(shape, np.uint8))
+    with pytest.raises(ValueError, match="frame is float64"):
+        painter(np.zeros((4, 5, 3)))
+
+
+def test_frames_of_any_memory_layout(stylizer):
+    one = frame()
+    expected = stylizer.painter()(one)
+    np.testing.assert_array_equal(stylizer.painter()(one[:, ::-1][:, ::-1]), expected)
+    np.testing.assert_array_equal(stylizer.painter()(np.asfortranarray(one)), expected)
+    read_only = one.copy()
+    read_only.flags.writeable = False
+    np.testing.assert_array_equal(stylizer.painter()(read_only), expected)
+
+
+def test_stream_gives_every_frame_in_its_order_and_size(stylizer):
+    frames = [frame(h=20 + i, w=30) for i in range(7)]
+    painter = stylizer.painter()
+    expected = [painter(one) for one in frames]
+    for got, want in zip(stylizer.stream(iter(frames)), expected, strict=True):
+        np.testing.assert_array_equal(got, want)
+    assert list(stylizer.stream([])) == []
+
+
+def test_dials_of_a_stream_can_be_turned(stylizer):
+    painter = stylizer.painter(repair=0.0)
+    one = frame()
+    with contextlib.closing(stylizer.stream(itertools.repeat(one), painter=painter)) as painted:
+        first = next(painted)
+        painter.set(strength=0.0)
+        seen = list(itertools.islice(painted, 8))
+    np.testing.assert_array_equal(seen[-1], one)
+    assert np.abs(first.astype(int) - one).max() > 5
+
+
+def test_an_exception_of_the_frames_comes_in_its_place(stylizer):
+    def frames():
+        yield frame()
+        yield frame(0.1)
+        raise OSError("the cable")
+
+    painted = stylizer.stream(frames())
+    assert next(painted).shape == next(painted).shape
+    with pytest.raises(OSError, match="the cable"):
+        next(painted)
+
+
+def test_a_stream_reads_no_further_than_it_may(stylizer):
+    read = []
+
+    def frames():
+        for i in range(100):
+            read.append(i)
+            yield frame(h=8, w=8)
+
+    painted = stylizer.stream(frames(), ahead=2)
+    next(painted)
+    time.sleep(0.2)
+    # One given, two painted and one in painting or waiting; two read and one waiting to be queued.
+    assert len(read) <= 8
+    painted.close()
+
+
+def test_closing_ends_the_threads_and_the_source(stylizer):
+    closed = threading.Event()
+
+    def frames():
+        try:
+            while True:
+                yield frame(h=8, w=8)
+        finally:
+            closed.set()
+
+    before = set(threading.enumerate())
+    painted = stylizer.stream(frames())
+    next(painted)
+    painted.close()
+    assert closed.wait(5)
+    for thread in set(threading.enumerate()) - before:
+        thread.join(5)
+        assert not thread.is_alive()
+
+
+def test_ahead_of_nothing_and_errors_at_the_start():
+    assert list(ahead([], 1)) == []
+
+    def broken():
+        raise KeyError("first")
+        yield
+
+    with pytest.raises(KeyError, match="first"):
+        next(ahead(broken(), 1))
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_frames_are_painted_as_pictures(stylizer):
+    """By the graph, too: statistics move, other sizes and dials are recorded anew."""
+    there = Stylizer(copy.deepcopy(stylizer.model), "cuda")
+    one, two = frame(), frame(0.2)
+    here, painter = stylizer.painter(), there.painter()
+    for shown in (one, two, one, frame(h=40, w=80), two, two):
+        difference = np.abs(painter(shown).astype(int) - here(shown))
+        assert difference.mean() < 1  # float16
+    for dials in ({"repair": 0.3}, {"half_life": math.inf}, {"style": "starry night"}):
+        here.set(**dials)
+        painter.set(**dials)
+        for shown in (one, two):
+            assert np.abs(painter(shown).astype(int) - here(shown)).mean() < 1
+
+
+def test_threads_may_share_a_painter(stylizer):
+    painter = stylizer.painter(half_life=math.inf)
+    one = frame()
+    expected = painter(one)
+    expected = painter(one)
+    results = []
+    threads = [threading.Thread(target=lambda: results.append(painter(one))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for result in results:
+        np.testing.assert_array_equal(result, expected)

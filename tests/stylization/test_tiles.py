@@ -1,0 +1,131 @@
+"""A picture in tiles is the picture as a whole, in less memory."""
+
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from faststy.model_file import Model, ModelInfo
+from faststy.nn.generator import Generator, GeneratorConfig
+from faststy.nn.repairer import Repairer
+from faststy.stylization import tiles
+from faststy.stylization.stylizer import Stylizer
+
+TOO_LITTLE = 1  # bytes: the smallest tiles
+
+
+@pytest.fixture(scope="module")
+def stylizer():
+    """A net as deep as `fast`, that paints strongly."""
+    torch.manual_seed(1)
+    config = GeneratorConfig(channels=8, blocks=4, styles=2)
+    generator, repairer = Generator(config).eval(), Repairer(8).eval()
+    with torch.no_grad():
+        for parameter in [*generator.parameters(), *repairer.head.parameters()]:
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    info = ModelInfo(["rain", "starry night"], asdict(config), {"channels": 8})
+    model = Model(generator.requires_grad_(False), repairer.requires_grad_(False), info)
+    return Stylizer(model, "cpu")
+
+
+@pytest.fixture(scope="module")
+def photo():
+    """What differs from place to place, at all scales; no side is a multiple of anything."""
+    rng = np.random.default_rng(0)
+    picture = np.zeros((613, 787, 3))
+    for size in (2, 8, 32, 128):
+        small = rng.normal(0, 25, (613 // size + 2, 787 // size + 2, 3))
+        picture += small.repeat(size, 0).repeat(size, 1)[:613, :787]
+    return Image.fromarray(np.clip(picture + 128, 0, 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize(
+    "dials",
+    [{}, {"repair": 0.0, "style": "rain:1,starry night:2"}, {"strength": 0.4, "keep_color": True}],
+)
+def test_tiles_are_the_whole(stylizer, photo, dials):
+    told = []
+    painting = stylizer.paint(photo, memory=TOO_LITTLE, progress=told.append, **dials)
+    painter = stylizer.painter(**dials)
+    painter.hold(tiles.samples(photo))
+    whole = painter(np.asarray(photo)).astype(int)
+    difference = np.abs(np.asarray(painting.picture.rgb) - whole)
+    assert difference.max() <= 1
+    assert (difference > 0).mean() < 0.001  # rounding, not seams
+    assert painting.lost_content is None
+    assert len(told) == 4
+    assert told == sorted(told)
+    assert told[-1] == 1
+
+
+def test_a_mask_is_that_of_the_whole(stylizer, photo):
+    mask = Image.new("L", (100, 80))
+    mask.paste(255, (40, 0, 100, 80))
+    masked = stylizer.paint(photo, memory=TOO_LITTLE, mask=mask).picture.rgb
+    full = np.asarray(stylizer.paint(photo, memory=TOO_LITTLE).picture.rgb)
+    np.testing.assert_array_equal(np.asarray(masked)[:, :300], np.asarray(photo)[:, :300])
+    np.testing.assert_array_equal(np.asarray(masked)[:, 340:], full[:, 340:])
+
+
+def test_a_small_picture_in_tiles_has_its_own_statistics(stylizer, photo):
+    """Then it is painted as without tiles."""
+    small = photo.crop((0, 0, 300, 280))
+    whole = np.asarray(stylizer(small)).astype(int)
+    tiled = np.asarray(stylizer.paint(small, memory=TOO_LITTLE).picture.rgb)
+    assert np.abs(tiled - whole).max() <= 1
+
+
+def test_statistics_of_samples_are_close_to_those_of_the_whole(stylizer, photo):
+    large = Image.new("RGB", (1300, 1100))
+    for x, y in np.ndindex(2, 2):
+        large.paste(photo.transpose(Image.Transpose(x + 2 * y)), (650 * x, 550 * y))
+    found = tiles.samples(large)
+    assert found.shape == (16, 256, 256, 3)
+    whole = np.asarray(stylizer(large, repair=0)).astype(int)
+    tiled = np.asarray(stylizer.paint(large, repair=0, memory=TOO_LITTLE).picture.rgb)
+    assert np.abs(tiled - whole).mean() < 3
+
+
+@pytest.mark.parametrize("size", [(613, 787), (64, 64), (1, 2000), (257, 256)])
+@pytest.mark.parametrize(("side", "halo"), [(256, 128), (64, 0)])
+def test_tiles_cover_everything_once(size, side, halo):
+    count = np.zeros(size, int)
+    for tile in tiles.tiles(*size, side, halo):
+        left, top, right, bottom = tile.kept
+        count[top:bottom, left:right] += 1
+        assert tile.seen[0] in (0, left - halo)
+        assert tile.seen[0] % tiles.ALIGNMENT == 0
+        assert tile.seen[3] in (size[0], bottom + halo)
+        seen = np.zeros((tile.seen[3] - tile.seen[1], tile.seen[2] - tile.seen[0], 3), np.uint8)
+        assert tile.cut(seen).shape == (bottom - top, right - left, 3)
+    assert (count == 1).all()
+
+
+def test_the_halo_is_what_the_nets_reach(stylizer, photo):
+    """A change just beyond the halo changes nothing; and the halo is not generous by far."""
+    halo = tiles.halo_of(stylizer.model.generator)
+    painter = stylizer.painter()
+    painter.hold(tiles.samples(photo))
+    before = np.array(photo.crop((0, 0, 3 * halo, 64)))
+    after = before.copy()
+    after[:, 2 * halo :] = 255 - after[:, 2 * halo :]
+    changed = (painter(before) != painter(after)).any(axis=(0, 2))
+    assert not changed[:halo].any()
+    assert changed[: 2 * halo].any()
+
+
+def test_memory_decides():
+    generator = Generator(GeneratorConfig(8, 4))
+    picture = Image.new("RGB", (4000, 3000))
+    assert tiles.side_within(64 << 30, generator, picture) is None
+    sides = [tiles.side_within(m << 20, generator, picture) for m in (1, 1000, 2000, 4000)]
+    assert sides == sorted(sides)
+    assert sides[0] == tiles.SMALLEST
+    assert tiles.SMALLEST < sides[1] <= tiles.LARGEST
+    assert all(side % tiles.ALIGNMENT == 0 for side in sides)
+
+
+def test_available_memory_is_sensible():
+    assert 1 << 26 < tiles.available_memory() < 1 << 50

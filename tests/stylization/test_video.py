@@ -1,0 +1,293 @@
+"""What goes into a video beside its frames comes out again, and nothing is left half-written."""
+
+import errno
+import os
+import threading
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+
+from faststy.errors import FaststyError
+from faststy.stylization.clips import open_clip
+from faststy.stylization.video import HALF_LIFE, paint_video
+from faststy.stylization.video_file import ENCODERS, FORMATS
+
+
+class Echo:
+    """Stands in for a stylizer: gives the frames as they are, or inverted, and notes the dials."""
+
+    def __init__(self, invert=False):
+        self.invert = invert
+
+    def stream(self, frames, **dials):
+        self.dials = dials
+        for frame in frames:
+            yield 255 - frame if self.invert else frame
+
+
+def frames_of(path):
+    with av.open(str(path)) as file:
+        return [(float(frame.time), frame) for frame in file.decode(video=0)]
+
+
+def rgb(frame):
+    return frame.to_ndarray(format="rgb24").astype(int)
+
+
+def sound_of(path):
+    """Samples of the first channel, float, and the time of the first one."""
+    with av.open(str(path)) as file:
+        frames = list(file.decode(audio=0))
+        resampler = av.AudioResampler("fltp", "mono", 48000)
+        parts = [part for frame in [*frames, None] for part in resampler.resample(frame)]
+    return np.concatenate([part.to_ndarray()[0] for part in parts]), float(frames[0].time)
+
+
+def test_frames_are_those_of_the_painter_in_order(film, tmp_path):
+    source = film("a.mp4", frames=12)
+    told = []
+    report = paint_video(
+        Echo(invert=True), source, tmp_path / "b.mp4", crf=5, on_frame=lambda *n: told.append(n)
+    )
+    before, after = frames_of(source), frames_of(tmp_path / "b.mp4")
+    assert [time for time, _ in after] == [time for time, _ in before]
+    for (_, old), (_, new) in zip(before, after, strict=True):
+        assert np.abs(255 - rgb(old) - rgb(new))[8:16, 8:16].max() <= 8
+    assert told == [(i, 12) for i in range(1, 13)]
+    assert (report.frames, report.width, report.height, report.rate) == (12, 64, 48, 25.0)
+    assert (report.encoder, report.audio, report.damage, report.stopped) == (
+        "libx264",
+        None,
+        None,
+        False,
+    )
+
+
+def test_dials_reach_the_stylizer(film, tmp_path):
+    echo = Echo()
+    dials = {"style": {"rain": 1.0}, "strength": 0.3, "repair": 0.2, "keep_color": True}
+    paint_video(echo, film("a.mp4", rate=50), tmp_path / "b.mp4", **dials)
+    assert echo.dials == {**dials, "half_life": 50 * HALF_LIFE}
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_every_format_holds_sound_and_variable_times(film, tmp_path, suffix):
+    times = [0, 3, 10, 12, 30, 31, 33, 50, 77, 80]
+    source = film("a.mkv", times=times, audio="aac", metadata={"title": "Rain", "artist": "Me"})
+    target = tmp_path / f"b{suffix}"
+    report = paint_video(Echo(), source, target)
+    assert [time for time, _ in frames_of(target)] == [t / 100 for t in times]
+    old, begin = sound_of(source)
+    new, start = sound_of(target)
+    assert start == pytest.approx(begin, abs=0.03)
+    assert len(new) == pytest.approx(len(old), abs=2048)
+    assert np.sqrt(np.mean(new**2)) == pytest.approx(np.sqrt(np.mean(old**2)), rel=0.1)
+    with av.open(str(target)) as file:
+        kind = file.streams.audio[0].codec_context.name
+        tags = {key.lower(): value for key, value in file.metadata.items()}
+    assert kind == ("opus" if suffix == ".webm" else "aac")
+    assert report.audio == ("opus" if suffix == ".webm" else "copied")
+    assert (tags["title"], tags["artist"]) == ("Rain", "Me")
+
+
+def test_sound_that_is_copied_stays_in_time_with_the_part(film, tmp_path):
+    source = film("a.mp4", frames=50, audio="aac")
+    for target in (tmp_path / "b.mp4", tmp_path / "b.webm"):
+        paint_video(Echo(), source, target, start=0.5, end=1.5)
+        times = [time for time, _ in frames_of(target)]
+        assert times[0] < 0.04
+        assert times[-1] == pytest.approx(0.96, abs=0.03)
+        samples, start = sound_of(target)
+        assert start == pytest.approx(0, abs=0.04)
+        assert len(samples) / 48000 == pytest.approx(1.0, abs=0.06)
+
+
+@pytest.mark.parametrize("colors", [(1, 1, 1, 1), (1, 2, 1, 1), (6, 1, 6, 6), (9, 1, 9, 16)])
+def test_colours_and_their_meaning_stay(film, tmp_path, colors):
+    source = film("a.mp4", frames=2, colors=colors)
+    paint_video(Echo(), source, tmp_path / "b.mp4", crf=5)
+    _, frame = frames_of(tmp_path / "b.mp4")[0]
+    got = (frame.colorspace, frame.color_range, frame.color_primaries, frame.color_trc)
+    assert got == colors
+    assert np.abs(rgb(frame) - rgb(frames_of(source)[0][1]))[8:16, 8:16].max() <= 6
+
+
+def test_a_turned_film_is_written_upright(film, tmp_path):
+    source = film("a.mov", frames=2, turn=90)
+    report = paint_video(Echo(), source, tmp_path / "b.mov")
+    _, frame = frames_of(tmp_path / "b.mov")[0]
+    assert (frame.width, frame.height, frame.rotation) == (48, 64, 0)
+    assert (report.width, report.height) == (48, 64)
+    assert rgb(frame)[16, 12, 1] > 120  # green, which was at the right, is at the top left
+
+
+def test_odd_sizes_lose_a_row_or_column(film, tmp_path):
+    source = film("a.mkv", frames=2, size=(64, 48), codec="ffv1", pixels="yuv444p")
+    report = paint_video(Echo(), source, tmp_path / "b.mp4", size=35)  # 46.67 x 35
+    assert (report.width, report.height) == (46, 34)
+    assert frames_of(tmp_path / "b.mp4")[0][1].width == 46
+
+
+@pytest.mark.parametrize("codec", [*ENCODERS, "mpeg4"])
+def test_every_codec(film, tmp_path, codec):
+    target = tmp_path / "b.mp4"
+    report = paint_video(Echo(), film("a.mp4", frames=6, rate=30), target, codec=codec)
+    assert len(frames_of(target)) == 6
+    assert frames_of(target)[-1][0] == pytest.approx(5 / 30, abs=1e-3)
+    with av.open(str(target)) as file:
+        found = file.streams.video[0].codec_context
+        assert found.name in (codec, "hevc", "libdav1d", "av1")
+        assert codec not in ("h265", "hevc") or found.codec_tag == "hvc1"
+    assert report.encoder == ENCODERS.get(codec, codec)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getscheduler"), reason="Linux has such priorities")
+def test_no_encoder_raises_our_priority(film, tmp_path, capfd):
+    seen = set()
+
+    def look(*_):
+        seen.update(os.sched_getscheduler(int(thread)) for thread in os.listdir("/proc/self/task"))
+
+    paint_video(Echo(), film("a.mp4"), tmp_path / "b.mkv", codec="av1", on_frame=look)
+    assert seen == {os.sched_getscheduler(0)} == {os.SCHED_OTHER}
+    assert capfd.readouterr() == ("", "")  # nor does it write to the terminal
+
+
+def test_crf_is_the_quality(film, tmp_path):
+    source = film("a.mp4", frames=5, size=(128, 96))
+    sizes = []
+    for crf in (1, 45):
+        paint_video(Echo(), source, tmp_path / "b.mp4", crf=crf)
+        sizes.append((tmp_path / "b.mp4").stat().st_size)
+    assert sizes[0] > sizes[1]
+
+
+def test_pictures_become_a_film(tmp_path):
+    from PIL import Image
+
+    for i in range(4):
+        Image.new("RGB", (32, 32), (50 * i, 100, 0)).save(tmp_path / f"{i}.png")
+    target = tmp_path / "film.mp4"
+    report = paint_video(Echo(), tmp_path / "%d.png", target, rate=Fraction(30000, 1001))
+    assert report.rate == pytest.approx(29.97, abs=0.01)
+    frames = frames_of(target)
+    assert [time for time, _ in frames] == pytest.approx([i * 1001 / 30000 for i in range(4)])
+    assert frames[2][1].colorspace == 1
+    assert np.abs(rgb(frames[2][1]) - [100, 100, 0]).max() <= 6
+
+
+def test_a_stop_leaves_a_film_of_what_is_painted(film, tmp_path):
+    stop, target = threading.Event(), tmp_path / "b.mp4"
+
+    def after_five(count, _):
+        if count == 5:
+            stop.set()
+
+    source = film("a.mp4", frames=40, audio="aac")
+    report = paint_video(Echo(), source, target, stop=stop, on_frame=after_five)
+    assert report.stopped
+    assert report.frames == len(frames_of(target)) == 5
+    assert sound_of(target)[0].size > 0
+
+
+def test_a_damaged_film_is_painted_as_far_as_it_goes(film, tmp_path):
+    source = film("a.mkv", frames=100, audio="aac")
+    source.write_bytes(source.read_bytes()[: source.stat().st_size // 2])
+    report = paint_video(Echo(), source, tmp_path / "b.mp4")
+    assert 20 < report.frames < 80
+    assert len(frames_of(tmp_path / "b.mp4")) == report.frames
+    assert "cut off" in report.damage
+
+
+def test_mistakes_are_one_sentence_and_leave_nothing(film, tmp_path):
+    source = film("a.mp4", frames=3, audio="aac")
+    (tmp_path / "old.mp4").write_bytes(b"old")
+    (tmp_path / "folder.mp4").mkdir()
+    one, two = film("1.h264", frames=9), film("2.h264", frames=3, size=(48, 48))
+    (tmp_path / "both.h264").write_bytes(one.read_bytes() + two.read_bytes())
+    before = sorted(os.listdir(tmp_path))
+    for target, options, sentence in [
+        ("none/b.mp4", {}, "the folder .*none does not exist"),
+        ("folder.mp4", {}, "is a folder"),
+        ("b.avi", {}, r"\.avi is no video format that faststy writes; use \.mp4"),
+        ("b", {}, "a name without a suffix is no video format"),
+        ("b.mp4", {"codec": "nonsense"}, "there is no encoder for 'nonsense' here; use h264"),
+        ("b.mp4", {"codec": "aac"}, "'aac' is no codec for video"),
+        ("b.webm", {"codec": "h264"}, "this format cannot hold h264"),
+        ("b.mp4", {"codec": "mpeg4", "crf": 3}, "--crf does not go with the encoder mpeg4"),
+        ("old.mp4", {"start": 5.0}, "there is no frame in it at or after 5 s"),
+    ]:
+        with pytest.raises(FaststyError, match=sentence):
+            paint_video(Echo(), source, tmp_path / target, **options)
+        assert sorted(os.listdir(tmp_path)) == before
+    with pytest.raises(FaststyError, match="change their size"):
+        paint_video(Echo(), tmp_path / "both.h264", tmp_path / "old.mp4")
+    assert sorted(os.listdir(tmp_path)) == before
+    assert (tmp_path / "old.mp4").read_bytes() == b"old"
+
+
+def test_a_painter_that_fails_leaves_nothing(film, tmp_path):
+    class Broken:
+        def stream(self, frames, **_):
+            yield next(iter(frames))
+            raise RuntimeError("bug")
+
+    source = film("a.mp4", frames=3)
+    with pytest.raises(RuntimeError, match="bug"):
+        paint_video(Broken(), source, tmp_path / "b.mp4")
+    assert os.listdir(tmp_path) == ["a.mp4"]
+
+
+@pytest.mark.parametrize("after", [0, 2, 30])
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(film, tmp_path, monkeypatch, after):
+    from faststy.stylization import video
+
+    source = film("a.mkv", frames=60, size=(128, 96))
+    real = video.replacing
+
+    class Full:
+        """A file on a disk that is full after some writes."""
+
+        def __init__(self, file):
+            self.file, self.writes = file, 0
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+        def write(self, data):
+            self.writes += 1
+            if self.writes > after:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return self.file.write(data)
+
+    def full(path):
+        import contextlib
+
+        @contextlib.contextmanager
+        def wrapped():
+            with real(path) as file:
+                yield Full(file)
+
+        return wrapped()
+
+    monkeypatch.setattr(video, "replacing", full)
+    with pytest.raises(FaststyError, match=r"b\.mp4: cannot be written \(No space left"):
+        paint_video(Echo(), source, tmp_path / "b.mp4", crf=0)
+    assert os.listdir(tmp_path) == ["a.mkv"]
+
+
+def test_the_clip_is_closed_whatever_happens(film, tmp_path, monkeypatch):
+    from faststy.stylization import video
+
+    opened = []
+    monkeypatch.setattr(
+        video, "open_clip", lambda *a, **k: opened.append(open_clip(*a, **k)) or opened[-1]
+    )
+    paint_video(Echo(), film("a.mp4", frames=2), tmp_path / "b.mp4")
+    with pytest.raises(FaststyError):
+        paint_video(Echo(), film("a.mp4", frames=2), tmp_path / "b.mp4", codec="nonsense")
+    for clip in opened:
+        with pytest.raises(AssertionError):
+            clip.container.demux().__next__()
