@@ -3,14 +3,17 @@
 #               make demo STYLE=painting.jpg SECONDS=600 for another
 # make test     the tests; make test ARGS='-k gram' for some of them
 # make lint     ruff and mypy
-# make bench    the benchmarks
+# make sanitize the tests of the ops with the C++ code checked by ASan and UBSan
+# make bench    all benchmarks, 15 minutes; results, charts and tables go to benchmarks/
+# make bench-guard   whether a change made something slower: the ratios of benchmarks/guards.toml
 # make gpu      tests and benchmarks of a machine with a CUDA device, into OUT; needs no make dev
+# make gallery  docs/gallery.jpg, the bundled photos in all ready styles
 # make clean    remove what these made
 #
 # PYTHON makes the environment. TORCH is what pip installs as torch: the CPU build, unless you say
 # `make dev TORCH=torch==2.13.0` (with CUDA, on Linux). FASTSTY_BUILD_EXT: see setup.py.
 
-.PHONY: dev demo test lint bench gpu clean
+.PHONY: dev demo test lint sanitize bench bench-guard gpu gallery clean
 .DELETE_ON_ERROR:
 
 PYTHON ?= python3
@@ -19,8 +22,6 @@ SECONDS ?= 180
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := $(wildcard csrc/*.cpp csrc/*.cu csrc/*.h)
-# The encoder is measured against VGG-19, whose weights are not here: those suites are run by hand.
-SUITES := $(filter-out benchmarks/encoder% benchmarks/_%,$(wildcard benchmarks/*.py))
 
 # On Linux plain torch brings gigabytes of CUDA; its CPU build has a version of its own, and mostly
 # comes from an index of its own.
@@ -64,8 +65,27 @@ lint: .venv/ready
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
+# A build of its own. Python itself is not instrumented, so the runtimes are loaded before it, and
+# what it never frees is not counted. Tests run in the installed package's place by PYTHONPATH.
+SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=undefined
+runtime = $(shell $(or $(CXX),c++) -print-file-name=$(1))
+
+sanitize: .venv/ready
+	FASTSTY_BUILD_EXT=cpu CXXFLAGS="-O1 -g $(SANITIZERS)" LDFLAGS="$(SANITIZERS)" \
+	  $(BIN)/python setup.py --quiet build --build-base build/sanitize --build-lib build/sanitize/lib
+	LD_PRELOAD="$(call runtime,libasan.so) $(call runtime,libubsan.so)" \
+	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	  PYTHONPATH=build/sanitize/lib $(BIN)/pytest tests/ops -k 'not compile' $(ARGS)
+
 bench: .venv/ready
-	set -e; for suite in $(SUITES); do $(BIN)/python $$suite; done
+	$(BIN)/faststy bench --json benchmarks/results --plot --seconds 780
+	$(BIN)/python benchmarks/_tables.py
+
+bench-guard: .venv/ready
+	$(BIN)/python benchmarks/guard.py
+
+gallery: .venv/ready
+	$(BIN)/python tools/make_gallery.py --out docs/gallery.jpg
 
 gpu:
 	OUT="$(OUT)" PYTHON="$(PYTHON)" benchmarks/gpu.sh

@@ -19,16 +19,19 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 
 Call = Callable[[int], object]  # one run of a variant on the inputs of that number
 Sampler = Callable[[], float]  # seconds per call, measured once
+Clock = Literal["graphs", "events", "wall"]
 
 STEADY = 0.02  # warm when the medians of three rounds and of the three before differ by less
 MIN_ROUNDS, MAX_ROUNDS = 9, 200
+FEWEST_ROUNDS = 3  # of what is too slow for more
+PATIENCE = 3.0  # seconds: warm-up and rounds that take so much longer than asked for end early
 SAMPLE_SECONDS = 2e-3  # shorter samples say more about clocks and launches
 RESAMPLES = 2000
 CPU_CACHE = 32 << 20  # where the system does not tell
@@ -68,34 +71,39 @@ def cache_size(device: torch.device) -> int:
 
 
 def samplers(
-    variants: Mapping[str, Call], count: int, device: torch.device
+    variants: Mapping[str, Call], count: int, device: torch.device, clock: Clock = "graphs"
 ) -> tuple[dict[str, Sampler], str]:
     """A sampler for each variant, all of one kind, and the name of that kind.
 
     Args:
         variants: each is called with 0 … count − 1, and has been called before.
         count: how many inputs rotate.
+        clock: what can be used on a GPU: "wall" where calls end on the host, "events" where they
+            cannot be captured. On a CPU always "wall".
     """
-    if device.type == "cpu":
+    if device.type == "cpu" or clock == "wall":
         return {name: _wall(call, count) for name, call in variants.items()}, "wall clock"
-    try:
-        return {name: _graph(call, count) for name, call in variants.items()}, "graph replays"
-    except RuntimeError:  # a variant that cannot be captured: then none is, to be fair
-        torch.cuda.synchronize()
-        return {name: _events(call, count) for name, call in variants.items()}, "events"
+    if clock == "graphs":
+        try:
+            return {name: _graph(call, count) for name, call in variants.items()}, "graph replays"
+        except RuntimeError:  # a variant that cannot be captured: then none is, to be fair
+            torch.cuda.synchronize()
+    return {name: _events(call, count) for name, call in variants.items()}, "events"
 
 
 def measure(samplers: Mapping[str, Sampler], seconds: float) -> tuple[dict[str, list[float]], bool]:
     """Samples of each variant, a round at a time; and whether they had become steady before.
 
-    `seconds` bounds the warm-up, and then the rounds beyond the first MIN_ROUNDS.
+    `seconds` bounds the warm-up, and then the rounds beyond the first MIN_ROUNDS; with PATIENCE,
+    these too.
     """
     steady = _warm_up(samplers, seconds)
     samples: dict[str, list[float]] = {name: [] for name in samplers}
     order, shuffle = list(samplers), random.Random(0).shuffle
     end = time.perf_counter() + seconds
     for done in range(MAX_ROUNDS):
-        if done >= MIN_ROUNDS and time.perf_counter() > end:
+        over = time.perf_counter() - end
+        if over > 0 and done >= (MIN_ROUNDS if over < PATIENCE else FEWEST_ROUNDS):
             break
         shuffle(order)  # who comes after whom must not matter
         for name in order:
@@ -106,7 +114,7 @@ def measure(samplers: Mapping[str, Sampler], seconds: float) -> tuple[dict[str, 
 def _warm_up(samplers: Mapping[str, Sampler], seconds: float) -> bool:
     rounds: list[list[float]] = []
     end = time.perf_counter() + seconds
-    while len(rounds) < 6 or time.perf_counter() < end:
+    while time.perf_counter() < end + PATIENCE * (len(rounds) < 6) or not rounds:
         rounds.append([sample() for sample in samplers.values()])
         if len(rounds) >= 6:
             before, now = np.median(rounds[-6:-3], 0), np.median(rounds[-3:], 0)
@@ -169,8 +177,9 @@ def _long_enough(timed: Callable[[int], float], calls: int) -> Sampler:
 
     `timed` gives the seconds of a number of passes.
     """
-    timed(1)
-    passes = max(1, math.ceil(SAMPLE_SECONDS / max(timed(1), 1e-9)))
+    first = timed(1)
+    again = timed(1) if first < 50 * SAMPLE_SECONDS else first  # the first may do things once
+    passes = max(1, math.ceil(SAMPLE_SECONDS / max(again, 1e-9)))
     return lambda: timed(passes) / (passes * calls)
 
 
@@ -215,7 +224,10 @@ def machine(device: torch.device) -> dict[str, Any]:
         "cpu": _cpu(),
         "threads": torch.get_num_threads(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,  # of others, before
         "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        "boost": _read("/sys/devices/system/cpu/cpufreq/boost"),
+        "mhz": _mhz(),
         "platform": platform.platform(),
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -241,9 +253,18 @@ def device_name(device: torch.device) -> str:
 
 
 def _cpu() -> str:
-    lines = (_read("/proc/cpuinfo") or "").splitlines()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    names = _cpuinfo("model name")
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def _mhz() -> list[float]:
+    return [float(mhz) for mhz in _cpuinfo("cpu MHz")]
+
+
+def _cpuinfo(key: str) -> list[str]:
+    """What Linux tells of each core."""
+    lines = (_read("/proc/cpuinfo") or "").splitlines()
+    return [line.split(":", 1)[1].strip() for line in lines if line.startswith(key)]
 
 
 def _read(path: str) -> str | None:

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # The tests and benchmarks of a machine with a CUDA device, which needs no network and no `make dev`:
-# torch, Triton and pytest in some Python are enough.
+# torch, Triton, pytest and what faststy runs on, in some Python, are enough.
 #
 #   [OUT=folder] [PYTHON=python3] [BENCH_SECONDS=480] benchmarks/gpu.sh
 #
-# Leaves logs, junit.xml and ops.json in OUT, by default benchmarks/results/<device>/. Exit status:
-# 0; 1 if a step failed (the others still run); 2 without a CUDA device.
+# Leaves logs, junit.xml, the results of all suites and their charts in OUT, by default
+# benchmarks/results/<device>/. Exit status: 0; 1 if a step failed (the others still run); 2 without
+# a CUDA device.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 repository=$PWD
@@ -36,6 +37,7 @@ if ! "$python" setup.py -q egg_info --egg-base "$build" \
   rm -rf "$build/package" && mkdir -p "$build/package"
   cp -r faststy "$build/package/" && cp -r kernels "$build/package/faststy/" || exit 1
 fi
+ln -s "$repository/benchmarks" "$build/package/benchmarks" # where `faststy bench` looks for them
 cd "$build/package" || exit 1
 export PYTHONPATH=$build/package${PYTHONPATH:+:$PYTHONPATH}
 unset TRITON_INTERPRET FASTSTY_IMPL
@@ -56,8 +58,9 @@ cases=$repository/tests
 step ops tests "$cases/ops" "$cases/kernels" --junitxml "$OUT/junit.xml"
 mapfile -t marked < <(grep -rl --include='test_*.py' 'mark\.gpu' "$cases" | grep -v "^$cases/\(ops\|kernels\)/")
 [ ${#marked[@]} -gt 0 ] && step others tests -m gpu "${marked[@]}"
-step bench "$python" "$repository/benchmarks/ops.py" --device cuda --seconds "$BENCH_SECONDS" \
-  --json "$OUT/ops.json"
+commit=$(git -C "$repository" describe --always --dirty 2>/dev/null || echo unknown)
+step bench "$python" -m faststy bench --device cuda --seconds "$BENCH_SECONDS" \
+  --json "$OUT/$(date -u +%F)-$commit.json" --plot
 
 echo "Results are in $OUT"
 if [ -n "$failed" ]; then

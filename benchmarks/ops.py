@@ -1,51 +1,31 @@
-#!/usr/bin/env python3
 """The ops of `faststy.ops` against what people write in PyTorch, and against torch.compile of that.
 
-    python benchmarks/ops.py [--quick] [--device cuda] [--filter 'gram .*bfloat16'] [--json FILE]
+Every op × shapes × memory layouts × dtypes, forward and forward + backward. Results, gradients too,
+are held against `faststy.ops.reference` in float64. The floor by bytes: each input read once and
+each result written once, forward; and again what backward needs. Operations: a Gram matrix is
+symmetric, so half of a full product.
 
-Every op × shapes × memory layouts × dtypes, forward and forward + backward. Before a number is
-printed, the results (gradients too) are held against `faststy.ops.reference` in float64. The table
-gives the median, how many times as long eager PyTorch and torch.compile take (with the interval
-that holds the ratio with 95 % confidence), and the fraction of the *floor*: the time in which this
-machine copies the bytes that the op must move or multiplies what it must multiply, whichever is
-longer, at rates measured first. Bytes: each input read once and each result written once, forward;
-and again what backward needs. Operations: a Gram matrix is symmetric, so half of a full product.
-
-On a CPU the floor is no bound where tensors fit into its cache, and the ops are plain PyTorch too
-unless the table's head says otherwise. Exit status: 0, or 1 if a result of ours was wrong.
+On a CPU the floor is no bound where tensors fit into its cache.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import re
-import statistics
-import sys
-import time
+import math
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 from typing import Any, NamedTuple
 
+import combined_loss
 import torch
 import torch.nn.functional as F
-from _timing import (
-    Ratio,
-    buffers,
-    copy_bandwidth,
-    machine,
-    matrix_rate,
-    measure,
-    ratio,
-    samplers,
-)
+from _bench import DTYPES, OURS, Case, Prepared, compare, variants
+from _timing import Call, buffers
 from torch import Tensor
 
 from faststy import ops
-from faststy.files import write_text
 from faststy.ops import reference
 
-DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
+VARIANTS = (OURS, "eager", "compiled")
 LAYOUTS = {"channels_last": torch.channels_last, "planar": torch.contiguous_format}
 PACK = 4  # the generator takes cells of 4×4 pixels as channels
 LOSS_SCALE = 2.0**13  # gradients of Gram matrices are too small for float16 without
@@ -58,7 +38,7 @@ RELU_TOLERANCE = 2e-3
 BASELINE_TOLERANCE = 0.2
 
 
-class Case(NamedTuple):
+class Job(NamedTuple):
     op: str
     shape: tuple[int, ...]  # [N, C, H, W]; of frames [N, H, W, C]
     layout: str
@@ -80,11 +60,11 @@ class Op(NamedTuple):
 
     shapes: Shapes
     leaves: int  # the first so many inputs get gradients; 0: there is no backward
-    inputs: Callable[[Case, torch.device], list[Any]]
+    inputs: Callable[[Job, torch.device], list[Any]]
     ours: Callable[..., Tensor]
     eager: Callable[..., Tensor]
     truth: Callable[..., Tensor]  # given float64 inputs
-    cost: Callable[[Case], tuple[int, int]]  # bytes moved and operations, at least
+    cost: Callable[[Job], tuple[int, int]]  # bytes moved and operations, at least
 
 
 # Training at 256², batch 4 and 8, and 4K frames, whole and at a quarter of the resolution; on a CPU
@@ -108,49 +88,60 @@ GRAMS = Shapes(
         (4, 512, 32, 32),
         (4, 256, 64, 64),
     ],
-    cpu=[(4, 48, 64, 64), (8, 128, 64, 64), (4, 512, 32, 32)],
+    cpu=[(4, 16, 248, 248), (4, 80, 62, 62), (4, 160, 31, 31)],  # what the encoder's taps see
 )
 FRAMES = Shapes(
     cuda=[(1, 2160, 3840, 3), (4, 256, 256, 3)], cpu=[(4, 256, 256, 3), (1, 1080, 1920, 3)]
 )
+# What painting a frame of 1080p takes, and of 4K.
+FEATURES = Shapes(cuda=[(1, 48, 540, 960)], cpu=[(1, 48, 270, 480)])
+RISING = Shapes(cuda=[(1, 16, 540, 960)], cpu=[(1, 16, 270, 480)])
+CELLS = Shapes(cuda=[(1, 12, 1080, 1920)], cpu=[(1, 12, 540, 960)])
 
 
 # --------------------------------------------------------------------------- inputs
 
 
-def features(case: Case, device: torch.device) -> Tensor:
-    x = torch.randn(case.shape, device=device).to(DTYPES[case.dtype])
-    return x.contiguous(memory_format=LAYOUTS[case.layout])
+def features(job: Job, device: torch.device) -> Tensor:
+    x = torch.randn(job.shape, device=device).to(DTYPES[job.dtype])
+    return x.contiguous(memory_format=LAYOUTS[job.layout])
 
 
-def norm_inputs(case: Case, device: torch.device) -> list[Any]:
-    weight, bias = torch.randn(2, case.shape[1], device=device).to(DTYPES[case.dtype])
-    return [features(case, device) * 2 + 1, weight + 1, bias]
+def norm_inputs(job: Job, device: torch.device) -> list[Any]:
+    weight, bias = torch.randn(2, job.shape[1], device=device).to(DTYPES[job.dtype])
+    return [features(job, device) * 2 + 1, weight + 1, bias]
 
 
-def residual_inputs(case: Case, device: torch.device) -> list[Any]:
-    return [*norm_inputs(case, device), features(case, device)]
+def residual_inputs(job: Job, device: torch.device) -> list[Any]:
+    return [*norm_inputs(job, device), features(job, device)]
 
 
-def gram_inputs(case: Case, device: torch.device) -> list[Any]:
-    return [features(case, device)]
+def gram_inputs(job: Job, device: torch.device) -> list[Any]:
+    return [features(job, device)]
 
 
-def loss_inputs(case: Case, device: torch.device) -> list[Any]:
-    c = case.shape[1]
+def loss_inputs(job: Job, device: torch.device) -> list[Any]:
+    c = job.shape[1]
     noise = torch.randn(c, c, device=device) * 0.1
-    return [features(case, device), (torch.eye(c, device=device) * 2 + noise + noise.T) / c]
+    return [features(job, device), (torch.eye(c, device=device) * 2 + noise + noise.T) / c]
 
 
-def from_inputs(case: Case, device: torch.device) -> list[Any]:
-    frames = torch.randint(0, 256, case.shape, dtype=torch.uint8, device=device)
-    return [frames, DTYPES[case.dtype], case.layout == "channels_last"]
+def from_inputs(job: Job, device: torch.device) -> list[Any]:
+    frames = torch.randint(0, 256, job.shape, dtype=torch.uint8, device=device)
+    return [frames, DTYPES[job.dtype], job.layout == "channels_last"]
 
 
-def to_inputs(case: Case, device: torch.device) -> list[Any]:
-    n, h, w, c = case.shape
-    packed = case._replace(shape=(n, c * PACK**2, h // PACK, w // PACK))
+def to_inputs(job: Job, device: torch.device) -> list[Any]:
+    n, h, w, c = job.shape
+    packed = job._replace(shape=(n, c * PACK**2, h // PACK, w // PACK))
     return [features(packed, device)]
+
+
+def conv_inputs(job: Job, device: torch.device) -> list[Any]:
+    k = job.shape[1]
+    weight = torch.randn(k, k, 3, 3, device=device) / (9 * k) ** 0.5
+    bias = torch.randn(k, device=device)
+    return [features(job, device), *(t.to(DTYPES[job.dtype]) for t in (weight, bias))]
 
 
 # --------------------------------------------------------------------------- what people write
@@ -189,36 +180,69 @@ def eager_to(x: Tensor) -> Tensor:
     return frames.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
+def eager_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return F.relu(F.conv2d(F.pad(x, (1, 1, 1, 1), "reflect"), weight, bias))
+
+
+def eager_upsample(x: Tensor) -> Tensor:
+    return F.interpolate(x, scale_factor=2, mode="bilinear")
+
+
+def eager_blur(x: Tensor) -> Tensor:
+    n, k, h, w = x.shape
+    cells = x.reshape(n, 2, 2, k // 4, h, w).permute(0, 3, 4, 1, 5, 2)
+    pixels = cells.reshape(n, k // 4, 2 * h, 2 * w)
+    line = x.new_tensor([0.25, 0.5, 0.25])
+    kernel = (line[:, None] * line).expand(k // 4, 1, 3, 3)
+    return F.conv2d(F.pad(pixels, (1, 1, 1, 1), "replicate"), kernel, groups=k // 4)
+
+
 # --------------------------------------------------------------------------- bytes and operations
 
 
-def _size(case: Case) -> int:
-    size = DTYPES[case.dtype].itemsize
-    for n in case.shape:
-        size *= n
-    return size
+def _values(job: Job) -> int:
+    return math.prod(job.shape)
 
 
-def norm_cost(case: Case) -> tuple[int, int]:
-    return (2 + 3 * case.backward) * _size(case), 0  # x → y; x, dy → dx
+def _size(job: Job) -> int:
+    return DTYPES[job.dtype].itemsize * _values(job)
 
 
-def residual_cost(case: Case) -> tuple[int, int]:
-    return (3 + 3 * case.backward) * _size(case), 0  # x, r → y; x, dy → dx, and dr is dy
+def norm_cost(job: Job) -> tuple[int, int]:
+    # x → y, by a sum, squares, a product and a sum; x, dy → dx, by two sums of products and three
+    return (2 + 3 * job.backward) * _size(job), (6 + 8 * job.backward) * _values(job)
 
 
-def gram_cost(case: Case) -> tuple[int, int]:
-    n, c, h, w = case.shape
+def residual_cost(job: Job) -> tuple[int, int]:
+    moved, operations = norm_cost(job)
+    return moved + _size(job), operations + _values(job)  # r is read, and dr is dy
+
+
+def gram_cost(job: Job) -> tuple[int, int]:
+    n, c, h, w = job.shape
     matrix, products = 4 * n * c * c, n * c * c * h * w
-    moved = _size(case) + matrix
+    moved = _size(job) + matrix
     return (
-        moved + case.backward * (2 * _size(case) + matrix),
-        products + case.backward * 2 * products,
+        moved + job.backward * (2 * _size(job) + matrix),
+        products + job.backward * 2 * products,
     )
 
 
-def pixels_cost(case: Case) -> tuple[int, int]:
-    return _size(case) + _size(case) // DTYPES[case.dtype].itemsize, 0
+def pixels_cost(job: Job) -> tuple[int, int]:
+    return _size(job) + _values(job), 2 * _values(job)
+
+
+def conv_cost(job: Job) -> tuple[int, int]:
+    k = job.shape[1]
+    return 2 * _size(job) + 9 * k * k * DTYPES[job.dtype].itemsize, 18 * k * _values(job)
+
+
+def upsample_cost(job: Job) -> tuple[int, int]:
+    return 5 * _size(job), 4 * 8 * _values(job)
+
+
+def blur_cost(job: Job) -> tuple[int, int]:
+    return 2 * _size(job), 6 * _values(job)
 
 
 OPS = {
@@ -238,6 +262,15 @@ OPS = {
         lambda x, w, b, r: ops.instance_norm(x, w, b, residual=r),
         eager_residual,
         lambda x, w, b, r: reference.instance_norm(x, w, b, residual=r),
+        residual_cost,
+    ),
+    "instance_norm+relu+residual": Op(
+        NORMS,
+        4,
+        residual_inputs,
+        lambda x, w, b, r: ops.instance_norm(x, w, b, activation="relu", residual=r),
+        lambda x, w, b, r: F.relu(eager_residual(x, w, b, r)),
+        lambda x, w, b, r: reference.instance_norm(x, w, b, activation="relu", residual=r),
         residual_cost,
     ),
     "gram": Op(GRAMS, 1, gram_inputs, ops.gram, eager_gram, reference.gram, gram_cost),
@@ -264,14 +297,37 @@ OPS = {
         lambda x: reference.to_pixels(x, PACK, x.shape[2] * PACK, x.shape[3] * PACK, -1.0, 1.0),
         pixels_cost,
     ),
+    "conv3x3+relu": Op(
+        FEATURES,
+        0,
+        conv_inputs,
+        lambda x, w, b: ops.conv3x3(x, w, None, b, activation="relu")[0],
+        eager_conv,
+        lambda x, w, b: reference.conv3x3_fwd([x], w, None, b, None, 0.0, False)[0],
+        conv_cost,
+    ),
+    "upsample": Op(
+        RISING,
+        0,
+        gram_inputs,
+        lambda x: ops.upsample(x, 2),
+        eager_upsample,
+        lambda x: reference.upsample_fwd(x, 2),
+        upsample_cost,
+    ),
+    "blur_cells": Op(
+        CELLS,
+        0,
+        gram_inputs,
+        lambda x: ops.blur_cells(x, 2),
+        eager_blur,
+        lambda x: reference.blur_cells_fwd(x, 2),
+        blur_cost,
+    ),
 }
 
 
 # --------------------------------------------------------------------------- one case
-
-
-class Wrong(Exception):
-    """A result that is not what float64 says."""
 
 
 def upstream(y: Tensor) -> Tensor:
@@ -283,7 +339,7 @@ def upstream(y: Tensor) -> Tensor:
 
 def variant(
     function: Callable[..., Tensor], leaves: int, sets: list[tuple[list[Any], Tensor | None]]
-) -> Callable[[int], tuple[Tensor, ...]]:
+) -> Call:
     """Calls of `function` on the rotated inputs, backward too where a gradient is at hand."""
 
     def call(i: int) -> tuple[Tensor, ...]:
@@ -303,214 +359,68 @@ def double(value: Any) -> Any:
     return value.detach().double().requires_grad_(value.requires_grad)
 
 
-def compare(results: Any, truth: Any, tolerance: float) -> None:
-    """Raises Wrong where a result, or a gradient, is off by more, relative to its norm."""
-    for i, (a, b) in enumerate(zip(results, truth, strict=True)):
-        name = f"gradient {i}" if i else "result"
-        if a.shape != b.shape:
-            raise Wrong(f"{name}: {list(a.shape)}, not {list(b.shape)}")
-        a, b = a.detach().double(), b.detach().double()
-        off = float((a - b).norm() / b.norm())
-        if not off <= tolerance:  # NaN too
-            raise Wrong(f"{name}: off by {off:.1e}, {tolerance:.0e} is allowed")
-
-
-def tolerance_of(case: Case, result: Tensor) -> float:
+def tolerance_of(job: Job, result: Tensor) -> float:
     tolerance = TOLERANCES[result.dtype]
-    tolerance = max(tolerance, TOLERANCES[DTYPES[case.dtype]])
-    return max(tolerance, RELU_TOLERANCE) if "relu" in case.op and case.backward else tolerance
+    tolerance = max(tolerance, TOLERANCES[DTYPES[job.dtype]])
+    return max(tolerance, RELU_TOLERANCE) if "relu" in job.op and job.backward else tolerance
 
 
-def run(case: Case, device: torch.device, seconds: float, compiled: bool) -> dict[str, Any]:
-    """Check and time a case. Raises Wrong for a result of ours; baselines that fail are told."""
-    torch.manual_seed(0)
-    op = OPS[case.op]
-    size = sum(t.nbytes for t in op.inputs(case, device) if isinstance(t, Tensor))
+def prepare(job: Job, device: torch.device, compiled: bool) -> Prepared:
+    op = OPS[job.op]
+    # As training does, hold larger tensors once: the C library then keeps memory of that size.
+    torch.empty(28 << 20, dtype=torch.uint8)
+    size = sum(t.nbytes for t in op.inputs(job, device) if isinstance(t, Tensor))
     sets = []
     for _ in range(buffers(size, device)):
-        inputs = op.inputs(case, device)
+        inputs = op.inputs(job, device)
         dy = None
-        if case.backward:
+        if job.backward:
             for t in inputs[: op.leaves]:
                 t.requires_grad_()
             dy = upstream(op.ours(*inputs).detach())
         sets.append((inputs, dy))
 
     wide = [([double(t) for t in sets[0][0]], double(sets[0][1]))]
-    truth = variant(op.truth, op.leaves, wide)(0)
-    functions = {"ours": op.ours, "eager": op.eager}
-    if compiled:
-        torch._dynamo.reset()
-        functions["compiled"] = torch.compile(op.eager, dynamic=False)
-    calls, missing = {}, {}
-    for name, function in functions.items():
-        calls[name] = variant(function, op.leaves, sets)
-        try:
-            results = calls[name](0)
-            ours = name == "ours"
-            compare(results, truth, tolerance_of(case, results[0]) if ours else BASELINE_TOLERANCE)
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:
-            if name == "ours":
-                raise
-            missing[name] = f"{type(error).__name__}: {error}".splitlines()[0]
-            del calls[name]
-    del truth, wide, results
+    truth: Any = variant(op.truth, op.leaves, wide)(0)
 
-    timed, method = samplers(calls, len(sets), device)
-    samples, steady = measure(timed, seconds)
-    moved, operations = op.cost(case)
-    return {
-        **case._asdict(),
-        "method": method,
-        "buffers": len(sets),
-        "rounds": len(samples["ours"]),
-        "steady": steady,
-        "seconds": {name: statistics.median(s) for name, s in samples.items()},
-        "ratios": {
-            n: ratio(s, samples["ours"])._asdict() for n, s in samples.items() if n != "ours"
-        },
-        "missing": missing,
-        "bytes": moved,
-        "operations": operations,
-        "samples": samples,
+    def check(name: str, results: Any) -> None:
+        ours = name == OURS
+        compare(results, truth, tolerance_of(job, results[0]) if ours else BASELINE_TOLERANCE)
+
+    def compile_it() -> Call:
+        torch._dynamo.reset()
+        return variant(torch.compile(op.eager, dynamic=False), op.leaves, sets)
+
+    makers: dict[str, Callable[[], Call]] = {
+        OURS: partial(variant, op.ours, op.leaves, sets),
+        "eager": partial(variant, op.eager, op.leaves, sets),
     }
+    if compiled:
+        makers["compiled"] = compile_it
+    calls, missing = variants(makers, check)
+    moved, operations = op.cost(job)
+    return Prepared(
+        calls, missing, inputs=len(sets), bytes=moved, operations=operations, dtype=job.dtype
+    )
 
 
 # --------------------------------------------------------------------------- all cases
 
 
 def cases(device: torch.device, quick: bool) -> list[Case]:
-    """The most telling first, as there may be no time for all."""
     cuda = device.type == "cuda"
     dtypes = list(DTYPES) if cuda else ["float32"]
-    dtypes = dtypes[:1] if quick else dtypes
-    found = []
-    for dtype in dtypes:
+    compiled = cuda or not quick  # compiling takes longer on a CPU than all the rest
+    found = combined_loss.cases(device, quick)
+    for dtype in dtypes[:1] if quick else dtypes:
         for layout in LAYOUTS:
             for name, op in OPS.items():
                 shapes = op.shapes.cuda if cuda else op.shapes.cpu
                 for shape in shapes[:1] if quick else shapes:
                     for backward in (False, True)[: 1 + bool(op.leaves)]:
-                        found.append(Case(name, shape, layout, dtype, backward))
+                        job = Job(name, shape, layout, dtype, backward)
+                        telling = (dtypes[0], "channels_last", shapes[0], bool(op.leaves))
+                        headline = (dtype, layout, shape, backward) == telling
+                        make = partial(prepare, job, device, compiled)
+                        found.append(Case("ops", str(job), make, headline))
     return found
-
-
-HEADER = (
-    "| op | shape | layout | dtype | pass | median | eager takes | torch.compile takes | rate "
-    "| of the floor |\n|---|---|---|---|---|--:|--:|--:|--:|--:|"
-)
-
-
-def row(result: dict[str, Any], rates: dict[str, float]) -> str:
-    """A line of the table."""
-    seconds: float = result["seconds"]["ours"]
-    copying = result["bytes"] / rates["copy"]
-    multiplying = result["operations"] / rates[result["dtype"]]
-    if copying >= multiplying:
-        rate = f"{result['bytes'] / seconds / 1e9:.1f} GB/s"
-    else:
-        rate = f"{result['operations'] / seconds / 1e12:.3g} TFLOP/s"
-
-    def shown(name: str) -> str:
-        if name not in result["ratios"]:
-            return str(result["missing"].get(name, "not timed"))[:60]
-        r = Ratio(**result["ratios"][name])
-        return f"{r.median:.2f}× [{r.low:.2f}, {r.high:.2f}]"
-
-    columns = (
-        result["op"],
-        "×".join(map(str, result["shape"])),
-        result["layout"],
-        result["dtype"],
-        "forward+backward" if result["backward"] else "forward",
-        f"{seconds * 1e6:.1f} µs" + ("" if result["steady"] else " (unsteady)"),
-        shown("eager"),
-        shown("compiled"),
-        rate,
-        f"{max(copying, multiplying) / seconds:.0%}",
-    )
-    return f"| {' | '.join(columns)} |"
-
-
-def arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    cuda = torch.cuda.is_available()
-    parser.add_argument("--quick", action="store_true", help="few shapes, one dtype, shorter")
-    parser.add_argument("--device", type=torch.device, default="cuda" if cuda else "cpu")
-    parser.add_argument("--filter", type=re.compile, default="", help="a regular expression")
-    parser.add_argument("--json", type=Path, help="where to keep all numbers")
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="stop in time")
-    args = parser.parse_args(argv)
-    if args.device.type == "cuda" and not cuda:
-        parser.error("--device cuda: there is no CUDA device here")
-    if args.device.type not in ("cpu", "cuda"):
-        parser.error(f"--device {args.device}: expected cpu or cuda")
-    return args
-
-
-def main(argv: list[str] | None = None) -> int:
-    args = arguments(argv)
-    device: torch.device = args.device
-    deadline = time.perf_counter() + args.seconds
-    chosen = [c for c in cases(device, args.quick) if args.filter.search(str(c))]
-    if not chosen:
-        print("no case matches --filter", file=sys.stderr)
-        return 1
-    on_cpu = device.type == "cpu"
-    compiled = not (args.quick and on_cpu)  # compiling takes longer there than all the rest
-
-    with torch.random.fork_rng(devices=[] if on_cpu else None):
-        about = machine(device)
-        dtypes = dict.fromkeys(c.dtype for c in chosen)
-        rates = {
-            "copy": copy_bandwidth(device),
-            **{name: matrix_rate(device, DTYPES[name]) for name in dtypes},
-        }
-        print(f"{about['device']}, {about['threads']} threads, torch {about['torch']}, ", end="")
-        print(f"Triton {about['triton']}, {about['date']}")
-        print(f"copy {rates['copy'] / 1e9:.1f} GB/s, matrix product ", end="")
-        print(", ".join(f"{name} {rates[name] / 1e12:.3g} TFLOP/s" for name in dtypes))
-        implementations = [i._asdict() for i in ops.implementations() if i.device == device.type]
-        for i in implementations:
-            print(f"{i['op']}: {i['name']} ({i['why']})")
-        if not compiled:
-            print("torch.compile is left out of the quick form on a CPU")
-        report: dict[str, Any] = {
-            "machine": about,
-            "settings": {"quick": args.quick, "filter": args.filter.pattern},
-            "rates": rates,
-            "implementations": implementations,
-            "cases": [],
-            "wrong": {},
-            "left_out": {},
-        }
-        print(f"\n{HEADER}")
-        for case in chosen:
-            try:
-                if time.perf_counter() > deadline:
-                    raise TimeoutError
-                result = run(case, device, 0.1 if args.quick else 0.3, compiled)
-            except TimeoutError:
-                report["left_out"][str(case)] = "no time"
-            except torch.OutOfMemoryError:
-                report["left_out"][str(case)] = "out of memory"
-            except Exception as error:  # one broken kernel must not cost all other numbers
-                report["wrong"][str(case)] = f"{type(error).__name__}: {error}"
-            else:
-                report["cases"].append(result)
-                print(row(result, rates), flush=True)
-            if args.json:  # after every case: what stops the run does not take the rest along
-                write_text(args.json, json.dumps(report, indent=1) + "\n")
-    print()
-    for what in ("left_out", "wrong"):
-        for name, why in report[what].items():
-            print(f"{what.replace('_', ' ')}: {name}: {why.splitlines()[0]}")
-    return 1 if report["wrong"] else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -213,13 +213,16 @@ def encode_picture(picture: Picture | Image.Image, format: str) -> bytes:
         raise ValueError(f"format is {format!r}; expected one of {', '.join(WRITABLE)}")
     if isinstance(picture, Image.Image):
         picture = read_picture(picture)
-    image, options = picture.rgb.copy(), dict(_SAVE_OPTIONS[format])
+    image, options = picture.rgb, dict(_SAVE_OPTIONS[format])
     if picture.alpha is not None:
         if format in _WITH_ALPHA:
+            image = image.copy()
             image.putalpha(picture.alpha)
         else:
             image = Image.composite(image, Image.new("RGB", image.size, "white"), picture.alpha)
-    image.info = {}  # Pillow would write what it finds there, too
+    if image.info:  # Pillow would write what it finds there, too
+        image = image.copy()
+        image.info = {}
     if picture.icc_profile is not None:
         options["icc_profile"] = picture.icc_profile
     exif = picture.exif
@@ -420,10 +423,12 @@ def _to_rgb(image: Image.Image) -> tuple[Image.Image, bytes | None]:
         return _to_srgb(image.convert("L"), profile), None
     if image.mode == "RGBa":
         image = image.convert("RGBA")  # Pillow takes no direct way
-    # convert() would make a matte of a transparent colour that `alpha` already holds
     rgb = image.copy()
-    rgb.info.pop("transparency", None)
-    return rgb.convert("RGB"), profile if space == b"RGB " else None
+    if rgb.mode != "RGB":  # that would be another copy, of a gigabyte perhaps
+        # convert() would make a matte of a transparent colour that `alpha` already holds
+        rgb.info.pop("transparency", None)
+        rgb = rgb.convert("RGB")
+    return rgb, profile if space == b"RGB " else None
 
 
 def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 NATIVE = ("faststy.kernels", "faststy._C")
 # From the bottom up. A module imports from its own part and from those below.
 LAYERS = (
-    ("faststy", "faststy.errors", "faststy.files", "faststy.pictures", "faststy.assets"),
+    ("faststy", *(f"faststy.{m}" for m in ("errors", "files", "pictures", "page", "assets"))),
     ("faststy.tensors",),
     NATIVE,
     ("faststy.ops",),

@@ -1,50 +1,54 @@
-"""Paints the bundled photos in every style of a model, onto one sheet: the README's gallery.
+"""Paints the bundled photos in every style of a model, onto one labelled sheet: README's gallery.
 
-python tools/make_gallery.py run/model.safetensors --out docs/gallery.jpg
+python tools/make_gallery.py --out docs/gallery.jpg
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 from PIL import Image, ImageOps
 
-from faststy.assets import photos, styles
+from faststy.assets import model, photos
 from faststy.files import replacing
 from faststy.pictures import read_picture
+from faststy.stylization.contact_sheet import labelled
 from faststy.stylization.stylizer import Stylizer
-from faststy.training.preview import sheet
 
-TILE = (240, 192)  # px, of a picture on the sheet
-
-
-def tile(picture: Image.Image) -> Image.Image:
-    """The middle of `picture`, at the size of a tile."""
-    return ImageOps.fit(picture, TILE, Image.Resampling.LANCZOS)
+TILE = (180, 144)  # px, of a picture on the sheet
+SIZE = 360  # short side that the photos are painted at, px: strokes are seen at half their size
 
 
-def gallery(stylizer: Stylizer, names: list[str]) -> Image.Image:
-    """A row of photos, then a row per style: the style picture and the photos painted in it."""
-    blank = Image.new("RGB", TILE, (250, 249, 246))
-    rows = [[blank, *(tile(read_picture(path).rgb) for path in photos())]]
-    for name in names:
-        paintings = [tile(stylizer(path, style=name, size=480)) for path in photos()]
-        rows.append([tile(read_picture(styles()[name]).rgb), *paintings])
-    return sheet(rows)
+def block(painted: Callable[[Path], Image.Image]) -> Image.Image:
+    """All bundled photos, through `painted`, side by side in two columns."""
+    paths = photos()
+    sheet = Image.new("RGB", (2 * TILE[0], (len(paths) + 1) // 2 * TILE[1]))
+    for index, path in enumerate(paths):
+        picture = ImageOps.fit(painted(path), TILE, Image.Resampling.LANCZOS)
+        sheet.paste(picture, (index % 2 * TILE[0], index // 2 * TILE[1]))
+    return sheet
+
+
+def gallery(stylizer: Stylizer) -> Image.Image:
+    """The photos, then the photos in each style of the model, with their names."""
+
+    def inside(style: str) -> Image.Image:
+        return block(lambda path: stylizer(path, style=style, size=SIZE))
+
+    blocks = [("photo", block(lambda path: read_picture(path).rgb))]
+    return labelled(blocks + [(style, inside(style)) for style in stylizer.styles])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("model", type=Path, help="a model trained on bundled style pictures")
-    parser.add_argument("--styles", nargs="+", help="which of its styles, all by default")
+    raw = argparse.RawTextHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser.add_argument("-m", "--model", type=Path, default=model(), help="by default the bundled")
     parser.add_argument("--out", type=Path, default=Path("docs/gallery.jpg"))
     arguments = parser.parse_args()
-    stylizer = Stylizer.load(arguments.model)
     with replacing(arguments.out) as file:
-        gallery(stylizer, arguments.styles or stylizer.styles).save(file, "JPEG", quality=80)
+        gallery(Stylizer.load(arguments.model)).save(file, "JPEG", quality=80)
     print(arguments.out)
 
 

@@ -7,29 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from faststy.nn.generator import SCALE, CellStem, conv3x3, pad_to_cells
+from faststy.ops.reference import LUMA as LUMA
+from faststy.ops.reference import detail, structure
 
-LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
-HINTS = 3
-
-
-def detail(x: Tensor, cell: int = 8) -> Tensor:
-    """High-pass luminance of [N, 3, H, W] as [N, 1, H, W]: outlines and structure, no colour."""
-    luma = (x * x.new_tensor(LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
-    height, width = x.shape[-2:]
-    small = F.interpolate(luma, (-(-height // cell), -(-width // cell)), mode="area")
-    return luma - F.interpolate(small, (height, width), mode="bilinear", align_corners=False)
-
-
-def structure(a: Tensor, b: Tensor) -> Tensor:
-    """How two details [N, 1, H, W] agree, cell by cell: [N, 3, H/SCALE, W/SCALE].
-
-    Their contrasts (log) and their correlation around each cell, as in the structural similarity of
-    Wang et al. 2004: a small net finds what was lost from these, hardly from the pixels.
-    """
-    products = F.avg_pool2d(torch.cat([a * a, b * b, a * b], dim=1), SCALE)
-    products = F.avg_pool2d(products, 3, 1, 1, count_include_pad=False)
-    aa, bb, ab = (products[:, i : i + 1] + floor for i, floor in enumerate((1e-5, 1e-5, 0.0)))
-    return torch.cat([aa.log() / 4 + 1, bb.log() / 4 + 1, ab / (aa * bb).sqrt()], dim=1)
+HINTS = 3  # of `structure`
 
 
 class Repairer(nn.Module):

@@ -1,9 +1,9 @@
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
+import _bench
+import combined_loss
 import ops as suite
 import pytest
 import torch
@@ -11,67 +11,62 @@ import torch
 from faststy import ops
 
 CPU = torch.device("cpu")
-FILTER = r"^gram .* channels_last float32 forward$"
 
 
 @pytest.fixture(autouse=True)
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Seconds, not minutes: tiny tensors, no waiting, and no rates of the machine."""
-    monkeypatch.setattr(suite, "copy_bandwidth", lambda device: 1e9)
-    monkeypatch.setattr(suite, "matrix_rate", lambda device, dtype: 1e9)
-    monkeypatch.setattr(suite, "buffers", lambda size, device: 2)
-    shapes = suite.Shapes(cuda=[], cpu=[(1, 4, 8, 8)])
-    for name, op in suite.OPS.items():
-        monkeypatch.setitem(suite.OPS, name, op._replace(shapes=shapes))
+def two_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (suite, combined_loss):
+        monkeypatch.setattr(module, "buffers", lambda size, device: 2)
 
 
-@pytest.mark.parametrize("dtype", suite.DTYPES)
-@pytest.mark.parametrize("op", suite.OPS)
+PAINTING = {"conv3x3+relu", "upsample", "blur_cells"}  # float32 alone on a CPU
+JOBS = [(op, d) for op in suite.OPS for d in _bench.DTYPES if op not in PAINTING or d == "float32"]
+
+
+@pytest.mark.parametrize(("op", "dtype"), JOBS)
 def test_every_op_is_right_and_so_are_its_baselines(op: str, dtype: str) -> None:
     shape = (1, 8, 8, 3) if "pixels" in op else (2, 16, 12, 12)
     for layout in suite.LAYOUTS:
-        case = suite.Case(op, shape, layout, dtype, bool(suite.OPS[op].leaves))
-        result = suite.run(case, CPU, seconds=0.0, compiled=False)
-        assert result["missing"] == {}
-        assert result["seconds"].keys() == {"ours", "eager"}
-        assert result["bytes"] > 0
+        job = suite.Job(op, shape, layout, dtype, bool(suite.OPS[op].leaves))
+        prepared = suite.prepare(job, CPU, compiled=False)
+        assert prepared.missing == {}
+        assert prepared.calls.keys() == {"ours", "eager"}
+        assert prepared.bytes > 0
 
 
-def test_table_and_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = tmp_path / "ops.json"
-    assert suite.main(["--quick", "--device=cpu", f"--filter={FILTER}", f"--json={file}"]) == 0
-    report = json.loads(file.read_text())
-    (case,) = report["cases"]
-    assert (case["op"], case["shape"], case["backward"]) == ("gram", [1, 4, 8, 8], False)
-    assert case["bytes"] == 4 * 4 * 64 + 4 * 16
-    assert case["operations"] == 16 * 64
-    assert len(case["samples"]["eager"]) == case["rounds"]
-    assert "| gram | 1×4×8×8 | channels_last | float32 | forward |" in capsys.readouterr().out
+@pytest.mark.parametrize("player", ["generator", "discriminator"])
+def test_the_combined_losses_are_right_and_so_are_their_baselines(player: str) -> None:
+    job = combined_loss.Job(player, "hinge", 2, 64, "float32")
+    prepared = combined_loss.prepare(job, CPU, compiled=False)
+    assert prepared.missing == {}
+    assert prepared.calls.keys() == {"ours", "eager"}
 
 
-def test_a_wrong_result_gets_no_number(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bytes_and_operations() -> None:
+    job = suite.Job("gram", (1, 4, 8, 8), "planar", "float32", backward=False)
+    prepared = suite.prepare(job, CPU, compiled=False)
+    assert prepared.bytes == 4 * 4 * 64 + 4 * 16
+    assert prepared.operations == 16 * 64
+
+
+def test_a_wrong_result_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     wrong: Any = suite.OPS["gram"]._replace(ours=lambda x: ops.gram(x) * 1.001)
     monkeypatch.setitem(suite.OPS, "gram", wrong)
-    assert suite.main(["--quick", "--device=cpu", f"--filter={FILTER}"]) == 1
-    out = capsys.readouterr().out
-    assert "wrong: gram [1, 4, 8, 8] channels_last float32 forward: Wrong: result: off by 1" in out
-    assert "| gram |" not in out
+    job = suite.Job("gram", (1, 4, 8, 8), "planar", "float32", backward=False)
+    with pytest.raises(_bench.Wrong, match=r"result: off by 1\.0e-03, 2e-05 is allowed"):
+        suite.prepare(job, CPU, compiled=False)
 
 
 def test_a_baseline_that_fails_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(suite.OPS, "gram", suite.OPS["gram"]._replace(eager=lambda x: x))
-    case = suite.Case("gram", (1, 4, 8, 8), "planar", "float32", False)
-    result = suite.run(case, CPU, seconds=0.0, compiled=False)
-    assert result["missing"]["eager"].startswith("Wrong: result:")
-    assert result["ratios"] == {}
+    job = suite.Job("gram", (1, 4, 8, 8), "planar", "float32", backward=False)
+    prepared = suite.prepare(job, CPU, compiled=False)
+    assert prepared.missing["eager"].startswith("Wrong: result:")
+    assert prepared.calls.keys() == {"ours"}
 
 
-def test_no_time_left(tmp_path: Path) -> None:
-    file = tmp_path / "ops.json"
-    arguments = ["--quick", "--device=cpu", f"--filter={FILTER}", "--seconds=0", f"--json={file}"]
-    assert suite.main(arguments) == 0
-    report = json.loads(file.read_text())
-    assert list(report["left_out"].values()) == ["no time"]
-    assert report["cases"] == []
+def test_the_quick_form_is_part_of_the_whole() -> None:
+    whole, quick = (suite.cases(CPU, quick) for quick in (False, True))
+    assert {c.name for c in quick} < {c.name for c in whole}
+    assert len({c.name for c in whole}) == len(whole)
+    assert any(c.headline for c in quick)

@@ -1,0 +1,251 @@
+"""Suites of cases, and how they are run: prepared and checked, timed side by side, reported.
+
+A suite is a file beside this one with `cases(device, quick)`, the most telling case first. A case
+prepares variants of one task: ours, and what ours is measured against. `faststy bench` runs suites,
+`pytest benchmarks` hands them to pytest-benchmark, `guard.py` holds some of their ratios.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from _timing import (
+    Call,
+    Clock,
+    copy_bandwidth,
+    machine,
+    matrix_rate,
+    measure,
+    ratio,
+    samplers,
+)
+
+from faststy import ops
+from faststy.cli.bench import SUITES
+from faststy.errors import FaststyError
+from faststy.files import write_text
+
+OURS = "ours"
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
+RESULTS = Path(__file__).parent / "results"
+
+Report = dict[str, Any]
+
+
+class Wrong(Exception):
+    """A result that is not what the reference says."""
+
+
+class Prepared(NamedTuple):
+    """Variants of one task that give the right result; OURS is one of them."""
+
+    calls: Mapping[str, Call]
+    missing: Mapping[str, str] = {}  # other variants, and why they are not there
+    inputs: int = 1  # how many rotate
+    pictures: int = 0  # that a call paints, or trains on
+    bytes: int = 0  # that a call must move, at least
+    operations: int = 0  # that it must compute, at least, in `dtype`
+    dtype: str = "float32"
+    clock: Clock = "graphs"  # how calls are timed on a GPU, see _timing.samplers
+    unit: str = "s"  # "B": calls give bytes, and are not timed
+
+
+class Case(NamedTuple):
+    suite: str
+    name: str
+    prepare: Callable[[], Prepared]
+    headline: bool = False  # shown in the README of the project
+
+    def __str__(self) -> str:
+        return f"{self.suite}: {self.name}"
+
+
+def cases(suite: str, device: torch.device, quick: bool) -> list[Case]:
+    """The cases of a suite, the most telling first."""
+    found: list[Case] = import_module(suite).cases(device, quick)
+    return found
+
+
+def variants(
+    makers: Mapping[str, Callable[[], Call]], check: Callable[[str, Any], None]
+) -> tuple[dict[str, Call], dict[str, str]]:
+    """The variants that can be made and are right, and why others are missing.
+
+    Each is called with 0, and `check(name, result)` raises Wrong. What OURS raises is raised.
+    """
+    calls: dict[str, Call] = {}
+    missing: dict[str, str] = {}
+    for name, make in makers.items():
+        try:
+            call = make()
+            check(name, call(0))
+        except Exception as error:
+            if name == OURS:
+                raise
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            gone = isinstance(error, ModuleNotFoundError)
+            missing[name] = f"{error.name} is not installed" if gone else reason
+        else:
+            calls[name] = call
+    return calls, missing
+
+
+def compare(results: Sequence[Any], truth: Sequence[Any], tolerance: float) -> None:
+    """Raises Wrong where a result, or a gradient after it, is off by more, relative to its norm."""
+    for i, (a, b) in enumerate(zip(results, truth, strict=True)):
+        name = f"gradient {i}" if i else "result"
+        if a.shape != b.shape:
+            raise Wrong(f"{name}: {list(a.shape)}, not {list(b.shape)}")
+        a, b = a.detach().double(), b.detach().double()
+        off = float((a - b).norm() / b.norm())
+        if not off <= tolerance:  # NaN too
+            raise Wrong(f"{name}: off by {off:.1e}, {tolerance:.0e} is allowed")
+
+
+def measured(
+    case: Case, device: torch.device, seconds: float, only: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Prepare and time a case, or `only` some of its variants. Raises Wrong if ours is."""
+    with torch.random.fork_rng(devices=None if device.type == "cuda" else []):
+        torch.manual_seed(0)
+        prepared = case.prepare()
+        if only:
+            kept = {name: call for name, call in prepared.calls.items() if name in only}
+            prepared = prepared._replace(calls=kept)
+        if prepared.unit == "s":
+            timed, method = samplers(prepared.calls, prepared.inputs, device, prepared.clock)
+            samples, steady = measure(timed, seconds)
+        else:
+            told = {
+                name: [_number(call) for _ in range(2)] for name, call in prepared.calls.items()
+            }
+            samples, method, steady = told, "told by the process", True
+    ours = samples[OURS]
+    others = {name: s for name, s in samples.items() if name != OURS}
+    return {
+        "suite": case.suite,
+        "name": case.name,
+        "headline": case.headline,
+        "unit": prepared.unit,
+        "method": method,
+        "inputs": prepared.inputs,
+        "rounds": len(ours),
+        "steady": steady,
+        "median": {name: statistics.median(s) for name, s in samples.items()},
+        "quartiles": {name: list(np.quantile(s, (0.25, 0.75))) for name, s in samples.items()},
+        "ratios": {name: ratio(s, ours)._asdict() for name, s in others.items()},
+        "missing": dict(prepared.missing),
+        "pictures": prepared.pictures,
+        "bytes": prepared.bytes,
+        "operations": prepared.operations,
+        "dtype": prepared.dtype,
+        "samples": {name: [float(f"{x:.5g}") for x in s] for name, s in samples.items()},
+    }
+
+
+def _number(call: Call) -> float:
+    return float(call(0))  # type: ignore[arg-type]
+
+
+def opened(device: torch.device, **settings: Any) -> Report:
+    """A report without cases: the machine, what computes the ops, and the rates of the floors."""
+    dtypes = DTYPES if device.type == "cuda" else ("float32", "bfloat16")
+    return {
+        "machine": machine(device),
+        "settings": settings,
+        "rates": {
+            "copy": copy_bandwidth(device),
+            **{name: matrix_rate(device, DTYPES[name]) for name in dtypes},
+        },
+        "implementations": [i._asdict() for i in ops.implementations() if i.device == device.type],
+        "cases": [],
+        "wrong": {},
+        "left_out": {},
+    }
+
+
+def run(
+    chosen: Mapping[str, Sequence[Case]],
+    device: torch.device,
+    report: Report,
+    *,
+    seconds: float,
+    until: float = float("inf"),
+) -> Iterator[Case]:
+    """Fill `report`, and give each case just before it is run.
+
+    Args:
+        chosen: cases by suite.
+        seconds: of warm-up, and of rounds, for each case.
+        until: no case begins after this moment of `time.perf_counter`. Each suite may take its
+            share of the time that is left, so the last gets what the others leave.
+    """
+    for done, suite in enumerate(chosen):
+        now = time.perf_counter()
+        end = now + (until - now) / (len(chosen) - done)
+        for case in chosen[suite]:
+            yield case
+            try:
+                if time.perf_counter() > end:
+                    raise TimeoutError
+                result = measured(case, device, seconds)
+            except TimeoutError:
+                report["left_out"][str(case)] = "no time"
+            except torch.OutOfMemoryError:
+                report["left_out"][str(case)] = "out of memory"
+            except Exception as error:  # one broken case must not cost all other numbers
+                report["wrong"][str(case)] = f"{type(error).__name__}: {error}".splitlines()[0]
+            else:
+                report["cases"].append(result)
+
+
+def choose(
+    suites: Sequence[str], device: torch.device, quick: bool, pattern: str = ""
+) -> dict[str, list[Case]]:
+    """Cases of `suites` (of all, if none) whose name has the regular expression `pattern`."""
+    chosen = {}
+    for suite in [s for s in SUITES if s in suites or not suites]:
+        found = [c for c in cases(suite, device, quick) if re.search(pattern, str(c))]
+        if found:
+            chosen[suite] = found
+    return chosen
+
+
+# --------------------------------------------------------------------------- files
+
+
+def place_of(report: Report) -> Path:
+    """<device>/<date>-<commit>.json; on a CPU the number of threads belongs to the device."""
+    about = report["machine"]
+    cuda = "capability" in about
+    device = about["device"] if cuda else f"{about['device']} {about['threads']} threads"
+    slug = re.sub(r"[^A-Za-z0-9.]+", "-", device).strip("-")
+    return Path(slug, f"{about['date'][:10]}-{about['commit'] or 'unknown'}.json")
+
+
+def write(report: Report, path: Path) -> None:
+    """Write a report as JSON, by rename, a case a line. Raises FaststyError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [f"{json.dumps(k)}: {json.dumps(v)}" for k, v in report.items() if k != "cases"]
+    lines.append('"cases": [\n' + ",\n".join(map(json.dumps, report["cases"])) + "\n]")
+    write_text(path, "{" + ",\n".join(lines) + "}\n")
+
+
+def read(path: Path) -> Report:
+    """Read a report. Raises FaststyError if it is none."""
+    try:
+        report: Report = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise FaststyError(f"{path}: cannot be read as results ({error})") from error
+    if not isinstance(report, dict) or not report.keys() >= {"machine", "rates", "cases"}:
+        raise FaststyError(f"{path}: these are no results of faststy bench --json")
+    return report

@@ -1,0 +1,146 @@
+#!/usr/bin/env python3
+"""Guards of the speed: ratios to a baseline that no change may bring below their floors.
+
+    python benchmarks/guard.py                   # make bench-guard
+    python benchmarks/guard.py --renew           # measure, and write guards.toml anew
+
+A guard fails when the upper end of the ratio's interval is below its floor, three times in a row,
+each with more rounds than the one before. Its case must be one of the quick form of its suite.
+Exit status: 0, or 1 if a guard fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path
+
+import torch
+from _bench import OURS, Case, cases, measured
+from _timing import Ratio, device_name
+
+from faststy import ops
+from faststy.errors import FaststyError
+from faststy.files import write_text
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+FILE = Path(__file__).with_name("guards.toml")
+SECONDS = 0.1  # of warm-up and of rounds; twice as long at each further attempt
+ATTEMPTS = 3
+MARGIN = 0.8  # a new floor is this much of the lower end of the interval
+HEAD = """\
+# Floors of ratios (how many times as long a baseline takes as we do), held by `make bench-guard`.
+# `python benchmarks/guard.py --renew` measures the ratios and writes this file. A floor lies well
+# below what was measured, as other machines and busy ones differ. Devices: cpu, cuda, cpu+native
+# where the C++ extension is built, or the name of one device.
+"""
+
+
+@dataclass(frozen=True)
+class Guard:
+    suite: str
+    case: str
+    against: str
+    device: str
+    floor: float
+    measured: float  # the ratio when the floor was set
+    date: str
+
+    def __str__(self) -> str:
+        return f"{self.suite}: {self.case}: {self.against} takes"
+
+
+def load(file: Path) -> list[Guard]:
+    """The guards in a file. Raises FaststyError for one that is not written as it must be."""
+    try:
+        return [Guard(**entry) for entry in tomllib.loads(file.read_text("utf-8"))["guard"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise FaststyError(f"{file}: cannot be read as guards ({error})") from error
+
+
+def save(guards: list[Guard], file: Path) -> None:
+    entries = [
+        "\n[[guard]]\n"
+        f'suite = "{g.suite}"\ncase = "{g.case}"\nagainst = "{g.against}"\ndevice = "{g.device}"\n'
+        f'floor = {g.floor:.2f}\nmeasured = {g.measured:.2f}\ndate = "{g.date}"\n'
+        for g in guards
+    ]
+    write_text(file, HEAD + "".join(entries))
+
+
+def classes(device: torch.device) -> set[str]:
+    """What a guard may name as its device to be held here."""
+    rows = [i for i in ops.implementations() if i.device == device.type]
+    native = {f"{device.type}+native"} if any(i.name == "native" for i in rows) else set()
+    return {device.type, device_name(device), *native}
+
+
+def find(guard: Guard, device: torch.device) -> Case:
+    for case in cases(guard.suite, device, quick=True):
+        if case.name == guard.case:
+            return case
+    raise FaststyError(f"guards.toml: {guard.suite} has no quick case {guard.case!r}")
+
+
+def ratio_of(guard: Guard, device: torch.device, seconds: float) -> Ratio | str:
+    """The ratio now, or why its baseline is missing here."""
+    result = measured(find(guard, device), device, seconds, (OURS, guard.against))
+    if guard.against not in result["ratios"]:
+        return str(result["missing"].get(guard.against, "there is no such baseline"))
+    return Ratio(**result["ratios"][guard.against])
+
+
+def holds(guard: Guard, device: torch.device) -> bool:
+    """Whether a guard holds, said in a line. What is below its floor is measured again."""
+    for attempt in range(ATTEMPTS):
+        found = ratio_of(guard, device, SECONDS * 2**attempt)
+        if isinstance(found, str):
+            print(f"not here  {guard}: {found}", flush=True)
+            return True
+        shown = f"{found.median:.2f}× [{found.low:.2f}, {found.high:.2f}], floor {guard.floor:.2f}"
+        if found.high >= guard.floor:
+            print(f"holds     {guard} {shown}", flush=True)
+            return True
+        word = "again" if attempt < ATTEMPTS - 1 else "FAILS"
+        was = f"{guard.measured:.2f}× on {guard.date}"
+        print(f"{word:9} {guard} {shown}; it was {was}", flush=True)
+    return False
+
+
+def renewed(guard: Guard, device: torch.device) -> Guard:
+    """The guard with the ratio and floor of now; as it is where its baseline is missing."""
+    found = ratio_of(guard, device, 10 * SECONDS)
+    if isinstance(found, str):
+        print(f"not here  {guard}: {found}", flush=True)
+        return guard
+    today = datetime.now(timezone.utc).date().isoformat()
+    new = replace(guard, floor=MARGIN * found.low, measured=found.median, date=today)
+    print(f"renewed   {guard} {found.median:.2f}×, floor {new.floor:.2f}", flush=True)
+    return new
+
+
+def main(argv: list[str] | None = None, file: Path = FILE) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--renew", action="store_true", help="write floors from what is measured")
+    args = parser.parse_args(argv)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    guards, here = load(file), classes(device)
+    if args.renew:
+        save([renewed(g, device) if g.device in here else g for g in guards], file)
+        return 0
+    failed = [g for g in guards if g.device in here and not holds(g, device)]
+    if failed:
+        print(f"{len(failed)} of {len(guards)} guards fail: a change made these slower")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

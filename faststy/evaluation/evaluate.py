@@ -1,0 +1,246 @@
+"""Everything that is measured of a model: how it paints each photo in each of its styles."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from faststy import ops
+from faststy.errors import FaststyError
+from faststy.evaluation import checkerboard as grid
+from faststy.evaluation.distances import content_distance
+from faststy.model_file import Model
+from faststy.nn.lost_content import CONTENT_TAP, lost_content, lost_regions
+from faststy.pictures import list_pictures, read_picture, scale_down
+from faststy.tensors import to_tensor
+
+SMALLEST = 16  # px: in less there is nothing to judge
+STYLE_PICTURES = 24  # of a folder, averaged into what its style is measured against
+EPS = 1e-6
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How far a painting is from its photo and its style; smaller is better.
+
+    Attributes:
+        content: relative distance of the encoder's relu3_1 from the photo's.
+        inside, outside: the same of instance-normalised features (style removed), weighted by the
+            lost-content map of the painting without repair, and by what is left of 1.
+        lost: share of the picture where most content is gone, see `lost_regions`.
+        style: relative distance of the Gram matrices from the style's, the mean over the taps.
+        checkerboard: by stride, the score of the painting less that of the photo; empty for
+            pictures too small to tell.
+    """
+
+    content: float
+    inside: float
+    outside: float
+    lost: float
+    style: float
+    checkerboard: dict[int, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One photo in one style: its scores without and with repair, and the seconds it took."""
+
+    photo: Path
+    style: str
+    size: tuple[int, int]  # width and height
+    seconds: float
+    painted: Scores
+    repaired: Scores | None  # None: the model has no repairer
+
+    @property
+    def final(self) -> Scores:
+        """The scores of what a user gets."""
+        return self.repaired or self.painted
+
+
+@dataclass
+class Evaluation:
+    """The entries, photo by photo, and the photos that could not be read, with the reason."""
+
+    entries: list[Entry] = field(default_factory=list)
+    skipped: dict[Path, str] = field(default_factory=dict)
+
+    @property
+    def images_per_second(self) -> float:
+        return len(self.entries) / sum(entry.seconds for entry in self.entries)
+
+    @property
+    def megapixels_per_second(self) -> float:
+        pixels = sum(entry.size[0] * entry.size[1] for entry in self.entries)
+        return pixels / 1e6 / sum(entry.seconds for entry in self.entries)
+
+    def mean(self, style: str | None = None, *, repaired: bool) -> Scores | None:
+        """Scores averaged over the photos, in one style or all; None without a repairer."""
+        chosen = [e for e in self.entries if style in (None, e.style)]
+        scores = [s for e in chosen if (s := e.repaired if repaired else e.painted) is not None]
+        if not scores:
+            return None
+        names = ("content", "inside", "outside", "lost", "style")
+        means = {name: fmean(getattr(s, name) for s in scores) for name in names}
+        grids = [s.checkerboard for s in scores if s.checkerboard]
+        strides = grids[0] if grids else ()
+        return Scores(**means, checkerboard={n: fmean(g[n] for g in grids) for n in strides})
+
+
+def match_styles(names: Sequence[str], pictures: Sequence[Path]) -> dict[str, Path]:
+    """Which picture (or folder of pictures) belongs to which of a model's styles.
+
+    By file name, for some or all of the styles; or, where no file has a style's name, one per
+    style in their order. Raises FaststyError where neither holds.
+    """
+    stems = [path.resolve().stem.replace(",", "_").replace(":", "_") for path in pictures]
+    strangers = [path for path, stem in zip(pictures, stems, strict=True) if stem not in names]
+    if not strangers and len(set(stems)) == len(stems):
+        return dict(zip(stems, pictures, strict=True))
+    if len(strangers) in (0, len(pictures)) and len(pictures) == len(names):
+        return dict(zip(names, pictures, strict=True))
+    what = (
+        f"{strangers[0]}: no style of the model has this name"
+        if strangers
+        else f"{len(pictures)} style pictures, but two of them have the same name"
+    )
+    raise FaststyError(
+        f"{what}; the model has {', '.join(names)}: name pictures so, or give one per style in "
+        "this order"
+    )
+
+
+def style_grams(
+    source: Path, short_side: int, encoder: nn.Module, device: torch.device
+) -> list[Tensor]:
+    """The Gram matrices [1, C, C] per tap of a style picture; the mean over those of a folder.
+
+    Raises FaststyError for pictures that cannot be read.
+    """
+    paths = list_pictures(source) if source.is_dir() else [source]
+    grams = []
+    for path in paths[:: -(-len(paths) // STYLE_PICTURES)]:
+        picture = scale_down(read_picture(path).rgb, short_side)
+        if min(picture.size) < SMALLEST:
+            raise FaststyError(f"{path}: too small for a style; {SMALLEST} px is the least")
+        with torch.inference_mode():
+            grams.append([ops.gram(tap) for tap in encoder(_channels_last(picture, device))])
+    return [torch.cat(tap).mean(0, keepdim=True) for tap in zip(*grams, strict=True)]
+
+
+def evaluate(
+    model: Model,
+    photos: Sequence[Path],
+    styles: Mapping[str, Sequence[Tensor]],
+    encoder: nn.Module,
+    device: torch.device,
+    *,
+    size: int | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Paint every photo in every style, and measure the paintings.
+
+    Args:
+        photos: picture files; those that cannot be read are listed in the result.
+        styles: by name, what `style_grams` gives.
+        encoder: judges; `[N, 3, H, W]` in 0...1 to four taps, on `device`.
+        size: short side, px, at which photos are painted; smaller ones stay as they are.
+        on_progress: called after each painting with how many are done and how many there are.
+
+    Raises FaststyError when no photo can be read.
+    """
+    model = model.to(device)
+    result, total, warm = Evaluation(), len(photos) * len(styles), False
+    for number, path in enumerate(photos):
+        try:
+            picture = scale_down(read_picture(path).rgb, size)
+            if min(picture.size) < SMALLEST:
+                raise FaststyError(f"{path}: smaller than {SMALLEST} px")
+        except FaststyError as error:
+            result.skipped[path] = str(error)
+            continue
+        judge = _Judge(_channels_last(picture, device), encoder)
+        for done, (style, grams) in enumerate(styles.items(), 1):
+            if not warm:  # the first call of a net is slow
+                paint(model, judge.photo, style)
+                warm = True
+            began = _now(device)
+            painted, repaired = paint(model, judge.photo, style)
+            seconds = _now(device) - began
+            lost, scores = judge(painted, grams)
+            final = None if repaired is None else judge(repaired, grams, lost)[1]
+            result.entries.append(Entry(path, style, picture.size, seconds, scores, final))
+            if on_progress is not None:
+                on_progress(number * len(styles) + done, total)
+    if not result.entries:
+        first = next(iter(result.skipped.values()))
+        raise FaststyError(f"none of {len(photos)} photos can be judged: {first}")
+    return result
+
+
+@torch.inference_mode()
+def paint(model: Model, photo: Tensor, style: str) -> tuple[Tensor, Tensor | None]:
+    """The painting of [1, 3, H, W] without and with repair; None for a model without a repairer."""
+    weights = photo.new_tensor([float(name == style) for name in model.info.styles])
+    painted: Tensor = model.generator(photo, weights)
+    if model.repairer is None:
+        return painted, None
+    lost, residual = model.repairer(painted, photo)
+    return painted, model.repairer.apply_repair(painted, lost, residual, 1.0)
+
+
+class _Judge:
+    """Compares paintings with one photo, whose own part is computed once."""
+
+    @torch.inference_mode()
+    def __init__(self, photo: Tensor, encoder: nn.Module) -> None:
+        self.photo, self.encoder = photo, encoder
+        self.taps = encoder(photo, taps=CONTENT_TAP + 1)
+        self.grid = _grid(photo)
+
+    @torch.inference_mode()
+    def __call__(
+        self, painted: Tensor, grams: Sequence[Tensor], weight: Tensor | None = None
+    ) -> tuple[Tensor, Scores]:
+        """The lost-content map of `painted`, and its scores; `weight` is the map inside which."""
+        taps = self.encoder(painted)
+        lost = lost_content(taps, self.taps)
+        weight = lost if weight is None else weight
+        a, b = (ops.instance_norm(t[CONTENT_TAP]) for t in (taps, self.taps))
+        style = torch.stack([ops.gram_loss(t, gram) for t, gram in zip(taps, grams, strict=True)])
+        seen = _grid(painted)
+        scores = Scores(
+            content=content_distance([taps[CONTENT_TAP]], [self.taps[CONTENT_TAP]]).item(),
+            inside=_weighted_distance(a, b, weight),
+            outside=_weighted_distance(a, b, 1 - weight),
+            lost=lost_regions(lost, self.taps).float().mean().item(),
+            style=style.mean().item(),
+            checkerboard={n: seen[n] - self.grid[n] for n in seen},
+        )
+        return lost, scores
+
+
+def _weighted_distance(a: Tensor, b: Tensor, weight: Tensor) -> float:
+    error, energy = (weight * (a - b).square()).sum(), (weight * b.square()).sum()
+    return (error / (energy + EPS)).item()
+
+
+def _grid(x: Tensor) -> dict[int, float]:
+    return grid.checkerboard(x[0]) if min(x.shape[-2:]) >= grid.SMALLEST else {}
+
+
+def _channels_last(picture: Image.Image, device: torch.device) -> Tensor:
+    return to_tensor(picture).to(device).contiguous(memory_format=torch.channels_last)
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

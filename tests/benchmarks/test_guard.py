@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import _bench
+import guard
+import ops as suite
+import pytest
+import torch
+
+from faststy import ops
+from faststy.errors import FaststyError
+
+CPU = torch.device("cpu")
+CASE = "gram [1, 4, 32, 32] planar float32 forward"
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Guards of one small case; on a machine without a CUDA device."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(guard, "SECONDS", 0.0)
+    shapes = suite.Shapes(cuda=[], cpu=[(1, 4, 32, 32)])
+    monkeypatch.setitem(suite.OPS, "gram", suite.OPS["gram"]._replace(shapes=shapes))
+    path = tmp_path / "guards.toml"
+    guard.save([guard.Guard("ops", CASE, "eager", "cpu", 0.1, 1.0, "2026-01-01")], path)
+    return path
+
+
+def test_the_guard_holds_until_an_op_becomes_slow(
+    file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert guard.main([], file) == 0
+    assert "holds     ops: gram [1, 4, 32, 32]" in capsys.readouterr().out
+
+    def slow(x: torch.Tensor) -> torch.Tensor:
+        for _ in range(100):
+            ops.gram(x)
+        return ops.gram(x)
+
+    planted: Any = suite.OPS["gram"]._replace(ours=slow)
+    monkeypatch.setitem(suite.OPS, "gram", planted)
+    assert guard.main([], file) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["again", "again", "FAILS", "1"]
+    assert "floor 0.10; it was 1.00× on 2026-01-01" in lines[2]
+
+
+def test_a_wrong_result_does_not_pass(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong: Any = suite.OPS["gram"]._replace(ours=lambda x: ops.gram(x) * 2)
+    monkeypatch.setitem(suite.OPS, "gram", wrong)
+    with pytest.raises(_bench.Wrong):
+        guard.main([], file)
+
+
+def test_other_devices_and_missing_baselines(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    guards = [
+        guard.Guard("ops", CASE, "eager", "cuda", 1e9, 1.0, "2026-01-01"),
+        guard.Guard("ops", CASE, "peer", "cpu", 1e9, 1.0, "2026-01-01"),
+    ]
+    guard.save(guards, file)
+    assert guard.main([], file) == 0
+    assert capsys.readouterr().out.startswith("not here  ops: gram")
+
+
+def test_renew_measures(file: Path) -> None:
+    assert guard.main(["--renew"], file) == 0
+    (new,) = guard.load(file)
+    assert new.date > "2026-01-01"
+    assert 0 < new.floor < new.measured != 1.0
+    assert guard.main([], file) == 0
+
+
+def test_a_case_that_is_not_there(file: Path) -> None:
+    guard.save([guard.Guard("ops", "gone", "eager", "cpu", 1.0, 1.0, "2026-01-01")], file)
+    with pytest.raises(FaststyError, match="ops has no quick case 'gone'"):
+        guard.main([], file)
+
+
+def test_a_broken_file(tmp_path: Path) -> None:
+    path = tmp_path / "guards.toml"
+    for text in ("[[guard]", '[[guard]]\nsuite = "ops"\n'):
+        path.write_text(text)
+        with pytest.raises(FaststyError, match="cannot be read as guards"):
+            guard.load(path)
+
+
+def test_the_guards_that_are_kept() -> None:
+    """Each names a case and a baseline that its suite has, and its floor is below what was."""
+    for kept in guard.load(guard.FILE):
+        if kept.device.startswith("cpu"):
+            case = guard.find(kept, CPU)
+            assert kept.against in __import__(case.suite).VARIANTS
+        assert 0 < kept.floor < kept.measured

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+from typing import Any
+
+import _bench
+import _tables
+import pytest
+
+RATES = {"copy": 1e10, "float32": 1e12}
+
+
+def test_a_row(result: Any) -> None:
+    (row,) = _tables.rows([result()], RATES)
+    assert row == {
+        "case": "gram",
+        "median": "1.00 ms",
+        "spread": "20%",
+        "eager takes": "3.00× [2.50, 3.50]",
+        "rate": "5.0 GB/s",
+        "of the floor": "50%",
+    }
+
+
+def test_rates_and_floors(result: Any) -> None:
+    of_operations = result(bytes=0, operations=500_000_000)
+    assert _tables.rate(of_operations, RATES) == "0.5 TFLOP/s"
+    assert _tables.floor_of(of_operations, RATES) == 5e-4
+    assert _tables.rate(result(pictures=4), RATES) == "4e+03 pictures/s"
+    unknown = result(bytes=0, operations=10, dtype="float16")
+    assert (_tables.rate(unknown, RATES), _tables.floor_of(unknown, RATES)) == ("—", 0)
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "shown"),
+    [
+        (12.34, "s", "12.3 s"),
+        (0.0123, "s", "12.3 ms"),
+        (1.5e-6, "s", "1.50 µs"),
+        (1e-8, "s", "0.01 µs"),
+        (300 << 20, "B", "300 MiB"),
+    ],
+)
+def test_amounts(value: float, unit: str, shown: str) -> None:
+    assert _tables.amount(value, unit) == shown
+
+
+def test_rows_of_different_baselines_share_their_columns(result: Any) -> None:
+    other = result(ratios={}, missing={"compiled": "no compiler"}, steady=False)
+    first, second = _tables.rows([result(), other], RATES)
+    assert first.keys() == second.keys()
+    assert (first["compiled takes"], second["eager takes"]) == ("—", "—")
+    assert second["median"] == "1.00 ms ~"
+    lines = _tables.markdown([first, second]).splitlines()
+    assert len(lines) == 4
+    assert len({line.count("|") for line in lines}) == 1
+
+
+def test_comparison_judges_by_the_ratio_to_the_baseline(report: Any, result: Any) -> None:
+    """The machine became twice as slow, and we in truth twice as fast."""
+    before = result(samples={"ours": [1.0] * 9, "eager": [2.0] * 9})
+    now = result(samples={"ours": [1.0] * 9, "eager": [4.0] * 9})
+    (row,) = _tables.comparison(report(before), report(now))
+    assert row["faster"] == "1.00× [1.00, 1.00]"
+    assert row["faster against it"] == "2.00× [2.00, 2.00]"
+    assert row[""] == "faster"
+    (row,) = _tables.comparison(report(now), report(before))
+    assert row[""] == "SLOWER"
+    assert _tables.comparison(report(), report(now)) == []
+
+
+def test_comparison_of_noise_finds_nothing(report: Any, result: Any) -> None:
+    first, second = ([1.0, 2.0] * 9, [2.0, 1.0] * 9)
+    before = result(samples={"ours": first, "eager": second})
+    now = result(samples={"ours": second, "eager": first})
+    assert _tables.comparison(report(before), report(now))[0][""] == ""
+
+
+@pytest.mark.parametrize("path", _tables.SECTIONS)
+def test_sections_of_readmes_are_generated(path: Any) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert text.count(_tables.BEGIN) == text.count(_tables.END) == 1
+    assert _tables.renewed(path) == text, "run: python benchmarks/_tables.py"
+
+
+def test_sections_hold_every_number(
+    report: Any, result: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_tables, "RESULTS", tmp_path / "results")
+    assert "make bench" in _tables.whole(_tables.newest())
+    old, new = report(result(name="old")), report(result(name="new"))
+    new["machine"] = {**new["machine"], "date": "2026-02-01"}
+    for made in (old, new):
+        _bench.write(made, tmp_path / "results" / _bench.place_of(made))
+    found = _tables.newest()
+    assert [r["cases"][0]["name"] for _, r in found] == ["new"]
+    assert "| new | 1.00 ms | 20% | 3.00× [2.50, 3.50] |" in _tables.whole(found)
+    assert "| ops: new | 1.00 ms | eager | 3.00× [2.50, 3.50] |" in _tables.summary(found)

@@ -1,0 +1,206 @@
+"""Evaluations: the numbers against their formulas, the matching of styles, and the page."""
+
+import math
+import re
+from dataclasses import asdict, replace
+from pathlib import Path
+from statistics import fmean
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from faststy.errors import FaststyError
+from faststy.evaluation.checkerboard import checkerboard
+from faststy.evaluation.distances import content_distance, style_distance
+from faststy.evaluation.evaluate import Evaluation, evaluate, match_styles, paint, style_grams
+from faststy.evaluation.page import HEAD, evaluation_page, table
+from faststy.model_file import Model, ModelInfo
+from faststy.nn.encoder import Encoder
+from faststy.nn.generator import Generator, GeneratorConfig
+from faststy.nn.lost_content import CONTENT_TAP, lost_content
+from faststy.nn.repairer import Repairer
+from faststy.pictures import read_picture
+from faststy.tensors import to_tensor
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    return Encoder()
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    config = GeneratorConfig(channels=8, blocks=1, styles=2)
+    repairer = Repairer(8)
+    torch.nn.init.normal_(repairer.head.weight, std=0.2)
+    generator = Generator(config)
+    with torch.no_grad():  # a new net paints alike in all its styles
+        for name, weight in generator.named_parameters():
+            if "norm" in name:
+                weight.add_(torch.randn_like(weight), alpha=0.3)
+    for net in (generator, repairer):
+        net.eval().requires_grad_(False)
+    return Model(generator, repairer, ModelInfo(["rain", "night"], asdict(config), {"channels": 8}))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """a.png, b.png (smaller), style.png and a broken file."""
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for name, size in (("a.png", (72, 96)), ("b.png", (40, 48)), ("style.png", (64, 64))):
+        coarse = rng.integers(0, 256, (size[0] // 8, size[1] // 8, 3), np.uint8)
+        Image.fromarray(coarse).resize(size[::-1], Image.Resampling.BICUBIC).save(folder / name)
+    (folder / "broken.jpg").write_bytes(b"")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def result(model, folder, encoder):
+    photos = [folder / name for name in ("a.png", "broken.jpg", "b.png")]
+    grams = style_grams(folder / "style.png", 64, encoder, CPU)
+    return evaluate(model, photos, {"rain": grams, "night": grams}, encoder, CPU)
+
+
+def test_every_photo_in_every_style_and_the_unreadable_ones(result, folder):
+    found = [(entry.photo.name, entry.style) for entry in result.entries]
+    assert found == [(p, s) for p in ("a.png", "b.png") for s in ("rain", "night")]
+    assert list(result.skipped) == [folder / "broken.jpg"]
+    assert [entry.size for entry in result.entries[::2]] == [(96, 72), (48, 40)]
+
+
+def test_scores_are_what_their_formulas_say(result, model, folder, encoder):
+    photo = to_tensor(read_picture(folder / "a.png").rgb)
+    style = to_tensor(read_picture(folder / "style.png").rgb)
+    painted, repaired = paint(model, photo, "night")
+    assert not torch.equal(painted, paint(model, photo, "rain")[0])
+    entry = result.entries[1]
+    f = encoder(photo)
+    lost = lost_content(encoder(painted), f).double()
+    for picture, scores in ((painted, entry.painted), (repaired, entry.repaired)):
+        g = encoder(picture)
+        assert scores.content == pytest.approx(content_distance(g, f)[0, CONTENT_TAP].item())
+        expected = style_distance(g, encoder(style)).mean().item()
+        assert scores.style == pytest.approx(expected, rel=1e-4)
+        a, b = (normalized(taps[CONTENT_TAP].double()) for taps in (g, f))
+        for weight, score in ((lost, scores.inside), (1 - lost, scores.outside)):
+            expected = ((weight * (a - b) ** 2).sum() / (weight * b**2).sum()).item()
+            assert score == pytest.approx(expected, rel=1e-3)
+        rise = {n: s - checkerboard(photo[0])[n] for n, s in checkerboard(picture[0]).items()}
+        assert scores.checkerboard == pytest.approx(rise)
+    assert entry.final is entry.repaired
+
+
+def normalized(x):
+    variance = x.var((2, 3), unbiased=False, keepdim=True)
+    return (x - x.mean((2, 3), keepdim=True)) / (variance + 1e-5).sqrt()
+
+
+def test_means_and_speed(result):
+    mean = result.mean("rain", repaired=True)
+    chosen = [entry.repaired for entry in result.entries if entry.style == "rain"]
+    assert mean.content == pytest.approx(fmean(scores.content for scores in chosen))
+    # The second photo is too small for a spectrum, and counts for the rest.
+    assert [bool(scores.checkerboard) for scores in chosen] == [True, False]
+    assert mean.checkerboard == chosen[0].checkerboard
+    everything = result.mean(repaired=False)
+    assert everything.style == pytest.approx(fmean(e.painted.style for e in result.entries))
+    seconds = sum(entry.seconds for entry in result.entries)
+    assert result.images_per_second == pytest.approx(4 / seconds)
+    pixels = 2 * (96 * 72 + 48 * 40)
+    assert result.megapixels_per_second == pytest.approx(pixels / 1e6 / seconds)
+
+
+def test_a_smaller_size_progress_and_a_model_without_a_repairer(model, folder, encoder):
+    told = []
+    result = evaluate(
+        replace(model, repairer=None),
+        [folder / "a.png"],
+        {"rain": style_grams(folder / "style.png", 32, encoder, CPU)},
+        encoder,
+        CPU,
+        size=36,
+        on_progress=lambda done, total: told.append((done, total)),
+    )
+    entry = result.entries[0]
+    assert entry.size == (48, 36)
+    assert entry.final is entry.painted
+    assert result.mean(repaired=True) is None
+    assert told == [(1, 1)]
+    assert [row[:2] for row in table(result)] == [("rain", "no")]
+
+
+def test_a_folder_of_styles_is_their_mean(folder, encoder, tmp_path):
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    each = [style_grams(folder / name, 40, encoder, CPU) for name in ("a.png", "b.png")]
+    both = style_grams(tmp_path, 40, encoder, CPU)
+    for one, two, mean in zip(*each, both, strict=True):
+        torch.testing.assert_close(mean, (one + two) / 2)
+
+
+def test_nothing_to_judge(model, folder, encoder):
+    with pytest.raises(FaststyError, match=r"none of 1 photos can be judged: .*broken\.jpg"):
+        evaluate(model, [folder / "broken.jpg"], {}, encoder, CPU)
+
+
+@pytest.mark.parametrize(
+    ("pictures", "expected"),
+    [
+        ("night.jpg rain.png", {"night": "night.jpg", "rain": "rain.png"}),
+        ("rain.png", {"rain": "rain.png"}),
+        ("x.jpg y.jpg", {"rain": "x.jpg", "night": "y.jpg"}),
+        ("rain.png rain.jpg", {"rain": "rain.png", "night": "rain.jpg"}),
+    ],
+)
+def test_styles_are_matched_by_name_or_order(pictures, expected):
+    found = match_styles(["rain", "night"], list(map(Path, pictures.split())))
+    assert found == {name: Path(path) for name, path in expected.items()}
+
+
+@pytest.mark.parametrize(
+    ("pictures", "sentence"),
+    [
+        ("rain.png x.jpg", "x.jpg: no style of the model has this name; the model has rain, night"),
+        ("x.jpg", "x.jpg: no style"),
+        ("rain.a rain.b rain.c", "3 style pictures, but two of them have the same name"),
+    ],
+)
+def test_styles_that_cannot_be_matched(pictures, sentence):
+    with pytest.raises(FaststyError, match=re.escape(sentence)):
+        match_styles(["rain", "night"], list(map(Path, pictures.split())))
+
+
+def test_the_page(result, model):
+    shown = []
+
+    def show(entry):
+        shown.append(entry)
+        return Image.new("RGB", entry.size, "red"), Image.new("RGB", entry.size, "blue")
+
+    html = evaluation_page(result, "<model>", show)
+    assert "<h1>&lt;model&gt;</h1>" in html
+    assert html.count("data:image/jpeg;base64,") == 2 * len(shown)
+    worst = html.index("Content: worst")
+    content = {entry.final.content: entry for entry in result.entries}
+    first = re.search(r"<figcaption>(.*?)</figcaption>", html[worst:])[1]
+    expected = content[max(content)]
+    assert first.startswith(f"{expected.photo.name}, {expected.style}: content ")
+    assert "Style: best" in html
+    assert "broken.jpg" in html[html.index("Skipped") :]
+    assert "://" not in html
+    assert "<script" not in html
+    for row in table(result):
+        assert len(row) == len(HEAD)
+        assert all(f"<td>{cell}" in html for cell in row)
+
+
+def test_one_picture_is_neither_best_nor_worst(result):
+    one = Evaluation(result.entries[:1])
+    assert "worst" not in evaluation_page(one, "model", lambda entry: pytest.fail("shown"))
+    assert all(math.isfinite(float(cell)) for cell in table(one)[0][2:5])

@@ -1,0 +1,205 @@
+"""What each stage earns: trains styles with and without it, and measures the paintings.
+
+    python tools/ablation.py STYLE STYLE STYLE STYLE --content photos/train --photos photos/val
+
+Per style picture two runs from scratch: the perceptual stage alone, and all stages, where the
+generator gets as many steps; the paintings of the second without its repairer show what the
+adversarial stage adds. Interrupted, the same command goes on: finished runs are kept in --runs.
+Writes ablation.md and ablation.jpg to --out. Judge with the teacher: --encoder vgg19:FILE.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from faststy.errors import FaststyError
+from faststy.evaluation.checkerboard import STRIDES
+from faststy.evaluation.evaluate import Evaluation, Scores, evaluate, paint, style_grams
+from faststy.files import write_text
+from faststy.model_file import Model, load_model
+from faststy.nn.encoder import load_encoder
+from faststy.pictures import list_pictures, read_picture, scale_down, write_picture
+from faststy.stylization.contact_sheet import labelled
+from faststy.tensors import device_named, to_image, to_tensor
+from faststy.training.config import TrainConfig
+from faststy.training.loop import Progress, train
+from faststy.training.schedule import SHARES
+
+VARIANTS = ("perceptual only", "+ adversarial", "+ repair")
+TILE = 320  # px, longest side of a picture on the sheet
+HEAD = """# What each stage earns
+
+Made by `{command}`: {styles} styles, {steps:,} steps of the generator each, from scratch, on
+{trained} photos; measured on {photos} others with the encoder `{encoder}`.
+
+- *content*: relative distance of relu3_1 from the photo's.
+- *inside*, *outside*: the same with the style normalised away, inside and outside of the
+  lost-content map of the painting without repair.
+- *style*: relative distance of the Gram matrices from the style's.
+- *grid*: the checkerboard score at strides 2, 4, 8, less the photo's own.
+
+| style | stages | content | inside | outside | style | grid 2 | grid 4 | grid 8 |
+|---|---|---|---|---|---|---|---|---|
+"""
+
+
+def main() -> None:
+    arguments = parse()
+    device = device_named(arguments.device)
+    judge = load_encoder(arguments.encoder).to(device)
+    photos = list_pictures(arguments.photos)[: arguments.count]
+    rows: dict[str, list[Scores]] = {}
+    sheets = []
+    for style in arguments.style:
+        before, after = (trained(arguments, style, stages) for stages in (SHORT, FULL))
+        targets = [style_grams(style, 640, judge, device)]
+        results = []
+        for model in (before, after):
+            named = dict(zip(model.info.styles, targets, strict=True))
+            results.append(evaluate(model, photos, named, judge, device, size=arguments.size))
+        rows[style.stem] = list(means(*results))
+        sheets.append(pictures(style, before, after, photos, device, arguments.size))
+        report(arguments, rows, sheets, len(photos))  # after each style: nothing is lost
+    print(arguments.out / "ablation.md")
+
+
+SHORT, FULL = ("perceptual",), tuple(SHARES)
+
+
+def trained(arguments: argparse.Namespace, style: Path, stages: tuple[str, ...]) -> Model:
+    """The model of one run, trained unless it is there already.
+
+    Raises FaststyError when it was interrupted.
+    """
+    run = arguments.runs / style.stem / "-".join(stages)
+    model = run / "model.safetensors"
+    steps = arguments.steps
+    if "repair" in stages:  # the repairer's steps come on top
+        steps = round(steps / (1 - SHARES["repair"]))
+    # Whatever net training starts from otherwise has seen all stages.
+    scratch = {f.name: "none" for f in fields(TrainConfig) if f.name == "base"}
+    config = TrainConfig(
+        style=(str(style),),
+        content=str(arguments.content),
+        out=str(run),
+        steps=steps,
+        stages=stages,
+        device=arguments.device,
+        **scratch,
+    )
+    if not model.exists():
+        label = f"{style.stem}, {' '.join(stages)}"
+
+        def show(progress: Progress) -> None:
+            print(f"\r{label}: {progress.fraction:.0%}", end="", flush=True)
+
+        result = train(config, show, resume=(run / "config.toml").exists())
+        print()
+        if not result.finished:
+            raise FaststyError("interrupted; the same command goes on")
+    found = load_model(model)
+    if found.info.steps != steps:
+        raise FaststyError(f"{run}: holds a run of {found.info.steps} steps; choose other --runs")
+    return found
+
+
+def means(before: Evaluation, after: Evaluation) -> Iterator[Scores]:
+    """The scores of the three variants."""
+    for evaluation, repaired in ((before, False), (after, False), (after, True)):
+        scores = evaluation.mean(repaired=repaired)
+        assert scores is not None
+        yield scores
+
+
+def pictures(
+    style: Path, before: Model, after: Model, photos: list[Path], device: torch.device, size: int
+) -> list[tuple[str, Image.Image]]:
+    """The style, then a photo as it is and in the three variants, each with its label."""
+    photo = scale_down(read_picture(photos[len(photos) // 2]).rgb, size)
+    x = to_tensor(photo).to(device)
+    first = paint(before, x, before.info.styles[0])[0]
+    painted, repaired = paint(after, x, after.info.styles[0])
+    assert repaired is not None
+    shown = [to_image(y[0]) for y in (first, painted, repaired)]
+    example = read_picture(style if style.is_file() else list_pictures(style)[0]).rgb
+    cells = [(style.stem, fitted(example, photo.size)), ("photo", photo)]
+    return cells + list(zip(VARIANTS, shown, strict=True))
+
+
+def fitted(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """`picture`, whole, on a canvas of `size`."""
+    small = picture.copy()
+    small.thumbnail(size)
+    canvas = Image.new("RGB", size, "white")
+    canvas.paste(small, ((size[0] - small.width) // 2, (size[1] - small.height) // 2))
+    return canvas
+
+
+def report(
+    arguments: argparse.Namespace,
+    rows: dict[str, list[Scores]],
+    sheets: list[list[tuple[str, Image.Image]]],
+    photos: int,
+) -> None:
+    """Write the table and the sheet."""
+    head = HEAD.format(
+        command="python tools/ablation.py",
+        styles=len(rows),
+        steps=arguments.steps,
+        trained=f"{len(list_pictures(arguments.content)):,}",
+        photos=photos,
+        encoder=arguments.encoder.split(":")[0],
+    )
+    lines = [
+        line(name, variant, each)
+        for name, scores in rows.items()
+        for variant, each in zip(VARIANTS, scores, strict=True)
+    ]
+    changes = [change(name, *scores[1:]) for name, scores in rows.items()]
+    text = head + "\n".join(lines) + "\n\n## What the repair changes\n\n"
+    text += "| style | content inside | style distance |\n|---|---|---|\n" + "\n".join(changes)
+    text += "\n\n![styles, a photo, and its paintings](ablation.jpg)\n"
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    write_text(arguments.out / "ablation.md", text)
+    cells = [(name, picture) for row in sheets for name, picture in row]
+    for _, picture in cells:
+        picture.thumbnail((TILE, TILE))
+    write_picture(labelled(cells, columns=len(sheets[0])), arguments.out / "ablation.jpg")
+
+
+def line(name: str, variant: str, scores: Scores) -> str:
+    distances = (scores.content, scores.inside, scores.outside, scores.style)
+    cells = [f"{value:.3f}" for value in distances]
+    cells += [f"{scores.checkerboard.get(stride, float('nan')):+.2f}" for stride in STRIDES]
+    return f"| {name.replace('_', ' ')} | {variant} | {' | '.join(cells)} |"
+
+
+def change(name: str, without: Scores, repaired: Scores) -> str:
+    inside, style = repaired.inside / without.inside - 1, repaired.style / without.style - 1
+    return f"| {name.replace('_', ' ')} | {inside:+.0%} | {style:+.0%} |"
+
+
+def parse() -> argparse.Namespace:
+    raw = argparse.RawTextHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser.add_argument("style", nargs="+", type=Path, help="style pictures, at least four")
+    parser.add_argument("--content", required=True, type=Path, help="folder of photos to train on")
+    parser.add_argument("--photos", required=True, type=Path, help="folder of photos to measure on")
+    parser.add_argument("--count", type=int, default=30, help="how many of them (default 30)")
+    parser.add_argument("--size", type=int, default=320, help="their short side, px (default 320)")
+    parser.add_argument("--steps", type=int, default=1000, help="of each generator (default 1000)")
+    parser.add_argument("--encoder", default="faststy", help="the judge: faststy or vgg19:FILE")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--runs", type=Path, default=Path("ablation-runs"))
+    parser.add_argument("--out", type=Path, default=Path("docs"))
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
