@@ -17,7 +17,7 @@
 .DELETE_ON_ERROR:
 
 PYTHON ?= python3
-STYLE ?= faststy/assets/styles/swirl.jpg
+STYLE ?= faststy/assets/styles/embers.jpg
 SECONDS ?= 180
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check

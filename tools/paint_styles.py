@@ -405,6 +405,46 @@ def swirl(rng: Rng) -> Image.Image:
     return canvas.finish()
 
 
+def embers(rng: Rng) -> Image.Image:
+    """The sun goes down over the sea: flames of cloud, in short thick strokes, crimson and plum."""
+    s = Scene()
+    x, y = s.x, s.y
+    sun, horizon = (0.62, 0.50), 0.58
+    r = np.hypot(x - sun[0], 1.2 * (y - sun[1]))
+
+    # clouds rise from the sun like flames and bend with the wind
+    angle = np.arctan2(y - sun[1], x - sun[0])
+    flames = 5 * angle + 2.2 * np.log(r + 0.05) + 0.9 * noise(rng, 5, 3)
+    band = 0.5 + 0.5 * np.sin(2 * flames)
+    near = ramp(band, "#f6b33c", "#f0702a", "#d8372c", "#8e1f3a")
+    far = ramp(band, "#b02a3a", "#6d2450", "#3a2158", "#251a40")
+    s.put(np.ones_like(x), far, along(flames / 12))
+    s.put(np.exp(-((r / 0.42) ** 2)), near)
+    s.put(step(r, 0.085, 0.075), ramp(np.clip(r / 0.08, 0, 1), "#fff3b8", "#ffd75a", "#f9a02e"))
+
+    ripple = y + 0.008 * np.sin(14 * x + 30 * y) + 0.008 * noise(rng, 7, 3)
+    waves = 0.5 + 0.5 * np.sin(ripple * 150 + noise(rng, 9, 3) * 1.6)
+    sea = ramp(waves, "#1b1638", "#43204f", "#7d2b4c", "#b8503f")
+    glitter = np.exp(-(((x - sun[0]) / (0.05 + 0.35 * (y - horizon))) ** 2)) * step(waves, 0.3, 0.7)
+    sea += glitter[..., None] * (ramp(waves, "#e2552c", "#f79a35", "#ffd978") - sea)
+    s.put(step(y - horizon, -0.003, 0.003), sea, along(ripple))
+    rocks = horizon + 0.30 - 0.26 * step(x, 0.5, 0.02) + 0.03 * wander(rng, x, 5)
+    folds = 0.5 + 0.5 * np.sin((y - rocks) * 90 + 14 * x + noise(rng, 8, 3) * 2)
+    s.put(
+        step(y - rocks, -0.003, 0.003),
+        ramp(folds, "#140f22", "#2a1a38", "#5c2a44", "#a2543f"),
+        along(y - rocks + 0.2 * x),
+    )
+
+    canvas = Canvas(rgb("#4a2046"))
+    for length, width, spacing, load in ((52, 17, 13, 1.2), (36, 11, 10.5, 1.5), (26, 8, 8.5, 1.7)):
+        at = scatter(rng, spacing)
+        color = jitter(rng, lookup(s.color, at), 0.16, 0.04)
+        canvas.stroke(rng, replace(OIL, load=load), at, s.flow, color, length, width)
+    canvas.light(0.4, 0.3)
+    return canvas.finish()
+
+
 def stained_glass(rng: Rng) -> Image.Image:
     """Sunrise over hills and a river in a leaded window: glowing panes, dark cames."""
     side = SIDE * SCALE
@@ -1084,6 +1124,7 @@ PICTURES: dict[str, Callable[[Rng], Image.Image]] = {
     "ink": ink,
     "palette_knife": palette_knife,
     "watercolor": watercolor,
+    "embers": embers,
 }
 
 
