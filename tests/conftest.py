@@ -13,7 +13,7 @@ import pytest
 
 
 def pytest_configure() -> None:
-    """Programs that tests start can be interrupted, even where a shell runs them in the background."""
+    """Programs that tests start can be interrupted, even where pytest runs in the background."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
