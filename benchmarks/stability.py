@@ -86,12 +86,13 @@ def main() -> None:
     print("|---|" + "--:|" * len(made))
     for title, scene in scenes(photos, SIZE).items():
         frames = [scene.frame(t) for t in range(arguments.frames)]
+        flows = [scene.flow(t) for t in range(1, arguments.frames)]
         cells = []
         for name, makers in made.items():
             errors = []
             for make in makers:
                 results = painted(name, make, frames)
-                errors.append(100 * warp_error(scene, results) / contrast(results))
+                errors.append(100 * warp_error(results, flows) / contrast(results))
             cells.append(f"{statistics.mean(errors):.1f}")
         print(f"| {title}: warp error, % of contrast | " + " | ".join(cells) + " |", flush=True)
     for path in arguments.clip:

@@ -228,19 +228,21 @@ std::tuple<Tensor, Tensor> conv3x3_fwd(std::vector<Tensor> inputs, Tensor weight
   });
 
   // Moments of the chunks, joined in their order (Chan et al., 1979).
+  std::vector<double> sizes_of(moments ? chunks : 0);
+  for (int64_t i = 0; moments && i < chunks; ++i) {
+    for (int64_t t = i * TILES; t < std::min((i + 1) * TILES, count); ++t) {
+      const Tile tile = tile_at(conv, t);
+      sizes_of[i] += static_cast<double>(tile.height * tile.width);
+    }
+  }
   for (int64_t k = 0; moments && k < conv.k; ++k) {
     double pixels = 0, mean = 0, m2 = 0;
     for (int64_t i = 0; i < chunks; ++i) {
-      double more = 0;
-      for (int64_t t = i * TILES; t < std::min((i + 1) * TILES, count); ++t) {
-        const Tile tile = tile_at(conv, t);
-        more += tile.height * tile.width;
-      }
       const double* part = parts.data() + (i * conv.k + k) * 2;
-      const double delta = part[0] - mean, share = more / (pixels + more);
+      const double delta = part[0] - mean, share = sizes_of[i] / (pixels + sizes_of[i]);
       mean += delta * share;
       m2 += part[1] + delta * delta * pixels * share;
-      pixels += more;
+      pixels += sizes_of[i];
     }
     float* to = static_cast<float*>(found.mutable_data_ptr());
     to[k] = static_cast<float>(mean);

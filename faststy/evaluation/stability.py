@@ -123,19 +123,17 @@ def sample(picture: Tensor, places: Tensor, beyond: str) -> Tensor:
     return F.grid_sample(picture[None], grid[None], padding_mode=beyond, align_corners=False)[0]
 
 
-def warp_error(scene: Scene, painted: Sequence[Frame], start: int = 0) -> float:
+def warp_error(painted: Sequence[Frame], flows: Sequence[tuple[Tensor, Tensor]]) -> float:
     """Root mean square, in levels of 255, of what paintings change beside moving with the scene.
 
     Args:
-        scene: what was painted.
-        painted: its frames from `start` on, painted.
+        painted: frames of a scene, painted.
+        flows: of each frame but the first, as `Scene.flow` gives them.
     """
     total, count = 0.0, 0
     pictures = [_as_floats(frame) for frame in painted]
-    for i in range(1, len(pictures)):
-        flow, sure = scene.flow(start + i)
-        moved = sample(pictures[i - 1], flow, "border")
-        difference = (pictures[i] - moved).square().mean(0)[sure]
+    for before, after, (flow, sure) in zip(pictures, pictures[1:], flows, strict=False):
+        difference = (after - sample(before, flow, "border")).square().mean(0)[sure]
         total, count = total + float(difference.sum()), count + difference.numel()
     return float(255 * (total / max(count, 1)) ** 0.5)
 
@@ -160,23 +158,31 @@ def change_ratio(frames: Sequence[Frame], painted: Sequence[Frame]) -> float:
 
 
 def scenes(photos: Sequence[Tensor], size: tuple[int, int]) -> dict[str, Scene]:
-    """Pans, a zoom and moving layers over `photos`, float32 ``[3, H, W]`` in 0…1, at least two.
+    """Pans, a zoom, moving layers, and a white disc that enters a still picture.
 
-    The photos should be larger than `size` (height, width).
+    `photos` are two float32 ``[3, H, W]`` in 0…1 or more, larger than `size` (height, width).
     """
     first, second = photos[:2]
     height, width = second.shape[1:]
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    radius = min(size) / 4
-    far = ((x - width / 2).square() + (y - height / 2).square()).sqrt()
-    disc = (radius - far).clamp(0, 1)[None]
+
+    def disc(radius: float, right: float = 0.0) -> Tensor:
+        far = ((x - width / 2 - right).square() + (y - height / 2).square()).sqrt()
+        return (radius - far).clamp(0, 1)[None]
+
+    radius, side = min(size) / 4, size[1] / 2
+    white = Layer(
+        torch.full_like(second, 0.95), Motion((radius / 8, 0.0)), disc(radius, side + radius)
+    )
     return {
         "slow pan": Scene([Layer(first, Motion((0.7, 0.3)))], size),
         "fast pan": Scene([Layer(second, Motion((3.3, -1.4)))], size),
         "zoom": Scene([Layer(first, Motion(zoom=1.01))], size),
         "layers": Scene(
-            [Layer(first, Motion((0.6, 0.0))), Layer(second, Motion((-2.5, 0.8)), disc)], size
+            [Layer(first, Motion((0.6, 0.0))), Layer(second, Motion((-2.5, 0.8)), disc(radius))],
+            size,
         ),
+        "a disc enters": Scene([Layer(first, Motion()), white], size),
     }
 
 

@@ -181,7 +181,7 @@ class PlainGenerator(nn.Module):
 
         Args:
             frames: [N, H, W, 3] uint8, any H and W from 1.
-            look: note what the statistics were, for `seen`.
+            look: note what the first norm sees, which depends on the frames alone, for `seen`.
             collect: take the statistics of these frames, of all together, and keep them fixed.
         Returns:
             [N, 3, H, W] RGB in the dtype of the weights, channels_last. The photo's 0...255 are
@@ -190,14 +190,14 @@ class PlainGenerator(nn.Module):
         height, width = frames.shape[1:3]
         cells = whole_cells(frames)
         dtype = self.head.weight.dtype
-        mode = {"look": look, "collect": collect}
+        all_norms = {"collect": collect}
 
-        h = self.stem(cell_pixels(cells, SCALE, dtype), activation="relu", **mode)
+        h = self.stem(cell_pixels(cells, SCALE, dtype), activation="relu", look=look, **all_norms)
         for first, second in zip(self.blocks[::2], self.blocks[1::2], strict=True):
-            h = second(first(h, activation="relu", **mode), residual=h, **mode)
+            h = second(first(h, activation="relu", **all_norms), residual=h, **all_norms)
         h = ops.upsample(self.rise(h), 2)
-        h = self.fine1(h, cell_pixels(cells, 2, dtype), activation="relu", **mode)
-        h = self.fine2(h, activation="relu", **mode)
+        h = self.fine1(h, cell_pixels(cells, 2, dtype), activation="relu", **all_norms)
+        h = self.fine2(h, activation="relu", **all_norms)
         return ops.blur_cells(self.head(h), 2)[..., :height, :width]
 
 

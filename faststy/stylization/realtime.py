@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Frame = npt.NDArray[np.uint8]
 ENTRANCE = "stem_norm"  # the first norm: what it sees depends on the frame alone
+AIM_EVERY = 10  # frames from one look at a frame's own statistics to the next: it takes a while
 CUT = 0.5  # statistics that differ by more from one frame to the next are of another scene
 
 
@@ -78,7 +79,10 @@ class FramePainter:
         self._settings = _Settings(mixing_weights(None, stylizer.styles))
         self._net: PlainGenerator | None = None
         self._style: dict[str, float] = {}  # that of the net
+        self._watcher: PlainGenerator | None = None  # the same net, for frames' own statistics
         self._statistics = NormStatistics({})
+        self._aim: dict[str, Tensor] = {}  # what they move towards
+        self._frames_since = 0
         self._entrance = torch.empty(0)  # what the first norm saw of the last frame
         self._stale = True  # those are of other frames
         self._held = False  # those are for frames of all sizes
@@ -143,6 +147,7 @@ class FramePainter:
             step = self._step if frames.device.type == "cpu" else self._replayed
             painted, moved = step(frames, settings)
             if float(moved) <= CUT:
+                self._take_aim(frames, settings)
                 return painted
         return self._repair(self._start(frames), frames, settings)
 
@@ -155,12 +160,11 @@ class FramePainter:
         if settings.half_life == math.inf:
             painted = ops.to_pixels(self._net(frames))
             return self._repair(painted, frames, settings), torch.zeros(())
-        painted = ops.to_pixels(self._net(frames, look=True))
-        seen = self._net.seen
-        moved = jump(self._entrance, seen[ENTRANCE])
-        self._entrance.copy_(seen[ENTRANCE])
-        self._statistics.approach(seen, 1 - 0.5 ** (1 / settings.half_life))
+        self._statistics.approach(self._aim, 1 - 0.5 ** (1 / settings.half_life))
         self._net.fix(self._statistics.moments)
+        painted = ops.to_pixels(self._net(frames, look=True))
+        moved = jump(self._entrance, self._net.seen[ENTRANCE])
+        self._entrance.copy_(self._net.seen[ENTRANCE])
         return self._repair(painted, frames, settings), moved
 
     def _replayed(self, frames: Tensor, settings: _Settings) -> tuple[Tensor, Tensor]:
@@ -180,28 +184,51 @@ class FramePainter:
     def _start(self, frames: Tensor) -> Tensor:
         """Paints by the frames' own statistics, and begins with these."""
         assert self._net is not None
-        if frames.amin() == frames.amax():
+        if _is_flat(frames):
             # All variances are 0, and norms would make pictures of rounding errors. The generator's
             # own convolutions have none here. What comes next starts anew.
             self._stale = True
             generator = self._stylizer.model.generator
             return ops.to_pixels(generator(ops.from_pixels(frames), self._weights()))
         painted = ops.to_pixels(self._net(frames, collect=True))
-        seen = {name: moments.clone() for name, moments in self._net.seen.items()}
-        if self._statistics.moments.keys() == seen.keys():
-            for name, moments in self._statistics.moments.items():
-                moments.copy_(seen[name])  # in place, where a CUDA graph looks
-            self._entrance.copy_(seen[ENTRANCE])
-        else:
-            self._statistics = NormStatistics(seen)
+        seen = self._net.seen
+        self._frames_since = 0
+        if not self._aim:
+            self._aim = {name: moments.clone() for name, moments in seen.items()}
+            self._statistics = NormStatistics(
+                {name: moments.clone() for name, moments in seen.items()}
+            )
             self._entrance = seen[ENTRANCE].clone()
+        else:  # in place, where a CUDA graph looks
+            NormStatistics(self._aim).approach(seen, 1)
+            self._statistics.approach(seen, 1)
+            self._entrance.copy_(seen[ENTRANCE])
         return painted
+
+    def _take_aim(self, frames: Tensor, settings: _Settings) -> None:
+        """Now and then: the frame's own statistics are what those that paint move towards.
+
+        What the norms of the painting net see will not do: each sees the delay of those before it,
+        and a change would overshoot.
+        """
+        self._frames_since += 1
+        if settings.half_life < math.inf and (
+            self._frames_since >= min(max(int(settings.half_life), 1), AIM_EVERY)
+        ):
+            self._frames_since = 0
+            if _is_flat(frames):
+                return
+            assert self._watcher is not None
+            self._watcher(frames, collect=True)
+            NormStatistics(self._aim).approach(self._watcher.seen, 1)
 
     def _make_net(self, style: dict[str, float]) -> None:
         self._style = style
         generator = self._stylizer.model.generator
-        self._net = PlainGenerator(generator, self._weights(), self._dtype)
-        self._statistics = NormStatistics({})
+        self._net, self._watcher = (
+            PlainGenerator(generator, self._weights(), self._dtype) for _ in range(2)
+        )
+        self._statistics, self._aim = NormStatistics({}), {}
         self._graph = None
         self._stale, self._held = True, False
 
@@ -243,6 +270,10 @@ def jump(before: Tensor, after: Tensor) -> Tensor:
     ratio = ((new_variance + 1e-6) / (variance + 1e-6)).log().abs() / 2
     distance: Tensor = ((new_mean - mean).abs() / deviation + ratio).mean()
     return distance
+
+
+def _is_flat(frames: Tensor) -> bool:
+    return bool(frames.amin() == frames.amax())
 
 
 def _finish(photo: Tensor, painted: Tensor, settings: _Settings) -> Tensor:

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from faststy.cli import main
+from faststy.cli.stylize import MemorySize
 from faststy.model_file import Model, ModelInfo, save_model
 from faststy.nn.generator import Generator, GeneratorConfig
 from faststy.nn.repairer import Repairer
@@ -265,3 +266,31 @@ def test_without_a_model_the_bundled_styles_paint(photos, faststy):
     assert json.loads(out)["style"] == {"ink": 1.0}
     expected = np.asarray(Stylizer.load()("photos/a.png", style="ink"))
     assert (np.asarray(Image.open("ink.png")) == expected).all()
+
+
+def test_little_memory_paints_in_tiles(photos, model, faststy):
+    large = np.random.default_rng(0).integers(0, 256, (530, 540, 3), np.uint8)
+    Image.fromarray(large).save("large.png")
+    status, _, err = faststy("stylize", "large.png", "-m", model, "-o", "o.png", "--memory", "1M")
+    assert status == 0, err
+    expected = Stylizer.load(model).paint(large, memory=1).picture.rgb
+    np.testing.assert_array_equal(pixels("o.png"), np.asarray(expected))
+    fails_with(
+        faststy("stylize", "large.png", "-m", model, "-o", "m.png", "--memory", "1M", "--save-map"),
+        "large.png: painted in tiles, there is no map to save; give more --memory",
+    )
+    assert not Path("m.png").exists()
+
+
+@pytest.mark.parametrize("size", ["0", "much", "-2G", "1.2.3G", ""])
+def test_memory_that_is_no_size(photos, model, faststy, size):
+    status, _, err = faststy("stylize", "c.gif", "-m", model, "-o", "o.png", "--memory", size)
+    assert status == 2
+    assert "is no size; write 500M or 2G" in err
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("500M", 500 << 20), ("2G", 2 << 30), ("1.5GiB", 3 << 29), ("1000", 1000)]
+)
+def test_memory_sizes(text, size):
+    assert MemorySize().convert(text, None, None) == size

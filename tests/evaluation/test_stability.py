@@ -37,10 +37,12 @@ def test_the_flow_is_exact(moving, name):
     scene = moving[name]
     frames = [scene.frame(t) for t in range(4)]
     assert frames[0].shape == (*SIZE, 3)
-    error = warp_error(scene, frames)
+    error = warp_error(frames, [scene.flow(t) for t in range(1, 4)])
     assert error < 1  # rounding to levels, and of the interpolation
     still = Scene([Layer(scene.layers[0].picture, Motion())], SIZE)
-    assert warp_error(still, frames) > 1.5 * error  # without the flow it is not
+    assert (
+        warp_error(frames, [still.flow(t) for t in range(1, 4)]) > 1.5 * error
+    )  # without the flow it is not
 
 
 def test_a_pan_by_whole_pixels(photos):
@@ -51,6 +53,15 @@ def test_a_pan_by_whole_pixels(photos):
     torch.testing.assert_close(flow[sure], expected[sure], atol=1e-4, rtol=0)
     assert sure.sum() == 54 * 39  # what was outside is not sure
     np.testing.assert_array_equal(scene.frame(1)[1:, :-2], scene.frame(0)[:-1, 2:])
+
+
+def test_a_disc_enters_what_stands_still(moving):
+    scene = moving["a disc enters"]
+    frames = [scene.frame(t) for t in (0, 12, 13)]
+    assert (frames[0] == 242).all(-1).sum() < 5
+    assert (frames[1] == 242).all(-1).sum() > 50
+    np.testing.assert_array_equal(frames[1][:, :20], frames[0][:, :20])
+    assert warp_error(frames[1:], [scene.flow(13)]) < 1
 
 
 def test_what_a_layer_covers_or_uncovers_is_not_sure(moving):
@@ -66,7 +77,9 @@ def test_noise_counts_twice(moving):
     rng = np.random.default_rng(0)
     grey = [np.clip(128 + rng.normal(0, 10, (*SIZE, 3)), 0, 255).astype(np.uint8) for _ in range(8)]
     still = Scene([Layer(torch.rand(3, 90, 120), Motion())], SIZE)
-    assert warp_error(still, grey) == pytest.approx(10 * 2**0.5, rel=0.05)
+    assert warp_error(grey, [still.flow(t) for t in range(1, 8)]) == pytest.approx(
+        10 * 2**0.5, rel=0.05
+    )
     assert contrast(grey) == pytest.approx(10, rel=0.05)
 
 

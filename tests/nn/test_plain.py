@@ -60,9 +60,9 @@ def test_what_is_seen_are_the_moments_of_each_norm():
         variance, mean = torch.var_mean(x.double(), (0, 2, 3), correction=0)
         expected = torch.stack([mean, variance]).float()
         torch.testing.assert_close(first[name], expected, atol=2e-4, rtol=2e-3)
-    plain(frames, look=True)  # by fixed statistics it sees the same again
-    for name, moments in plain.seen.items():
-        torch.testing.assert_close(moments, first[name], atol=2e-4, rtol=2e-3)
+    plain(frames, look=True)  # by fixed statistics the first sees the same again
+    assert plain.seen.keys() == {"stem_norm"}
+    torch.testing.assert_close(plain.seen["stem_norm"], first["stem_norm"], atol=1e-5, rtol=1e-4)
     plain(frames)
     assert plain.seen == {}
 

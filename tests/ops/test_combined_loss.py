@@ -164,7 +164,7 @@ def test_one_term_alone(device: torch.device, name: str) -> None:
     present = {"logits": 0, "grams": 1, "features": 2, "picture": 3, "repair": 5}[name]
     weights[[i for i in range(6) if i != present]] = torch.nan  # of absent terms: not looked at
     losses = check(alone | {"weights": weights}, 3e-6)
-    assert losses.total == weights[present] * losses.terms[present]
+    torch.testing.assert_close(losses.total, weights[present] * losses.terms[present])
     assert all(losses.terms[i] == 0 for i in range(6) if i != present)
 
 

@@ -84,22 +84,37 @@ def test_slow_statistics_keep_what_did_not_change(stylizer):
     per_frame, slow, fixed = (still(stylizer, h) for h in (0, 12, math.inf))
     assert per_frame > 1
     assert slow < 0.2 * per_frame
-    assert fixed == 0
+    assert fixed < 0.001  # of 255: a rounding here and there
 
 
 def test_half_life_is_half_the_way(stylizer):
     """After so many frames of another kind the statistics lie in the middle."""
     painter = stylizer.painter(half_life=4, repair=0.0)
-    painter(frame())
-    start = painter._statistics.moments["stem_norm"].clone()
     darker = frame(light=120)
-    for _ in range(4):
-        painter(darker)
     other = stylizer.painter(repair=0.0)
     other(darker)
-    end = other._statistics.moments["stem_norm"]
-    share = (painter._statistics.moments["stem_norm"] - start)[0] / (end - start)[0]
-    torch.testing.assert_close(share.median(), torch.tensor(0.5), atol=0.02, rtol=0)
+    for name in ("stem_norm", "fine2_norm"):  # the last as the first
+        painter.reset()
+        painter(frame())
+        start = painter._statistics.moments[name].clone()
+        for _ in range(4 + 4):  # it looks at each fourth frame
+            painter(darker)
+        end = other._statistics.moments[name]
+        share = (painter._statistics.moments[name] - start)[0] / (end - start)[0]
+        torch.testing.assert_close(share.median(), torch.tensor(0.5), atol=0.02, rtol=0)
+
+
+def test_a_change_does_not_overshoot(stylizer):
+    """What did not change is painted on the way from how it was to how it will be."""
+    painter = stylizer.painter(half_life=3, repair=0.0)
+    before, after = frame(w=160), frame(w=160)
+    after[10:30, 100:140] = 230
+    first = painter(before).astype(float)[:, :40]
+    seen = [painter(after).astype(float)[:, :40] for _ in range(40)]
+    total = np.abs(seen[-1] - first).mean()
+    path = sum(np.abs(b - a).mean() for a, b in itertools.pairwise([first, *seen]))
+    assert total > 1
+    assert path < 1.5 * total  # rounding included
 
 
 def test_a_cut_starts_anew(stylizer):
