@@ -90,18 +90,21 @@ def test_slow_statistics_keep_what_did_not_change(stylizer):
 def test_half_life_is_half_the_way(stylizer):
     """After so many frames of another kind the statistics lie in the middle."""
     painter = stylizer.painter(half_life=4, repair=0.0)
-    darker = frame(light=120)
+    brighter = frame()
+    brighter[10:30, 10:40] = 230
     other = stylizer.painter(repair=0.0)
-    other(darker)
+    other(brighter)
     for name in ("stem_norm", "fine2_norm"):  # the last as the first
         painter.reset()
         painter(frame())
         start = painter._statistics.moments[name].clone()
         for _ in range(4 + 4):  # it looks at each fourth frame
-            painter(darker)
-        end = other._statistics.moments[name]
-        share = (painter._statistics.moments[name] - start)[0] / (end - start)[0]
-        torch.testing.assert_close(share.median(), torch.tensor(0.5), atol=0.02, rtol=0)
+            painter(brighter)
+        way = other._statistics.moments[name] - start
+        gone = painter._statistics.moments[name] - start
+        moved = way.abs() > 1e-4
+        assert moved.sum() >= 8, name
+        torch.testing.assert_close(gone[moved], way[moved] / 2, atol=1e-4, rtol=0.02)
 
 
 def test_a_change_does_not_overshoot(stylizer):
