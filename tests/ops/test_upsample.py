@@ -14,7 +14,8 @@ def test_upsample(shape, scale):
     expected = F.interpolate(x.double(), scale_factor=scale, mode="bilinear", align_corners=False)
     for layout in (torch.contiguous_format, torch.channels_last):
         got = ops.upsample(x.contiguous(memory_format=layout), scale)
-        torch.testing.assert_close(got.double(), expected, atol=1e-6, rtol=1e-6)
+        # Positions of thirds are rounded, so a difference of neighbours counts, not the value.
+        torch.testing.assert_close(got.double(), expected, atol=4e-6, rtol=0)
         assert got.is_contiguous(memory_format=torch.channels_last)
 
 
@@ -28,7 +29,7 @@ def test_blur_cells(shape, scale):
     expected = F.conv2d(F.pad(picture.double(), (1, 1, 1, 1), "replicate"), kernel, groups=c)
     cells = F.pixel_unshuffle(picture, scale).view(n, c, scale**2, h, w).transpose(1, 2)
     got = ops.blur_cells(cells.reshape(n, -1, h, w), scale)
-    torch.testing.assert_close(got.double(), expected, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(got.double(), expected, atol=2e-6, rtol=0)
     flat = torch.full((n, c * scale**2, h, w), 0.7)
     torch.testing.assert_close(ops.blur_cells(flat, scale), torch.full_like(got, 0.7))
 
