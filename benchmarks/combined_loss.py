@@ -23,7 +23,8 @@ from faststy.nn.encoder import load_encoder
 from faststy.ops import reference
 from faststy.training import objective
 
-TOLERANCES = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
+# Plain PyTorch in float32, which ours is without the extension, is off by 3e-5 at times.
+TOLERANCES = {torch.float32: 5e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 BASELINE_TOLERANCE = 0.2  # of the others: that they compute the same at all
 WEIGHTS = (0.6, 15.0, 1.0, 0.1, 15.0, 0.0)
 # Gradients of large tensors are too small for float16 without; float32 is trained unscaled.

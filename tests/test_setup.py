@@ -74,6 +74,7 @@ def test_an_unknown_choice_fails(setup):
     assert "FASTSTY_BUILD_EXT is auto, cpu, cuda or 0, not 'gpu'" in done.stderr
 
 
+@needs_compiler
 def test_cuda_without_nvcc_fails(setup, tmp_path):
     done = setup("cuda", CUDA_HOME=str(tmp_path))
     assert done.returncode != 0
