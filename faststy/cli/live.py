@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from faststy import assets
+from faststy.cli import _options
 
 if TYPE_CHECKING:
     from faststy.stylization.live import Frame
@@ -18,14 +18,8 @@ DEMO = "demo"
 
 @click.command()
 @click.argument("source", metavar="[CAMERA]", default="/dev/video0")
-@click.option(
-    "-m",
-    "--model",
-    type=click.Path(),
-    default=lambda: str(assets.model()),
-    help="The model.safetensors of a training run.  [default: the bundled styles]",
-)
-@click.option("--style", help="A style of the model, or a mixture: NAME or NAME:0.7,OTHER:0.3.")
+@_options.model
+@_options.style
 @click.option(
     "--size",
     metavar="PIXELS",

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from faststy import assets
+from faststy.cli import _options
 
 if TYPE_CHECKING:
     from faststy.stylization.stylizer import Painting
@@ -72,15 +72,9 @@ class Summary:
 
 @click.command()
 @click.argument("inputs", metavar="INPUT...", nargs=-1, required=True, type=click.Path())
-@click.option(
-    "-m",
-    "--model",
-    type=click.Path(),
-    default=lambda: str(assets.model()),
-    help="The model.safetensors of a training run.  [default: the bundled styles]",
-)
+@_options.model
 @click.option("-o", "--out", type=click.Path(), help="A file, a folder, or - for standard output.")
-@click.option("--style", help="A style of the model, or a mixture: NAME or NAME:0.7,OTHER:0.3.")
+@_options.style
 @click.option(
     "--strength",
     type=click.FloatRange(0, 1),
@@ -88,11 +82,7 @@ class Summary:
     show_default=True,
     help="0 is the photo, 1 the full style.",
 )
-@click.option(
-    "--repair",
-    type=click.FloatRange(0, 1),
-    help="How much lost content comes back: 0 is pure style, 1 all (the default).",
-)
+@_options.repair
 @click.option("--keep-color", is_flag=True, help="Keep the colours of the photo.")
 @click.option(
     "--mask", type=click.Path(), help="A picture that says where: white is painted, black is not."

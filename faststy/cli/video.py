@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from faststy import assets
+from faststy.cli import _options
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -36,15 +36,9 @@ def _seconds(ctx: click.Context, param: click.Parameter, value: str | None) -> f
 
 @click.command()
 @click.argument("source", metavar="INPUT", type=click.Path())
-@click.option(
-    "-m",
-    "--model",
-    type=click.Path(),
-    default=lambda: str(assets.model()),
-    help="The model.safetensors of a training run.  [default: the bundled styles]",
-)
+@_options.model
 @click.option("-o", "--out", type=click.Path(), help="The painted video: .mp4, .mov, .mkv, .webm.")
-@click.option("--style", help="A style of the model, or a mixture: NAME or NAME:0.7,OTHER:0.3.")
+@_options.style
 @click.option(
     "--strength",
     type=click.FloatRange(0, 1),
@@ -52,11 +46,7 @@ def _seconds(ctx: click.Context, param: click.Parameter, value: str | None) -> f
     show_default=True,
     help="0 is the film, 1 the full style.",
 )
-@click.option(
-    "--repair",
-    type=click.FloatRange(0, 1),
-    help="How much lost content comes back: 0 is pure style, 1 all (the default).",
-)
+@_options.repair
 @click.option("--keep-color", is_flag=True, help="Keep the colours of the film.")
 @click.option(
     "--size",

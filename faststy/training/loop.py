@@ -95,21 +95,20 @@ def train(
     styles = [StyleTarget.of(source, encoder, device) for source in sources]
     pairs = Pairs.found(Path(config.pairs), config.size) if config.pairs else None
     trainer = Trainer(config, encoder, styles, device)
-    guards = Guards(trainer)
     schedule = Schedule(config)
 
     def photo_batch(step: int) -> Tensor:
         rng = generator(config.seed, step)
         return random_crops(photos, config.batch, config.size, PHOTO_ZOOM, rng)
 
+    found = newest_checkpoint(checkpoint) if resume else None
+    began_as = start(trainer, config.base, photo_batch(0).to(device)) if found is None else None
+    guards = Guards(trainer)  # the first state that it can go back to is this one
     position, damage = Position(0, 0.0), None
-    if resume and (found := newest_checkpoint(checkpoint)) is not None:
+    if found is not None:
         position, tensors, damage = found
         restore(tensors, trainer.nets, trainer.optimisers)
         guards.load_state(position.memory, tensors)
-        began_as = None
-    else:
-        began_as = start(trainer, config.base, photo_batch(0).to(device))
     open_run(run, config)  # only now: settings that cannot be trained leave nothing behind
     log = Log(run / "log.jsonl", position.step)
     if damage is not None:

@@ -70,23 +70,26 @@ def write_report(run: str | os.PathLike[str]) -> Path:
     folder = Path(run)
     if not folder.is_dir():
         raise FaststyError(f"{folder}: no such run folder")
-    rows = _read_log(folder / "log.jsonl")
+    rows, events = _read_log(folder / "log.jsonl")
     settings = _read_settings(folder / "config.toml")
     path = folder / "report.html"
-    write_text(path, _page(folder, rows, settings))
+    write_text(path, _page(folder, rows, events, settings))
     return path
 
 
-def _read_log(path: Path) -> list[Row]:
-    """The rows by step; of a step that was done twice (in a resumed run), the later one."""
+def _read_log(path: Path) -> tuple[list[Row], list[str]]:
+    """The rows by step, of a step that was done twice (in a resumed run) the later one; events."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
-        return []
-    rows = {}
+        return [], []
+    rows, events = {}, []
     for line in lines:
         try:
             value = json.loads(line)
+            if "event" in value:
+                events.append(str(value["event"]))
+                continue
             row = Row(
                 step=int(value["step"]),
                 seconds=float(value["seconds"]),
@@ -101,7 +104,7 @@ def _read_log(path: Path) -> list[Row]:
         except (ValueError, TypeError, KeyError, AttributeError):
             continue  # torn by a kill, or not ours
         rows[row.step] = row
-    return [rows[step] for step in sorted(rows)]
+    return [rows[step] for step in sorted(rows)], events
 
 
 def _read_settings(path: Path) -> dict[str, Any]:
@@ -114,7 +117,7 @@ def _read_settings(path: Path) -> dict[str, Any]:
 # --- the page ---------------------------------------------------------------------------------
 
 
-def _page(folder: Path, rows: list[Row], settings: dict[str, Any]) -> str:
+def _page(folder: Path, rows: list[Row], events: list[str], settings: dict[str, Any]) -> str:
     styles = settings.get("style", [])
     styles = [styles] if isinstance(styles, str) else styles
     title = ", ".join(Path(str(style)).stem.replace("_", " ") for style in styles) or folder.name
@@ -123,7 +126,7 @@ def _page(folder: Path, rows: list[Row], settings: dict[str, Any]) -> str:
         _preview(folder, repaired=any(row.stage == "repair" for row in rows)),
         _side_by_side(folder, styles, rows),
         _curves(rows),
-        _events(folder / "log.jsonl"),
+        _events(events),
         _settings_list(settings),
     ]
     return page(title, "\n".join(filter(None, parts)), STYLE)
@@ -191,22 +194,12 @@ def _timings(rows: list[Row]) -> str:
     return f"<table class=numbers><tr><th>stage<th>steps<th>time<th>images/s{body}</table>"
 
 
-def _events(log: Path) -> str:
+def _events(events: list[str]) -> str:
     """What happened on the way, in words."""
-    try:
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
+    if not events:
         return ""
-    items = []
-    for line in lines:
-        try:
-            value = json.loads(line)
-            items.append(f"<li>step {int(value['step'])}: {escape(str(value['event']))}</li>")
-        except (ValueError, TypeError, KeyError):
-            continue
-    if not items:
-        return ""
-    return f"<section><h2>What happened</h2><ul>{''.join(items)}</ul></section>"
+    items = "".join(f"<li>{escape(event)}</li>" for event in events)
+    return f"<section><h2>What happened</h2><ul>{items}</ul></section>"
 
 
 def _settings_list(settings: dict[str, Any]) -> str:

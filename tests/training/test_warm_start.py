@@ -1,16 +1,23 @@
 """A trainer that starts from a generator that can paint."""
 
+from dataclasses import asdict
+
+import pytest
 import torch
 from PIL import Image
 
-from faststy.model_file import Model, ModelInfo
+from faststy import assets
+from faststy.errors import FaststyError
+from faststy.model_file import Model, ModelInfo, load_model, save_model
 from faststy.nn.encoder import load_encoder
 from faststy.nn.generator import Generator, GeneratorConfig
 from faststy.nn.repairer import Repairer
+from faststy.training.checkpoint import checkpoint_path, newest_checkpoint
 from faststy.training.config import TrainConfig
 from faststy.training.dataset import Pictures
+from faststy.training.loop import train
 from faststy.training.step import StyleTarget, Trainer
-from faststy.training.warm_start import warm_start
+from faststy.training.warm_start import start, warm_start
 
 CPU = torch.device("cpu")
 NAMES = ["red", "green", "blue"]
@@ -26,7 +33,9 @@ def base_of_flat_colours():
     generator.head.bias.fill_(-1.6)
     for colour in range(3):  # the centre of a dab, so that flat features give flat pixels
         generator.head.weight[4 * colour : 4 * colour + 4, colour, 1, 1] = 10.0
-    return Model(generator.eval(), Repairer(), ModelInfo(NAMES, {"channels": 32, "blocks": 3}))
+    return Model(
+        generator.eval(), Repairer(), ModelInfo(NAMES, asdict(generator.config), Repairer().config)
+    )
 
 
 def test_a_style_starts_as_the_nearest_of_the_base(tmp_path):
@@ -65,3 +74,34 @@ def test_training_goes_on_from_there(tmp_path):
     assert name in NAMES
     assert not torch.equal(trainer.generator.head.weight, before)
     assert torch.equal(base.generator.head.weight, before)
+
+
+def test_a_run_begins_there_says_so_and_can_go_back_there(tmp_path):
+    """The state that the guards first fall back on is the base, not noise."""
+    path, run = tmp_path / "base.safetensors", tmp_path / "run"
+    save_model(base_of_flat_colours(), path)
+    Image.new("RGB", (64, 64), (30, 40, 220)).save(tmp_path / "s.png")
+    config = TrainConfig(
+        style=(str(tmp_path / "s.png"),), model="nano", size=64, batch=1, steps=1, out=str(run),
+        base=str(path), stages=("perceptual",),
+    )  # fmt: skip
+    result = train(config)
+    assert result.events == (f"begins as 'blue' of {path}",)
+    assert f"begins as &#x27;blue&#x27; of {path}" in (run / "report.html").read_text()
+    _, tensors, _ = newest_checkpoint(checkpoint_path(run))
+    kept = [k for k in tensors if k.startswith("good.") and k.endswith("generator.stem.weight")]
+    (name,) = kept
+    assert torch.equal(tensors[name], load_model(path).generator.stem.weight)
+
+
+def test_noise_is_where_a_run_begins_without_a_base_of_its_size(tmp_path):
+    encoder = load_encoder()
+    Image.new("RGB", (64, 64), (30, 40, 220)).save(tmp_path / "s.png")
+    target = StyleTarget.of(Pictures.found(tmp_path / "s.png", 64), encoder, CPU)
+    trainer = Trainer(TrainConfig(style=("s",), model="nano", size=64), encoder, [target], CPU)
+    before, photo = trainer.generator.stem.weight.clone(), torch.rand(1, 3, 64, 64)
+    for base in ("none", "auto"):  # the bundled one is larger than nano
+        assert start(trainer, base, photo) is None
+    assert torch.equal(trainer.generator.stem.weight, before)
+    with pytest.raises(FaststyError, match="another size than --model"):
+        start(trainer, str(assets.model()), photo)

@@ -1,0 +1,23 @@
+"""The options that the commands which paint have in common."""
+
+from __future__ import annotations
+
+import click
+
+from faststy import assets
+
+model = click.option(
+    "-m",
+    "--model",
+    type=click.Path(),
+    default=lambda: str(assets.model()),
+    help="The model.safetensors of a training run.  [default: the bundled styles]",
+)
+style = click.option(
+    "--style", help="A style of the model, or a mixture: NAME or NAME:0.7,OTHER:0.3."
+)
+repair = click.option(
+    "--repair",
+    type=click.FloatRange(0, 1),
+    help="How much lost content comes back: 0 is pure style, 1 all (the default).",
+)
