@@ -89,9 +89,9 @@ def test_a_run_begins_there_says_so_and_can_go_back_there(tmp_path):
     assert result.events == (f"begins as 'blue' of {path}",)
     assert f"begins as &#x27;blue&#x27; of {path}" in (run / "report.html").read_text()
     _, tensors, _ = newest_checkpoint(checkpoint_path(run))
-    kept = [k for k in tensors if k.startswith("good.") and k.endswith("generator.stem.weight")]
+    kept = [k for k in tensors if k.startswith("good.") and k.endswith("generator.head.weight")]
     (name,) = kept
-    assert torch.equal(tensors[name], load_model(path).generator.stem.weight)
+    assert torch.equal(tensors[name], load_model(path).generator.head.weight)
 
 
 def test_noise_is_where_a_run_begins_without_a_base_of_its_size(tmp_path):
