@@ -31,6 +31,12 @@ class Repairer(nn.Module):
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
 
+    @torch.no_grad()
+    def forget_colours(self) -> None:
+        """Back to a colour correction of zero: what other styles taught shifts a new palette."""
+        for parameter in self.head.parameters():
+            parameter[2:] = 0
+
     def forward(self, painted: Tensor, photo: Tensor) -> tuple[Tensor, Tensor]:
         """Compare `painted` and `photo`, both [N, 3, H, W] in 0...1.
 

@@ -36,7 +36,8 @@ def warm_start(trainer: Trainer, base: Model, photo: Tensor) -> list[str]:
     """Give `trainer` the weights of `base`; each new style begins as the style nearest to it.
 
     Args:
-        base: a model of the trainer's size; its repairer is taken over, too.
+        base: a model of the trainer's size; its repairer is taken over, too, but for its colour
+            correction, which was learned on other palettes.
         photo: [N, 3, H, W] in 0...1, on the trainer's device: what the styles are compared on.
     Returns:
         the names of the base's styles that the trainer's styles began as.
@@ -52,6 +53,7 @@ def warm_start(trainer: Trainer, base: Model, photo: Tensor) -> list[str]:
         net.load_state_dict(state)
     if base.repairer is not None:
         trainer.repairer.load_state_dict(base.repairer.state_dict())
+        trainer.repairer.forget_colours()
     return [base.info.styles[index] for index in nearest]
 
 

