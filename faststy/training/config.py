@@ -38,6 +38,7 @@ class TrainConfig:
     stages: tuple[str, ...] = STAGES
     style_weight: float = 15.0  # λ at its largest
     style_weight_start: float = 0.1  # λ starts at this share of it
+    style_share: float | None = None  # of the loss, that λ rises for; see training/style_weight
     content_weight: float = 1.0
     colour_weight: float = 1.0  # times λ
     adversarial: str = "hinge"
@@ -51,6 +52,7 @@ class TrainConfig:
     device: str = "auto"
     seed: int = 0
     checkpoint_every: float = 30.0  # seconds
+    tensorboard: bool = False  # also write event files into the run's folder
 
     def __post_init__(self) -> None:
         """Raises FaststyError that names the setting, its value and what it can be."""
@@ -71,6 +73,8 @@ class TrainConfig:
         self._require(0 < self.learning_rate < 1, "learning_rate", "between 0 and 1")
         self._require(self.style_weight > 0, "style_weight", "more than 0")
         self._require(0 < self.style_weight_start <= 1, "style_weight_start", "in 0...1, not 0")
+        share = self.style_share
+        self._require(share is None or 0 < share < 1, "style_share", "between 0 and 1")
         for field in fields(self):
             if field.name.endswith("_weight"):
                 self._require(getattr(self, field.name) >= 0, field.name, "0 or more")
@@ -141,8 +145,6 @@ def _typed(name: str, value: Any, annotation: str) -> Any:
             return tuple(items)
     elif kind == "float" and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
-    elif (kind == "int" and isinstance(value, int) and not isinstance(value, bool)) or (
-        kind == "str" and isinstance(value, str)
-    ):
+    elif type(value).__name__ == kind:  # bool is no int here
         return value
     raise FaststyError(f"{name} is {value!r}, which is not of type {kind.split('[')[0]}")

@@ -29,6 +29,7 @@ class Progress:
     terms: dict[str, float]
     preview: Path | None = None
     events: tuple[str, ...] = ()  # what happened since the last report, in words
+    learning_rate: float = 0.0
 
 
 class Log:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -40,6 +41,8 @@ from faststy.training.report import write_report
 from faststy.training.schedule import Schedule
 from faststy.training.signals import stop_signals
 from faststy.training.step import StyleTarget, Trainer
+from faststy.training.style_weight import StyleWeight, style_share
+from faststy.training.tensorboard import Events
 from faststy.training.warm_start import start
 
 PREVIEW_EVERY = 10.0  # seconds
@@ -63,6 +66,7 @@ class TrainResult:
     skipped_steps: int = 0  # updates that were not finite
     events: tuple[str, ...] = ()  # what went wrong and what was done, in words
     finished: bool = True
+    interrupted: bool = False  # by a signal
 
 
 def train(
@@ -70,13 +74,15 @@ def train(
     on_progress: Callable[[Progress], None] | None = None,
     *,
     resume: bool = False,
+    until: float = 1.0,
 ) -> TrainResult:
     """Train the styles of `config` and leave the run in the folder `config.out`.
 
     With `resume`, goes on from the run's newest whole checkpoint; on one CPU the result has the
     same bytes as that of an undisturbed run of as many steps. SIGINT and SIGTERM save a checkpoint
-    and return with `finished=False`. What goes wrong on the way is answered and told in words: see
-    `guards`, `checkpoint` and `picture_cache`.
+    and return with `finished=False`; so does having done `until` of the run (0...1), which leaves
+    the model that there is by then, too. What goes wrong on the way is answered and told in words:
+    see `guards`, `checkpoint` and `picture_cache`.
 
     Raises:
         FaststyError: nothing to train on, an unwritable folder, a run that is already there or has
@@ -87,6 +93,7 @@ def train(
     model_path, checkpoint = run / "model.safetensors", checkpoint_path(run)
     refuse_another(run, config, resume=resume)
     device = device_named(config.device)
+    events = Events(config.tensorboard)
 
     cache = PictureCache(Path(config.cache or run / "cache"), always=config.cache is not None)
     photos = _content(config, cache)
@@ -96,6 +103,7 @@ def train(
     pairs = Pairs.found(Path(config.pairs), config.size) if config.pairs else None
     trainer = Trainer(config, encoder, styles, device)
     schedule = Schedule(config)
+    weight = StyleWeight(config, schedule, device)
 
     def photo_batch(step: int) -> Tensor:
         rng = generator(config.seed, step)
@@ -108,7 +116,9 @@ def train(
     if found is not None:
         position, tensors, damage = found
         restore(tensors, trainer.nets, trainer.optimisers)
-        guards.load_state(position.memory, tensors)
+        memory = dict(position.memory)
+        weight.load_state(memory.pop("style_weight", None), tensors)
+        guards.load_state(memory, tensors)
     open_run(run, config)  # only now: settings that cannot be trained leave nothing behind
     log = Log(run / "log.jsonl", position.step)
     if damage is not None:
@@ -120,9 +130,9 @@ def train(
         return time.monotonic() - began + position.seconds
 
     def save() -> None:
-        memory, tensors = guards.state()
-        tensors |= capture(trainer.nets, trainer.optimisers)
-        save_checkpoint(checkpoint, Position(step, seconds(), memory), tensors)
+        (memory, tensors), (own, rows) = guards.state(), weight.state()
+        tensors |= rows | capture(trainer.nets, trainer.optimisers)
+        save_checkpoint(checkpoint, Position(step, seconds(), memory | own), tensors)
 
     def show() -> None:
         _show(trainer, photos, run, stage)
@@ -131,20 +141,21 @@ def train(
     stage = config.stages[0]
     loop_began = last_log = time.monotonic()
     saves, previews = Chore(config.checkpoint_every), Chore(PREVIEW_EVERY, at_once=True)
-    reports = Chore(REPORT_EVERY)
+    reports = Chore(REPORT_EVERY, at_once=True)
     # On a CPU a second thread would bring OpenMP threads of its own, and they fight for the cores.
     if device.type == "cpu":
         batches = (photo_batch(i) for i in itertools.count(step))
     else:
         batches = prefetch(photo_batch, step)
-    with stop_signals() as stopped, closing(batches):
+    with stop_signals() as stopped, closing(batches), events.begin(run, step):
         while not stopped.is_set():
             fraction = schedule.fraction(step, seconds() + 2 * (previews.cost + reports.cost))
-            if fraction >= 1 and step > 0:
+            if fraction >= until and step > 0:
+                stage = schedule.stage(fraction)
                 break
             fraction = min(fraction, step)  # a budget too short for anything still takes one step
             stage = schedule.stage(fraction)
-            style_weight = schedule.style_weight(fraction)
+            style_weight = weight.at(fraction)
             rate = schedule.learning_rate(fraction, step) * guards.memory.rate
             trainer.set_learning_rate(rate, guards.memory.pace)
             try:
@@ -162,6 +173,8 @@ def train(
             log.add(stage, terms)
             for event in guards.watch(step, stage, terms, photo):
                 log.tell(step, event)
+            for event in weight.watch(step, fraction, terms):
+                log.tell(step, event)
             if cache.trouble is not None and cache.trouble not in log.events:
                 log.tell(step, cache.trouble)
 
@@ -171,11 +184,15 @@ def train(
                 speed = (step - first) * config.batch / max(now - loop_began, 1e-6)
                 shown = previews.due() and log.attempt(step, "preview", previews.timed(show))
                 preview = run / "preview.png" if shown else None
+                means = log.means()
+                if (share := style_share(config, style_weight, means)) is not None:
+                    means["style_share"] = share
                 progress = Progress(
-                    stage, step, fraction, seconds(), speed, style_weight, log.means(), preview,
-                    log.untold(),
+                    stage, step, fraction, seconds(), speed, style_weight, means, preview,
+                    log.untold(), rate * config.learning_rate,
                 )  # fmt: skip
                 log.write(progress)
+                log.attempt(step, "TensorBoard events", partial(events.write, progress))
                 if reports.due():
                     log.attempt(step, "report", reports.timed(lambda: write_report(run)))
                 if on_progress is not None:
@@ -188,22 +205,23 @@ def train(
         skipped = {p: why for source in (photos, *sources) for p, why in source.skipped.items()}
         return TrainResult(
             run, model_path, step, seconds(), speed, skipped, int(trainer.skipped),
-            tuple(log.events), finished,
+            tuple(log.events), finished, stopped.is_set(),
         )  # fmt: skip
 
-    if step > first and not stopped.is_set():
+    finished = until >= 1 and not stopped.is_set()
+    if step > first and finished:
         for event in guards.settle(step, photo):
             log.tell(step, event)
     log.attempt(step, "checkpoint", save)
     if stopped.is_set():
         return result(finished=False)
-    save_model(_model(trainer, config, photos, step), model_path)
-    stage = config.stages[-1]
+    model = _model(trainer, config, photos, step, weight.at(1.0), repaired=stage == "repair")
+    save_model(model, model_path)
     log.attempt(step, "preview", show)
     log.attempt(step, "report", lambda: write_report(run))
-    if config.cache is None:
+    if finished and config.cache is None:
         shutil.rmtree(run / "cache", ignore_errors=True)  # only needed to go on
-    return result(finished=True)
+    return result(finished)
 
 
 # -- the pieces --------------------------------------------------------------------------------
@@ -229,13 +247,21 @@ def _show(trainer: Trainer, photos: Pictures, run: Path, stage: str) -> None:
     paint_preview(trainer.average, repairer, chosen, trainer.device, run / "preview.png")
 
 
-def _model(trainer: Trainer, config: TrainConfig, photos: Pictures, steps: int) -> Model:
-    repairer = trainer.repairer if "repair" in config.stages else None
+def _model(
+    trainer: Trainer,
+    config: TrainConfig,
+    photos: Pictures,
+    steps: int,
+    style_weight: float,
+    *,
+    repaired: bool,
+) -> Model:
+    repairer = trainer.repairer if repaired else None
     info = ModelInfo(
         styles=style_names(config.style),
         generator=asdict(trainer.average.config),
         repairer=repairer.config if repairer is not None else None,
-        style_weight=config.style_weight,
+        style_weight=style_weight,
         size=config.size,
         steps=steps,
         encoder=config.encoder.split(":")[0],

@@ -22,6 +22,7 @@ from faststy.errors import FaststyError
 from faststy.files import write_text
 from faststy.page import embed, page
 from faststy.pictures import list_pictures
+from faststy.training.axis import round_ticks
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -35,6 +36,7 @@ MEANING = {
     "style_excess": "style distance that the repair adds to the painting's own, past a slack",
     "colour": "distance of the colour moments from the style picture's",
     "paired": "Σ(G(A) − B)² / ΣB² over photos A with a painted target B",
+    "style_share": "what λ multiplies, over the total without the adversarial term",
     "variation": "differences of neighbouring pixels, over the style picture's",
     "stability": "how far G(W(x)) is from W(G(x)) for a small motion W",
     "adversarial": "what the discriminator's verdict costs the generator",
@@ -351,12 +353,8 @@ def _linear_axis(low: float, high: float) -> tuple[Callable[[float], float], lis
         low = 0.0
     if high == low:
         low, high = low - 0.5 * (abs(low) or 1), high + 0.5 * (abs(high) or 1)
-    rough = (high - low) / 5
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough)
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     margin = 0.04 * (high - low)
-    return _pixel(low - margin, high + margin), [i * step for i in range(first, last + 1)]
+    return _pixel(low - margin, high + margin), round_ticks(low, high)
 
 
 def _log_axis(low: float, high: float) -> tuple[Callable[[float], float], list[float]]:

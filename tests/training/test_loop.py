@@ -179,6 +179,64 @@ def test_interrupted_in_any_stage_it_goes_on_to_the_same_bytes(
     assert seconds == sorted(seconds)
 
 
+@pytest.mark.parametrize("after", [4, 17, 31])
+def test_a_run_whose_λ_is_controlled_goes_on_to_the_same_bytes(
+    config, tmp_path, after, monkeypatch
+):
+    monkeypatch.setattr(loop, "LOG_EVERY", 0.0)
+    settings = {"style_share": 0.9, "steps": 40, "stages": STAGES[:1]}
+    whole = train(config(out=str(tmp_path / "whole"), **settings))
+    train(config(**settings), lambda p: p.step == after and stop())
+    result = train(config(**settings), resume=True)
+    assert result.model.read_bytes() == whole.model.read_bytes()
+    logged = [[row["style_weight"] for row in rows(r.run)] for r in (whole, result)]
+    assert logged[0] == logged[1]
+    assert load_model(whole.model).info.style_weight == logged[0][-1]
+    assert (whole.events[-1] in result.events) == (after < 31)  # it held before
+    assert "λ holds at" in whole.events[-1]
+    for row in rows(result.run):
+        styled = row["style_weight"] * (row["terms"]["style"] + row["terms"]["colour"])
+        assert row["terms"]["style_share"] == pytest.approx(styled / row["terms"]["total"])
+    assert "<b>style_share</b>" in (result.run / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_run_done_in_parts_leaves_a_model_each_time_and_ends_with_the_same_bytes(
+    config, tmp_path
+):
+    whole = train(config(out=str(tmp_path / "whole"), steps=20)).model.read_bytes()
+    steps, repairers = [], []
+    for until in (0.25, 0.5, 0.9, 1.0):
+        result = train(config(steps=20), resume=True, until=until)
+        assert (result.finished, result.interrupted) == (until == 1, False)
+        steps.append(result.steps)
+        repairers.append(load_model(result.model).repairer is not None)
+        again = train(config(steps=20), resume=True, until=until)  # nothing is left to do
+        assert again.steps == result.steps
+        assert again.model.read_bytes() == result.model.read_bytes()
+    assert steps == [5, 10, 18, 20]
+    assert repairers == [False, False, True, True]  # it is trained last
+    assert result.model.read_bytes() == whole
+
+
+def test_events_for_tensorboard_go_on_with_the_run(config, tmp_path, monkeypatch):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    monkeypatch.setattr(loop, "LOG_EVERY", 0.0)
+    plain = train(config(out=str(tmp_path / "plain"))).model.read_bytes()
+    train(config(tensorboard=True), lambda p: p.step == 6 and stop())
+    result = train(config(tensorboard=True), resume=True)
+    assert result.model.read_bytes() == plain
+    found = accumulator.EventAccumulator(str(result.run))
+    found.Reload()
+    for name, expected in [
+        ("style_weight", [row["style_weight"] for row in rows(result.run)]),
+        ("terms/total", [row["terms"]["total"] for row in rows(result.run)]),
+    ]:
+        seen = found.Scalars(name)
+        assert [event.step for event in seen] == list(range(1, 11))
+        assert [event.value for event in seen] == pytest.approx(expected)
+    assert found.Images("preview")
+
+
 def test_a_finished_run_can_be_made_longer(config, tmp_path):
     train(config(steps=3))
     assert train(config(steps=3), resume=True).steps == 3

@@ -1,0 +1,14 @@
+"""Axes of the plots in reports: round ticks."""
+
+from __future__ import annotations
+
+import math
+
+
+def round_ticks(low: float, high: float) -> list[float]:
+    """A few multiples of 1, 2 or 5 times a power of ten within `low`…`high`; `low < high`."""
+    rough = (high - low) / 5
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough)
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [i * step for i in range(first, last + 1)]
