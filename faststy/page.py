@@ -9,10 +9,16 @@ from faststy import __version__
 from faststy.pictures import PictureSource, encode_picture, read_picture
 
 
-def page(title: str, body: str, style: str = "") -> str:
-    """A whole page around `body`; `style` is CSS of its own."""
+def page(title: str, body: str, style: str = "", refresh: int | None = None) -> str:
+    """A whole page around `body`; `style` is CSS of its own.
+
+    A browser that shows it loads it anew every `refresh` seconds.
+    """
+    again = f"<meta http-equiv=refresh content={refresh}>" if refresh else ""
     footer = f"<footer>faststy {__version__}</footer>"
-    return TEMPLATE.format(title=escape(title), style=STYLE + style, body=f"{body}\n{footer}")
+    return TEMPLATE.format(
+        title=escape(title), again=again, style=STYLE + style, body=f"{body}\n{footer}"
+    )
 
 
 def embed(source: PictureSource, longest: int, alt: str) -> str:
@@ -33,7 +39,7 @@ def embed(source: PictureSource, longest: int, alt: str) -> str:
 TEMPLATE = """<!doctype html>
 <html lang=en>
 <meta charset=utf-8>
-<meta name=viewport content="width=device-width, initial-scale=1">
+<meta name=viewport content="width=device-width, initial-scale=1">{again}
 <title>{title} · faststy</title>
 <style>{style}</style>
 <main>

@@ -21,6 +21,7 @@ LAYERS = (
     ("faststy.nn",),
     ("faststy.model_file",),
     ("faststy.training", "faststy.stylization", "faststy.evaluation", "faststy.export"),
+    ("faststy.sweep",),
     ("faststy.cli",),
     ("faststy.__main__",),
 )

@@ -15,7 +15,7 @@ from faststy import __version__
 from faststy.errors import FaststyError
 
 # As a newcomer meets them; any other file in this folder follows in alphabetical order.
-FIRST = ("train", "stylize", "video", "live", "transfer", "styles", "info")
+FIRST = ("train", "sweep", "stylize", "video", "live", "transfer", "styles", "info")
 
 
 class Commands(click.Group):

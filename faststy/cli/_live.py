@@ -18,20 +18,37 @@ LINE_EVERY = 5.0  # seconds between plain lines
 STAGE_COLOURS = {"perceptual": "cyan", "adversarial": "magenta", "repair": "green"}
 
 
-def _clock(seconds: float) -> str:
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+def clock(seconds: float | None) -> str:
+    """Minutes and seconds, or hours, minutes and seconds; a dash for what is not known yet."""
+    if seconds is None:
+        return "–"
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 class _Display:
-    """What both forms share: the estimate of the time that is left."""
+    """What both forms share: the estimate of the time that is left.
 
-    def __init__(self, console: Console, steps: int | None, seconds: float | None) -> None:
-        self.console, self.steps, self.seconds = console, steps, seconds
+    Args:
+        seconds: length of the run, where it is counted in seconds.
+        title: of what is shown; `label` says which part of it.
+    """
 
-    def left(self, progress: Progress) -> float:
+    def __init__(self, console: Console, seconds: float | None, title: str) -> None:
+        self.console, self.seconds, self.title = console, seconds, title
+        self.label = ""
+        self._first: Progress | None = None
+
+    def left(self, progress: Progress) -> float | None:
+        """Seconds, from what was done since the first report; None before there is a second."""
         if self.seconds is not None:
             return max(0.0, self.seconds - progress.seconds)
-        return progress.seconds * (1 - progress.fraction) / max(progress.fraction, 1e-6)
+        self._first = self._first or progress
+        done = progress.fraction - self._first.fraction
+        if done <= 0:
+            return None
+        return (progress.seconds - self._first.seconds) / done * max(0.0, 1 - progress.fraction)
 
     def tell(self, progress: Progress) -> None:
         """What happened, in words; a panel is drawn below it."""
@@ -56,13 +73,15 @@ class Lines(_Display):
 
     def __call__(self, progress: Progress) -> None:
         self.tell(progress)
+        left = self.left(progress)
         if time.monotonic() < self._next:
             return
         self._next = time.monotonic() + LINE_EVERY
         terms = " ".join(f"{name} {value:.3g}" for name, value in progress.terms.items())
         self.console.print(
-            f"{progress.stage} {100 * progress.fraction:.0f}% step {progress.step} "
-            f"{progress.images_per_second:.1f} images/s left {_clock(self.left(progress))} "
+            f"{f'{self.label}: ' if self.label else ''}{progress.stage} "
+            f"{100 * progress.fraction:.0f}% step {progress.step} "
+            f"{progress.images_per_second:.1f} images/s left {clock(left)} "
             f"λ {progress.style_weight:.2f} {terms}",
             highlight=False,
             soft_wrap=True,
@@ -102,7 +121,7 @@ class Panel(_Display):
         head.add_row(
             Text(progress.stage, style=f"bold {colour}"),
             ProgressBar(total=1.0, completed=min(1.0, progress.fraction), complete_style=colour),
-            f"{100 * progress.fraction:3.0f} %   {_clock(self.left(progress))} left",
+            f"{100 * progress.fraction:3.0f} %   {clock(self.left(progress))} left",
         )
         terms = Table.grid(expand=True, padding=(0, 2))
         for _ in range(4):
@@ -115,4 +134,11 @@ class Panel(_Display):
         ]
         for start in range(0, len(cells), 4):
             terms.add_row(*cells[start : start + 4])
-        return Box(Group(head, Text(), terms), title="faststy train", border_style="dim")
+        title = f"{self.title} · {self.label}" if self.label else self.title
+        return Box(Group(head, Text(), terms), title=title, border_style="dim")
+
+
+def display(seconds: float | None, title: str) -> Lines | Panel:
+    """A live panel on a terminal, plain lines elsewhere; both on standard error."""
+    console = Console(stderr=True)
+    return (Panel if console.is_terminal else Lines)(console, seconds, title)

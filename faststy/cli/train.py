@@ -43,6 +43,8 @@ DEFAULT = {field.name: field.default for field in fields(TrainConfig)}
     type=float,
     help=f"λ, how strong the style gets.  [default: {DEFAULT['style_weight']:g}]",
 )
+@click.option("--style-share", type=float, help="Let λ rise until the style has this share of the "
+              "loss, 0...1.  [default: λ rises to --style-weight]")  # fmt: skip
 @click.option(
     "--stages",
     help="perceptual, perceptual,adversarial or perceptual,adversarial,repair.  [default: all]",
@@ -59,6 +61,8 @@ DEFAULT = {field.name: field.default for field in fields(TrainConfig)}
               "[default: in memory; the rest beside the run]")  # fmt: skip
 @click.option("--checkpoint-every", type=float, help="Seconds between checkpoints.  "
               f"[default: {DEFAULT['checkpoint_every']:g}]")  # fmt: skip
+@click.option("--tensorboard/--no-tensorboard", default=None, help="Also write event files for "
+              "TensorBoard into the run's folder.")  # fmt: skip
 @click.option("--seed", type=int, help="Same seed, same machine, same model.  [default: 0]")
 @click.option("--device", type=str, help="auto, cpu, cuda, cuda:1, …  [default: auto]")
 @click.option(
@@ -84,6 +88,7 @@ def command(
     The run's folder holds model.safetensors, preview.png, report.html, log.jsonl and config.toml.
     Interrupted or killed, it goes on with --resume.
     """
+    from faststy.cli._live import display
     from faststy.training.config import read_config
     from faststy.training.loop import train
 
@@ -97,19 +102,9 @@ def command(
         stages=tuple(s.strip() for s in stages.split(",")) if stages is not None else None,
         **flags,
     )
-    with _display(settings.steps, settings.seconds_budget) as show:
+    with display(settings.seconds_budget, "faststy train") as show:
         result = train(settings, show, resume=resume)
     _tell(result, as_json)
-
-
-def _display(steps: int | None, seconds: float | None) -> Any:
-    """A live panel on a terminal, plain lines elsewhere; both on standard error."""
-    from rich.console import Console
-
-    from faststy.cli._live import Lines, Panel
-
-    console = Console(stderr=True)
-    return (Panel if console.is_terminal else Lines)(console, steps, seconds)
 
 
 def _tell(result: TrainResult, as_json: bool) -> None:

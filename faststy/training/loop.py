@@ -137,6 +137,9 @@ def train(
     def show() -> None:
         _show(trainer, photos, run, stage)
 
+    def grow() -> None:
+        write_report(run, growing=True)
+
     step = first = position.step
     stage = config.stages[0]
     loop_began = last_log = time.monotonic()
@@ -194,7 +197,7 @@ def train(
                 log.write(progress)
                 log.attempt(step, "TensorBoard events", partial(events.write, progress))
                 if reports.due():
-                    log.attempt(step, "report", reports.timed(lambda: write_report(run)))
+                    log.attempt(step, "report", reports.timed(grow))
                 if on_progress is not None:
                     on_progress(progress)
             if saves.due():
@@ -214,6 +217,7 @@ def train(
             log.tell(step, event)
     log.attempt(step, "checkpoint", save)
     if stopped.is_set():
+        log.attempt(step, "report", lambda: write_report(run))
         return result(finished=False)
     model = _model(trainer, config, photos, step, weight.at(1.0), repaired=stage == "repair")
     save_model(model, model_path)

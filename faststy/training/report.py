@@ -29,6 +29,8 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+REFRESH = 30  # seconds
+
 MEANING = {
     "total": "what is minimised",
     "content": "distance of the encoder features from the photo's, over their energy",
@@ -63,8 +65,10 @@ Points = list[tuple[int, float]]  # (step, value)
 Bands = list[tuple[str, int, int]]  # (stage, first step, last step)
 
 
-def write_report(run: str | os.PathLike[str]) -> Path:
+def write_report(run: str | os.PathLike[str], *, growing: bool = False) -> Path:
     """Write report.html into the run folder, by rename, and return its path.
+
+    A browser that shows one that is `growing` loads it anew now and then.
 
     Reads log.jsonl, config.toml, preview.png and the pictures in samples/, each where it is there.
     Raises FaststyError when `run` is not a folder or cannot be written.
@@ -75,7 +79,7 @@ def write_report(run: str | os.PathLike[str]) -> Path:
     rows, events = _read_log(folder / "log.jsonl")
     settings = _read_settings(folder / "config.toml")
     path = folder / "report.html"
-    write_text(path, _page(folder, rows, events, settings))
+    write_text(path, _page(folder, rows, events, settings, REFRESH if growing else None))
     return path
 
 
@@ -119,7 +123,13 @@ def _read_settings(path: Path) -> dict[str, Any]:
 # --- the page ---------------------------------------------------------------------------------
 
 
-def _page(folder: Path, rows: list[Row], events: list[str], settings: dict[str, Any]) -> str:
+def _page(
+    folder: Path,
+    rows: list[Row],
+    events: list[str],
+    settings: dict[str, Any],
+    refresh: int | None,
+) -> str:
     styles = settings.get("style", [])
     styles = [styles] if isinstance(styles, str) else styles
     title = ", ".join(Path(str(style)).stem.replace("_", " ") for style in styles) or folder.name
@@ -131,7 +141,7 @@ def _page(folder: Path, rows: list[Row], events: list[str], settings: dict[str, 
         _events(events),
         _settings_list(settings),
     ]
-    return page(title, "\n".join(filter(None, parts)), STYLE)
+    return page(title, "\n".join(filter(None, parts)), STYLE, refresh)
 
 
 def _summary(rows: list[Row]) -> str:

@@ -1,0 +1,138 @@
+"""`faststy sweep`: the same style with several λ, to pick by eye and by numbers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from faststy.errors import FaststyError
+
+if TYPE_CHECKING:
+    from faststy.sweep.sweep import SweepResult
+
+STOPPED = 130  # the exit status of a program that was interrupted
+LISTED = 50  # events that are told at the end
+
+
+def _numbers(context: click.Context, option: click.Parameter, text: str | None) -> Any:
+    if text is None:
+        return None
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise FaststyError(
+            f"style-weights is {text!r}; it must be numbers with commas between, like 5,15,45"
+        ) from None
+
+
+@click.command()
+@click.argument("style", required=False)
+@click.option("--style-weights", metavar="λ,λ,…", callback=_numbers, help="The style weights to "
+              "try, like 5,15,45.")  # fmt: skip
+@click.option("--content", type=str, help="Folder of photos to learn on.  [default: bundled]")
+@click.option("--out", type=str, help="Folder of the sweep.  [default: sweep]")
+@click.option("--steps", type=int, help="Length of each run in steps.")
+@click.option("--seconds", type=float, help="Length of each run in seconds.  [default: 180]")
+@click.option(
+    "--model", type=click.Choice(["nano", "fast", "quality"]), help="Size of the generator."
+)
+@click.option("--size", type=int, help="Side of the training crops in pixels.")
+@click.option("--batch", type=int, help="Crops per step.")
+@click.option("--style-size", type=int, help="Short side of the style pictures.")
+@click.option("--seed", type=int, help="Same seed, same machine, same models.")
+@click.option("--device", type=str, help="auto, cpu, cuda, cuda:1, …")
+@click.option("--config", type=click.Path(path_type=Path), help="All settings of `faststy train` "
+              "from a TOML file; flags win.")  # fmt: skip
+@click.option("--resume", is_flag=True, help="Go on with the sweep in --out; λ can be added.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end.")
+def command(
+    style: str | None,
+    style_weights: list[float] | None,
+    config: Path | None,
+    resume: bool,
+    as_json: bool,
+    **flags: Any,
+) -> None:
+    """Train the look of STYLE with several λ side by side.
+
+    \b
+    faststy sweep painting.jpg --style-weights 5,15,45
+    faststy sweep --resume --out sweep
+
+    The folder holds a run for each λ, contact_sheet.png, curve.png with the distance from the photo
+    against that from the style, and both on the page sweep.html, which grows while it trains.
+    """
+    from faststy.cli._live import display
+    from faststy.sweep.sweep import sweep
+    from faststy.training.config import read_config
+    from faststy.training.log import Progress
+
+    flags["out"] = flags["out"] or "sweep"
+    recorded = Path(flags["out"]) / "config.toml"
+    if resume and config is None and recorded.exists():
+        config = recorded
+    settings = read_config(config, style=(style,) if style else None, **flags)
+    with display(None, "faststy sweep") as show:
+
+        def on_progress(label: str, progress: Progress) -> None:
+            show.label = label
+            show(progress)
+
+        result = sweep(settings, style_weights, on_progress, resume=resume)
+    _tell(result, as_json)
+
+
+def _tell(result: SweepResult, as_json: bool) -> None:
+    for path, why in sorted(result.skipped.items())[:LISTED]:
+        click.echo(f"skipped {why if str(path) in why else f'{path}: {why}'}", err=True)
+    for event in result.events[:LISTED]:
+        click.echo(event, err=True)
+    if as_json:
+        click.echo(json.dumps(_values(result), ensure_ascii=False))
+    elif result.points:
+        _print(result)
+    if not result.finished:
+        click.echo(f"stopped; go on with: faststy sweep --resume --out {result.out}", err=True)
+        raise SystemExit(STOPPED)
+
+
+def _values(result: SweepResult) -> dict[str, Any]:
+    return {
+        "out": str(result.out),
+        "finished": result.finished,
+        "suggested": result.suggested,
+        "points": [
+            {
+                "style_weight": p.style_weight,
+                "model": str(p.model),
+                "steps": p.steps,
+                "content": round(p.content, 5),
+                "style": round(p.style, 5),
+                "lost": round(p.lost, 5),
+            }
+            for p in result.points
+        ],
+        "contact_sheet": str(result.sheet) if result.points else None,
+        "curve": str(result.curve) if result.points else None,
+        "page": str(result.page) if result.points else None,
+        "skipped": sorted(map(str, result.skipped)),
+        "events": list(result.events),
+    }
+
+
+def _print(result: SweepResult) -> None:
+    click.echo(f"{'λ':>8} {'content':>9} {'style':>9} {'lost':>7} {'steps':>7}")
+    for p in result.points:
+        picked = "  nearest to the best of both" if p.style_weight == result.suggested else ""
+        click.echo(
+            f"{p.style_weight:8g} {p.content:9.3f} {p.style:9.3f} {p.lost:7.1%} {p.steps:7,}"
+            + picked
+        )
+    model = next(p.model for p in result.points if p.style_weight == result.suggested)
+    click.echo(
+        f"sheet   {result.sheet}\ncurve   {result.curve}\npage    {result.page}\n"
+        f"paint   faststy stylize photo.jpg -m {model}"
+    )

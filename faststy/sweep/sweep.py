@@ -1,0 +1,344 @@
+"""The same style learned with several λ side by side, so that a person can pick by eye.
+
+Each λ is a run of its own, in a folder of its own, and all are trained in turns, a slice at a time:
+whenever a sweep ends, there is something to see of each. After each round the contact sheet, the
+content/style curve and the page are written anew.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageOps
+
+from faststy.assets import photos as bundled_photos
+from faststy.errors import FaststyError
+from faststy.evaluation.evaluate import evaluate, paint, style_grams
+from faststy.files import replacing, write_text
+from faststy.model_file import load_model
+from faststy.nn.encoder import load_encoder
+from faststy.pictures import list_pictures, read_picture
+from faststy.stylization.contact_sheet import labelled
+from faststy.sweep.page import sweep_page
+from faststy.sweep.tradeoff import Mark, tradeoff_picture
+from faststy.tensors import device_named, to_image, to_tensor
+from faststy.training.config import TrainConfig
+from faststy.training.log import Progress
+from faststy.training.loop import train
+
+SLICES = 4  # of each run, at most,
+LEAST_SLICE = 20.0  # seconds: to go on with a run takes some, too
+JUDGED = 8  # photos that the distances are the means over,
+JUDGED_SIZE = 384  # px, painted at this short side
+SHOWN = 4  # photos on the sheet,
+SHOWN_SIZE = 320  # px, squares
+
+
+@dataclass(frozen=True)
+class Point:
+    """What one λ has come to: means over photos, of the pictures that a user gets."""
+
+    style_weight: float
+    run: Path
+    model: Path
+    steps: int
+    content: float  # relative distance from the photo, see `faststy.evaluation.evaluate.Scores`
+    style: float  # and from the style
+    lost: float  # share of the picture where most content is gone
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """The λ that there is something of, and which of them is suggested."""
+
+    out: Path
+    points: tuple[Point, ...]
+    suggested: float | None
+    events: tuple[str, ...]  # what went wrong and what was done, in words, with the λ
+    skipped: dict[Path, str]
+    finished: bool
+
+    @property
+    def sheet(self) -> Path:
+        return self.out / "contact_sheet.png"
+
+    @property
+    def curve(self) -> Path:
+        return self.out / "curve.png"
+
+    @property
+    def page(self) -> Path:
+        return self.out / "sweep.html"
+
+
+OnProgress = Callable[[str, Progress], None]
+
+
+def sweep(
+    config: TrainConfig,
+    style_weights: Sequence[float] | None = None,
+    on_progress: OnProgress | None = None,
+    *,
+    resume: bool = False,
+) -> SweepResult:
+    """Train the style of `config` once for each λ; its length is that of each run.
+
+    Args:
+        config: settings of all runs but `style_weight`; `out` is the folder of the sweep.
+        style_weights: the λ; None, with `resume`, are those of the sweep that is gone on with.
+        on_progress: called with which run it is, in words, and the progress of the whole sweep.
+        resume: go on with the sweep in `out`; λ can be added, and the runs made longer.
+
+    SIGINT and SIGTERM save a checkpoint and return with `finished=False`.
+
+    Raises:
+        FaststyError: nothing to train on, λ that cannot be used, a folder that holds something else
+            or has other settings.
+    """
+    out = Path(config.out)
+    record = _Record.opened(out, config, style_weights, resume=resume)
+    runs = [
+        replace(
+            config,
+            style_weight=weight,
+            out=str(run_folder(out, weight)),
+            cache=config.cache or str(out / "cache"),
+        )
+        for weight in record.style_weights
+    ]
+    events: dict[str, None] = {}
+    skipped: dict[Path, str] = {}
+    began = time.monotonic()
+    parts = [record.done.get(_key(run.style_weight), 0.0) for run in runs]
+
+    def result(finished: bool) -> SweepResult:
+        points = tuple(record.points)
+        chosen = suggest(points).style_weight if points else None
+        return SweepResult(out, points, chosen, tuple(events), skipped, finished)
+
+    for until in _ends(config):
+        trained = False
+        for i, run in enumerate(runs):
+            if record.done.get(_key(run.style_weight), 0.0) >= until:
+                continue
+            label = f"λ {run.style_weight:g}, {i + 1} of {len(runs)}"
+
+            def show(progress: Progress, i: int = i, label: str = label) -> None:
+                if not record.path.exists():  # now it is known that all of it can be trained
+                    config.write(out / "config.toml")
+                    record.write()
+                parts[i] = progress.fraction
+                fraction, passed = sum(parts) / len(parts), time.monotonic() - began
+                if on_progress is not None:
+                    on_progress(label, replace(progress, fraction=fraction, seconds=passed))
+
+            try:
+                done = train(run, show, resume=True, until=until)
+            except FaststyError:
+                if not record.path.exists():  # nothing was begun: leave nothing behind
+                    shutil.rmtree(out / "cache", ignore_errors=True)
+                    with suppress(OSError):
+                        out.rmdir()
+                raise
+            events |= {f"λ {run.style_weight:g}: {event}": None for event in done.events}
+            skipped |= done.skipped
+            if done.interrupted:
+                return result(finished=False)
+            parts[i] = record.done[_key(run.style_weight)] = until
+            record.write()
+            trained = True
+        if trained or not record.points:
+            record.points = _judge(runs, config)
+            record.write()
+            _show(record, config)
+    if config.cache is None:
+        shutil.rmtree(out / "cache", ignore_errors=True)  # only needed to go on
+    return result(finished=True)
+
+
+def run_folder(out: Path, style_weight: float) -> Path:
+    return out / f"style-weight-{_key(style_weight)}"
+
+
+def suggest(points: Sequence[Point]) -> Point:
+    """The point of the curve that is nearest to the best of both, each scaled to its range.
+
+    That is the compromise nearest to the utopia point (Yu 1973); of equals the weakest style.
+    """
+    content, style = [p.content for p in points], [p.style for p in points]
+
+    def distance(point: Point) -> float:
+        return math.hypot(_scaled(point.content, content), _scaled(point.style, style))
+
+    return min(points, key=lambda point: (round(distance(point), 9), point.style_weight))
+
+
+def _scaled(value: float, values: Sequence[float]) -> float:
+    low, high = min(values), max(values)
+    return (value - low) / (high - low) if high > low else 0.0
+
+
+def _key(style_weight: float) -> str:
+    return f"{style_weight:.12g}"
+
+
+def _ends(config: TrainConfig) -> list[float]:
+    """Shares of each run that are done at the end of each round."""
+    count = SLICES
+    if config.seconds_budget is not None:
+        count = max(1, min(SLICES, int(config.seconds_budget / LEAST_SLICE)))
+    return [(i + 1) / count for i in range(count)]
+
+
+# -- what a sweep remembers --------------------------------------------------------------------
+
+
+@dataclass
+class _Record:
+    """sweep.json: the λ, how far each has come, and the numbers of the last round."""
+
+    path: Path
+    style_weights: list[float]
+    length: list[float | None]
+    done: dict[str, float]
+    points: list[Point]
+
+    @classmethod
+    def opened(
+        cls,
+        out: Path,
+        config: TrainConfig,
+        style_weights: Sequence[float] | None,
+        *,
+        resume: bool,
+    ) -> _Record:
+        """Begin a sweep in `out`, or go on with it. Raises FaststyError."""
+        path, length = out / "sweep.json", [config.steps, config.seconds_budget]
+        values: dict[str, Any] = {}
+        if path.exists():
+            if not resume:
+                raise FaststyError(
+                    f"{out}: holds a sweep; go on with --resume or choose another --out"
+                )
+            values = _read(path)
+        elif (out / "config.toml").exists():
+            raise FaststyError(f"{out}: holds a training run, not a sweep; choose another --out")
+        weights = _checked(values.get("style_weights") if style_weights is None else style_weights)
+        if len(config.style) != 1:
+            raise FaststyError("a sweep takes one style, a picture or a folder of them")
+        if config.style_share is not None:
+            raise FaststyError("style-share moves λ by itself; a sweep has no use for it")
+        record = cls(path, weights, list(length), {}, [])
+        try:
+            if values.get("length") == record.length:
+                record.done = {str(k): float(v) for k, v in values["done"].items()}
+            if values.get("style_weights") == weights:
+                record.points = [_point(**point) for point in values["points"]]
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise FaststyError(f"{path}: damaged; choose another --out") from error
+        return record
+
+    def write(self) -> None:
+        points = [{**asdict(p), "run": str(p.run), "model": str(p.model)} for p in self.points]
+        values = {
+            "style_weights": self.style_weights,
+            "length": self.length,
+            "done": self.done,
+            "points": points,
+            "suggested": suggest(self.points).style_weight if self.points else None,
+        }
+        write_text(self.path, json.dumps(values, indent=1, ensure_ascii=False) + "\n")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    with suppress(OSError, ValueError):
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(values, dict):
+            return values
+    raise FaststyError(f"{path}: damaged or not of a sweep; choose another --out")
+
+
+def _point(run: str, model: str, **numbers: Any) -> Point:
+    return Point(run=Path(run), model=Path(model), **numbers)
+
+
+def _checked(style_weights: Any) -> list[float]:
+    """Finite, positive, from small to large and each once. Raises FaststyError."""
+    weights = sorted({float(weight) for weight in style_weights or ()})
+    if not weights:
+        raise FaststyError("style-weights are missing; give some λ, like 5,15,45")
+    if not all(0 < weight < math.inf for weight in weights):
+        raise FaststyError("style-weights must be numbers above 0, like 5,15,45")
+    return weights
+
+
+# -- what there is to see ----------------------------------------------------------------------
+
+
+def _photos(config: TrainConfig, count: int) -> list[Path]:
+    """`count` photos or fewer, spread over those that were trained on."""
+    every = bundled_photos() if config.content is None else list_pictures(Path(config.content))
+    count = min(count, len(every))
+    return [every[i * len(every) // count] for i in range(count)]
+
+
+def _judge(runs: Sequence[TrainConfig], config: TrainConfig) -> list[Point]:
+    device = device_named(config.device)
+    encoder = load_encoder(config.encoder).to(device)
+    grams = style_grams(Path(config.style[0]), config.style_size, encoder, device)
+    points = []
+    for run in runs:
+        folder = Path(run.out)
+        path = folder / "model.safetensors"
+        model = load_model(path)
+        name = model.info.styles[0]
+        photos = _photos(config, JUDGED)
+        found = evaluate(model, photos, {name: grams}, encoder, device, size=JUDGED_SIZE)
+        scores = found.mean(repaired=model.repairer is not None)
+        assert scores is not None
+        steps, seen = model.info.steps, (scores.content, scores.style, scores.lost)
+        points.append(Point(run.style_weight, folder, path, steps, *seen))
+    return points
+
+
+def _show(record: _Record, config: TrainConfig) -> None:
+    """Write the contact sheet, the curve and the page."""
+    out, points = record.path.parent, record.points
+    chosen = suggest(points)
+    marks = [Mark(p.content, p.style, p.style_weight, p == chosen) for p in points]
+    sheet = contact_sheet(points, _photos(config, SHOWN), config.device)
+    _save(sheet, out / "contact_sheet.png")
+    _save(tradeoff_picture(marks), out / "curve.png")
+    whole = min(record.done.get(_key(weight), 0.0) for weight in record.style_weights)
+    write_text(out / "sweep.html", sweep_page(config, points, chosen, sheet, marks, whole))
+
+
+def contact_sheet(points: Sequence[Point], photos: Sequence[Path], device: str) -> Image.Image:
+    """A row per photo that can be read: the photo, then painted with each λ."""
+    where, cells = device_named(device), []
+    models = [load_model(point.model).to(where) for point in points]
+    for path in photos:
+        try:
+            rgb = read_picture(path).rgb
+        except FaststyError:
+            continue
+        photo = ImageOps.fit(rgb, (SHOWN_SIZE, SHOWN_SIZE), Image.Resampling.LANCZOS)
+        cells.append((path.stem, photo))
+        for point, model in zip(points, models, strict=True):
+            painted, repaired = paint(model, to_tensor(photo).to(where), model.info.styles[0])
+            picture = to_image((painted if repaired is None else repaired)[0])
+            cells.append((f"style weight {point.style_weight:g}", picture))
+    return labelled(cells, columns=len(points) + 1)
+
+
+def _save(picture: Image.Image, path: Path) -> None:
+    with replacing(path) as file:
+        picture.save(file, format="PNG")

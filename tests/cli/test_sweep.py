@@ -1,0 +1,88 @@
+"""`faststy sweep` as a user meets it."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from faststy.sweep import sweep as module
+from faststy.training.config import read_config
+
+TINY = ("--model", "nano", "--size", "64", "--batch", "1", "--style-size", "64", "--device", "cpu")
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(module, "SLICES", 1)
+    (tmp_path / "content").mkdir()
+    y, x = np.mgrid[:80, :90]
+    for i, name in enumerate(("content/a.png", "style.png")):
+        waves = [127 + 120 * np.sin((x * (i + 1) + y * c) / 7) for c in range(3)]
+        Image.fromarray(np.stack(waves, -1).astype(np.uint8)).save(name)
+    return tmp_path
+
+
+@pytest.fixture
+def told(monkeypatch, capsys):
+    """Runs the command in this process: exit status, standard output, standard error."""
+
+    def run(*arguments):
+        from faststy.cli import main
+
+        monkeypatch.setattr(sys, "argv", ["faststy", "sweep", *arguments])
+        with pytest.raises(SystemExit) as end:
+            main()
+        return end.value.code or 0, *capsys.readouterr()
+
+    return run
+
+
+def test_a_sweep_in_words_then_as_json(place, told):
+    (place / "s.toml").write_text('stages = ["perceptual"]\nsteps = 50\nseed = 7\n')
+    arguments = ("style.png", "--style-weights", "20,3", "--content", "content", *TINY)
+    status, out, err = told(*arguments, "--config", "s.toml", "--steps", "1")
+    assert status == 0, err
+    assert "λ 3, 1 of 2: perceptual 0% step 1 " in err
+    head, first, second, sheet, curve, page, paint = out.splitlines()
+    assert head.split() == ["λ", "content", "style", "lost", "steps"]
+    assert (first.split()[0], second.split()[0]) == ("3", "20")
+    assert [line.split()[1] for line in (sheet, curve, page)] == [
+        f"sweep/{name}" for name in ("contact_sheet.png", "curve.png", "sweep.html")
+    ]
+    settings = read_config(place / "sweep" / "style-weight-20" / "config.toml")
+    assert (settings.style_weight, settings.seed, settings.steps) == (20.0, 7, 1)
+
+    status, out, err = told("--resume", "--json")
+    assert status == 0, err
+    values = json.loads(out)
+    assert [p["style_weight"] for p in values["points"]] == [3.0, 20.0]
+    assert values["finished"]
+    assert paint.endswith(f"-m sweep/style-weight-{values['suggested']:g}/model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("style.png",), "style-weights are missing; give some λ, like 5,15,45"),
+        (("style.png", "--style-weights", "5;15"), "style-weights is '5;15'; it must be numbers"),
+        (("style.png", "--style-weights", "5,-1"), "style-weights must be numbers above 0"),
+        (("style.png", "--style-weights", "inf"), "style-weights must be numbers above 0"),
+        (("--style-weights", "5"), "style is ''; it must be at least one picture or folder"),
+        (("absent.png", "--style-weights", "5"), "absent.png: cannot be read"),
+        (("style.png", "--style-weights", "5", "--content", "absent"), "absent: --content must be"),
+        (("style.png", "--style-weights", "5", "--out", "style.png/x"), "style.png/x"),
+        (("--resume",), "style is ''"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_nothing_is_left(place, told, arguments, sentence):
+    before = sorted(place.rglob("*"))
+    status, out, err = told(*arguments)
+    assert status == 2
+    assert out == ""
+    assert err.startswith("faststy: ")
+    assert err.count("\n") == 1
+    assert sentence in err
+    assert sorted(place.rglob("*")) == before

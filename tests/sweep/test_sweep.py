@@ -1,0 +1,215 @@
+"""Tiny sweeps: the runs are those of `train`, and what is left can be seen at any time."""
+
+import json
+import math
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from faststy.errors import FaststyError
+from faststy.evaluation import evaluate as evaluation
+from faststy.model_file import load_model
+from faststy.sweep import sweep as module
+from faststy.sweep.sweep import Point, run_folder, suggest, sweep
+from faststy.training import loop
+from faststy.training.checkpoint import checkpoint_path, load_checkpoint
+from faststy.training.config import STAGES, TrainConfig
+from faststy.training.loop import train
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """content/ with two photos and a broken one, and a style."""
+    folder = tmp_path_factory.mktemp("pictures")
+    (folder / "content").mkdir()
+    y, x = np.mgrid[:80, :100]
+    for i, name in enumerate(("content/a.png", "content/b.png", "painted_waves.png")):
+        waves = [127 + 120 * np.sin((x * (i + 1) + y * c) / 7) for c in range(3)]
+        Image.fromarray(np.stack(waves, -1).astype(np.uint8)).save(folder / name)
+    (folder / "content" / "broken.jpg").write_bytes(b"")
+    return folder
+
+
+@pytest.fixture
+def config(pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "LOG_EVERY", 0.0)
+    monkeypatch.setattr(module, "SLICES", 2)
+
+    def config(**settings):
+        tiny = {
+            "style": (str(pictures / "painted_waves.png"),),
+            "content": str(pictures / "content"),
+            "out": str(tmp_path / "sweep"),
+            "model": "nano",
+            "size": 64,
+            "batch": 1,
+            "steps": 4,
+            "style_size": 64,
+            "stages": STAGES[:1],
+            "device": "cpu",
+        }
+        return TrainConfig(**{**tiny, **settings})
+
+    return config
+
+
+def test_a_sweep_leaves_models_numbers_sheet_curve_and_page(config, tmp_path):
+    told = []
+    result = sweep(config(), [20.0, 3.0], lambda label, progress: told.append((label, progress)))
+    out = tmp_path / "sweep"
+    assert result.finished
+    assert [p.style_weight for p in result.points] == [3.0, 20.0]
+    assert sorted(p.name for p in out.iterdir()) == [
+        *("config.toml", "contact_sheet.png", "curve.png"),
+        *("style-weight-20", "style-weight-3", "sweep.html", "sweep.json"),
+    ]
+    assert [p.name for p in result.skipped] == ["broken.jpg"]
+
+    # In turns, and each as far as it goes.
+    assert [label for label, _ in told] == [
+        *["λ 3, 1 of 2"] * 2, *["λ 20, 2 of 2"] * 2, *["λ 3, 1 of 2"] * 2, *["λ 20, 2 of 2"] * 2
+    ]  # fmt: skip
+    assert [p.step for _, p in told] == [1, 2, 1, 2, 3, 4, 3, 4]
+    fractions = [p.fraction for _, p in told]
+    assert fractions == sorted(fractions)
+    assert fractions[4] == pytest.approx(0.5)
+
+    # The numbers are those of `faststy evaluate`.
+    point, net = result.points[1], load_model(result.points[1].model)
+    encoder = module.load_encoder("faststy")
+    grams = evaluation.style_grams(Path(config().style[0]), 64, encoder, module.device_named("cpu"))
+    scores = evaluation.evaluate(
+        net, [Path(config().content) / f"{n}.png" for n in "ab"], {"painted_waves": grams}, encoder,
+        module.device_named("cpu"),
+    ).mean(repaired=False)  # fmt: skip
+    assert (point.content, point.style, point.lost) == pytest.approx(
+        (scores.content, scores.style, scores.lost)
+    )
+    assert point.steps == 4
+
+    sheet = Image.open(result.sheet)
+    side = module.SHOWN_SIZE
+    assert 3 * side < sheet.width < 4 * side  # the photo, and two λ
+    assert 2 * side < sheet.height < 3 * side  # two photos
+    assert Image.open(result.curve).width > 500
+    page = result.page.read_text(encoding="utf-8")
+    assert "<h1>painted waves</h1>" in page
+    assert page.count("data:image/jpeg;base64,") == 2
+    assert "<svg" in page
+    assert "://" not in page
+    assert "http-equiv=refresh" not in page  # it grows no more
+    assert f"<td>{point.content:.3f}<td>{point.style:.3f}" in page
+    values = json.loads((out / "sweep.json").read_text())
+    assert values["suggested"] == result.suggested
+    assert [p["style"] for p in values["points"]] == [p.style for p in result.points]
+
+
+def test_each_run_is_the_one_that_train_makes(config, tmp_path):
+    result = sweep(config(), [3.0, 20.0])
+    for point in result.points:
+        plain = config(style_weight=point.style_weight, out=str(tmp_path / "plain"))
+        path = train(plain, resume=True).model
+        assert path.read_bytes() == point.model.read_bytes()
+        (tmp_path / "plain").rename(tmp_path / f"plain{point.style_weight}")
+
+
+def interrupt_at(count):
+    seen = []
+
+    def on_progress(label, progress):
+        seen.append(label)
+        if len(seen) == count:
+            signal.raise_signal(signal.SIGINT)
+
+    return on_progress
+
+
+@pytest.mark.parametrize("count", [3, 6])
+def test_interrupted_anywhere_it_goes_on_to_the_same_models(config, tmp_path, count):
+    whole = sweep(config(out=str(tmp_path / "whole")), [3.0, 20.0])
+    stopped = sweep(config(), [3.0, 20.0], interrupt_at(count))
+    assert not stopped.finished
+    if count > 4:  # the first round was over: there is something of each
+        assert [p.steps for p in stopped.points] == [2, 2]
+        assert stopped.sheet.exists()
+        assert "50% done" in stopped.page.read_text(encoding="utf-8")
+        assert "http-equiv=refresh" in stopped.page.read_text(encoding="utf-8")
+    result = sweep(config(), None, resume=True)
+    assert result.finished
+    assert len(result.points) == 2
+    for a, b in zip(result.points, whole.points, strict=True):
+        assert a.model.read_bytes() == b.model.read_bytes()
+        assert (a.content, a.style) == (b.content, b.style)
+
+
+def test_a_finished_sweep_can_get_another_λ_and_be_made_longer(config, monkeypatch):
+    monkeypatch.setattr(module, "SLICES", 1)
+    sweep(config(), [3.0, 20.0])
+    trained = []
+    real = module.train
+    monkeypatch.setattr(
+        module, "train", lambda run, *a, **k: trained.append(run.style_weight) or real(run, *a, **k)
+    )
+    assert [p.steps for p in sweep(config(), None, resume=True).points] == [4, 4]
+    assert trained == []  # nothing was left to do
+    result = sweep(config(), [3.0, 8.0, 20.0], resume=True)
+    assert [p.style_weight for p in result.points] == [3.0, 8.0, 20.0]
+    assert trained == [8.0]
+    assert [p.steps for p in sweep(config(steps=6), None, resume=True).points] == [6, 6, 6]
+
+
+def test_weights_are_shared_with_no_other_folder(config):
+    sweep(config(steps=1), [3.0])
+    with pytest.raises(FaststyError, match="holds a sweep; go on with --resume or choose"):
+        sweep(config(steps=1), [3.0])
+    with pytest.raises(FaststyError, match="this run has seed 0, not 1"):
+        sweep(config(steps=2, seed=1), None, resume=True)
+    run = run_folder(Path(config().out), 3.0)
+    assert load_checkpoint(checkpoint_path(run))[0].step == 1
+    with pytest.raises(FaststyError, match="holds a training run, not a sweep"):
+        sweep(config(out=str(run)), [3.0], resume=True)
+    (Path(config().out) / "sweep.json").write_text("[")
+    with pytest.raises(FaststyError, match="damaged or not of a sweep"):
+        sweep(config(), None, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "weights", "sentence"),
+    [
+        ({}, None, "style-weights are missing; give some λ, like 5,15,45"),
+        ({}, [], "style-weights are missing"),
+        ({}, [5.0, 0.0], "style-weights must be numbers above 0"),
+        ({}, [math.nan], "style-weights must be numbers above 0"),
+        ({"style": ("a", "b")}, [5.0], "a sweep takes one style"),
+        ({"style_share": 0.5}, [5.0], "style-share moves λ by itself"),
+        ({"style": ("absent.jpg",)}, [5.0], "absent.jpg: cannot be read"),
+        ({"content": "absent"}, [5.0], "absent: --content must be a folder"),
+    ],
+)
+def test_what_cannot_be_swept_leaves_nothing_behind(config, tmp_path, settings, weights, sentence):
+    with pytest.raises(FaststyError, match=sentence):
+        sweep(config(**settings), weights)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_budget_in_seconds_has_rounds_that_are_long_enough(config):
+    ends = module._ends(config(steps=None, seconds=30.0))
+    assert ends == [1.0]
+    assert module._ends(config(steps=None, seconds=60.0)) == [0.5, 1.0]
+    assert module._ends(config()) == [0.5, 1.0]
+
+
+def point(style_weight, content, style):
+    return Point(style_weight, Path("a"), Path("b"), 1, content, style, 0.0)
+
+
+def test_the_suggestion_is_nearest_to_the_best_of_both():
+    curve = [point(5, 0.4, 0.2), point(15, 0.5, 0.08), point(45, 0.9, 0.05)]
+    assert suggest(curve) == curve[1]
+    assert suggest([curve[0], curve[2]]) == curve[0]  # the same: the weaker
+    dominated = point(99, 0.95, 0.3)
+    assert suggest([*curve, dominated]) != dominated
+    assert suggest(curve[:1]) == curve[0]
