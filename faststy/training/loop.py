@@ -10,6 +10,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -145,6 +146,7 @@ def train(
     loop_began = last_log = time.monotonic()
     saves, previews = Chore(config.checkpoint_every), Chore(PREVIEW_EVERY, at_once=True)
     reports = Chore(REPORT_EVERY, at_once=True)
+    style_weights: list[float] = []  # since the last line of the log
     # On a CPU a second thread would bring OpenMP threads of its own, and they fight for the cores.
     if device.type == "cpu":
         batches = (photo_batch(i) for i in itertools.count(step))
@@ -174,6 +176,7 @@ def train(
                 terms = trainer.perceptual(step, photo, style_weight, pair, adversarial=adversarial)
             step += 1
             log.add(stage, terms)
+            style_weights.append(style_weight)
             for event in guards.watch(step, stage, terms, photo):
                 log.tell(step, event)
             for event in weight.watch(step, fraction, terms):
@@ -188,8 +191,9 @@ def train(
                 shown = previews.due() and log.attempt(step, "preview", previews.timed(show))
                 preview = run / "preview.png" if shown else None
                 means = log.means()
-                if (share := style_share(config, style_weight, means)) is not None:
+                if (share := style_share(config, fmean(style_weights), means)) is not None:
                     means["style_share"] = share
+                style_weights.clear()
                 progress = Progress(
                     stage, step, fraction, seconds(), speed, style_weight, means, preview,
                     log.untold(), rate * config.learning_rate,

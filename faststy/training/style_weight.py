@@ -54,7 +54,7 @@ def style_share(
 class Memory:
     """What the controller knows, but for the tensors."""
 
-    value: float  # λ
+    value: float  # λ, once it is the controller's
     fraction: float = 0.0  # of the run, at the last poll
     style: float | None = None  # running means of what λ multiplies,
     rest: float | None = None  # and of the rest
@@ -83,7 +83,8 @@ class StyleWeight:
 
     def at(self, fraction: float) -> float:
         """λ when `fraction` of the run is done."""
-        return self.schedule.style_weight(fraction) if self.target is None else self.memory.value
+        own = self.target is not None and self.memory.learned
+        return self.memory.value if own else self.schedule.style_weight(fraction)
 
     def watch(self, step: int, fraction: float, terms: Mapping[str, Tensor]) -> list[str]:
         """Note the terms of the step that ended as number `step`; every POLL_EVERY steps, adjust λ.
@@ -93,13 +94,13 @@ class StyleWeight:
         """
         if self.target is None or "style" not in terms:
             return []
-        self._rows[step % POLL_EVERY] = torch.stack(
-            loss_parts(self.config, self.memory.value, terms)
-        )
+        parts = loss_parts(self.config, self.at(fraction), terms)
+        self._rows[step % POLL_EVERY] = torch.stack(parts)
         return self._adjust(step, fraction, self.target) if step % POLL_EVERY == 0 else []
 
     def _adjust(self, step: int, fraction: float, target: float) -> list[str]:
         memory = self.memory
+        memory.value = self.at(fraction)
         passed, memory.fraction = max(0.0, fraction - memory.fraction), fraction
         rows = [row for row in self._rows.tolist() if all(map(math.isfinite, row))]
         if not rows or memory.held:
@@ -113,21 +114,20 @@ class StyleWeight:
             memory.rest += (1 - SMOOTHING) * (rest - memory.rest)
         done = fraction / self.schedule.generator_end
         if done > 1 - DECAY:
-            memory.held = True
+            memory.learned = memory.held = True
             styled = memory.value * memory.style
-            share = styled / (styled + memory.rest)
+            share = styled / max(styled + memory.rest, EPS)
             return [
                 f"step {step}: λ holds at {memory.value:.3g}, where the style has {share:.0%} of "
                 f"the loss; {target:.0%} were asked for"
             ]
         assert memory.first is not None
-        memory.learned |= memory.style < memory.first / 2 or done >= RISE
-        if memory.learned:
+        if not memory.learned:
+            memory.learned = memory.style < memory.first / 2 or done >= RISE
+        else:
             wanted = target / (1 - target) * memory.rest / max(memory.style, EPS)
             pace = 10 ** (passed / self.schedule.generator_end / TENFOLD)
             memory.value = max(memory.value, min(wanted, memory.value * pace))
-        else:
-            memory.value = self.schedule.style_weight(fraction)
         return []
 
     # -- in the checkpoint ---------------------------------------------------------------------
