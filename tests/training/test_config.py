@@ -35,6 +35,9 @@ def test_the_way_to_toml_and_back_keeps_everything(tmp_path):
     )
     config.write(tmp_path / "config.toml")
     assert read_config(tmp_path / "config.toml") == config
+    config = TrainConfig(style=("a",), style_share=0.5, tensorboard=True)
+    config.write(tmp_path / "config.toml")
+    assert read_config(tmp_path / "config.toml") == config
     plain = TrainConfig(style=("a",))
     plain.write(tmp_path / "config.toml")
     assert read_config(tmp_path / "config.toml") == plain
@@ -86,6 +89,8 @@ def test_an_unknown_setting_is_named_with_the_known_ones(tmp_path):
         ("style = [1, 2]", "style", "tuple"),
         ("stages = 1", "stages", "tuple"),
         ("content = ['a']", "content", "str"),
+        ("tensorboard = 1", "tensorboard", "bool"),
+        ("style_share = false", "style_share", "float"),
     ],
 )
 def test_a_value_of_the_wrong_type_names_setting_and_type(tmp_path, line, name, kind):
@@ -114,6 +119,9 @@ def test_a_value_of_the_wrong_type_names_setting_and_type(tmp_path, line, name, 
         ("style_weight", 0.0),
         ("style_weight", float("nan")),
         ("style_weight_start", 0.0),
+        ("style_share", 0.0),
+        ("style_share", 1.0),
+        ("style_share", float("nan")),
         ("style_weight_start", 1.5),
         ("content_weight", -1.0),
         ("content_weight", float("nan")),

@@ -77,6 +77,12 @@ def test_is_self_contained(full):
     assert "://" not in html
 
 
+def test_only_a_growing_report_is_loaded_anew(full):
+    again = "<meta http-equiv=refresh content=30>"
+    assert again in write_report(full, growing=True).read_text(encoding="utf-8")
+    assert again not in page(full)
+
+
 def test_tags_are_balanced(full):
     stack = []
 
