@@ -1,6 +1,7 @@
 """`faststy sweep` as a user meets it."""
 
 import json
+import signal
 import sys
 
 import numpy as np
@@ -86,3 +87,23 @@ def test_bad_input_is_one_sentence_and_nothing_is_left(place, told, arguments, s
     assert err.count("\n") == 1
     assert sentence in err
     assert sorted(place.rglob("*")) == before
+
+
+def test_stopped_it_says_how_to_go_on(place, told, monkeypatch):
+    real = module.train
+
+    def interrupted(config, on_progress, **named):
+        def stop(progress):
+            on_progress(progress)
+            signal.raise_signal(signal.SIGINT)
+
+        return real(config, stop, **named)
+
+    monkeypatch.setattr(module, "train", interrupted)
+    arguments = ("style.png", "--style-weights", "3,20", "--content", "content", *TINY)
+    status, out, err = told(*arguments, "--steps", "9", "--json")
+    assert status == 130
+    assert err.endswith("stopped; go on with: faststy sweep --resume --out sweep\n")
+    values = json.loads(out)
+    assert (values["finished"], values["points"], values["page"]) == (False, [], None)
+    assert (place / "sweep" / "style-weight-3" / "checkpoint").is_dir()
