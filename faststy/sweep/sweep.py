@@ -124,17 +124,19 @@ def sweep(
         chosen = suggest(points).style_weight if points else None
         return SweepResult(out, points, chosen, tuple(events), skipped, finished)
 
+    begun = False
     for until in _ends(config):
-        trained = False
         for i, run in enumerate(runs):
             if record.done.get(_key(run.style_weight), 0.0) >= until:
                 continue
             label = f"λ {run.style_weight:g}, {i + 1} of {len(runs)}"
 
             def show(progress: Progress, i: int = i, label: str = label) -> None:
-                if not record.path.exists():  # now it is known that all of it can be trained
+                nonlocal begun
+                if not begun:  # now it is known that all of it can be trained
                     config.write(out / "config.toml")
                     record.write()
+                    begun = True
                 parts[i] = progress.fraction
                 fraction, passed = sum(parts) / len(parts), time.monotonic() - began
                 if on_progress is not None:
@@ -154,11 +156,11 @@ def sweep(
                 return result(finished=False)
             parts[i] = record.done[_key(run.style_weight)] = until
             record.write()
-            trained = True
-        if trained or not record.points:
+        if record.shown < until:
             record.points = _judge(runs, config)
-            record.write()
             _show(record, config)
+            record.shown = until
+            record.write()
     if config.cache is None:
         shutil.rmtree(out / "cache", ignore_errors=True)  # only needed to go on
     return result(finished=True)
@@ -209,6 +211,7 @@ class _Record:
     style_weights: list[float]
     length: list[float | None]
     done: dict[str, float]
+    shown: float  # share of the runs that is on the page
     points: list[Point]
 
     @classmethod
@@ -236,11 +239,14 @@ class _Record:
             raise FaststyError("a sweep takes one style, a picture or a folder of them")
         if config.style_share is not None:
             raise FaststyError("style-share moves λ by itself; a sweep has no use for it")
-        record = cls(path, weights, list(length), {}, [])
+        record = cls(path, weights, list(length), {}, 0.0, [])
         try:
-            if values.get("length") == record.length:
+            same_length = values.get("length") == record.length
+            same_weights = values.get("style_weights") == weights
+            if same_length:
                 record.done = {str(k): float(v) for k, v in values["done"].items()}
-            if values.get("style_weights") == weights:
+            if same_length and same_weights:
+                record.shown = float(values["shown"])
                 record.points = [_point(**point) for point in values["points"]]
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise FaststyError(f"{path}: damaged; choose another --out") from error
@@ -252,6 +258,7 @@ class _Record:
             "style_weights": self.style_weights,
             "length": self.length,
             "done": self.done,
+            "shown": self.shown,
             "points": points,
             "suggested": suggest(self.points).style_weight if self.points else None,
         }

@@ -16,7 +16,7 @@ from faststy.sweep import sweep as module
 from faststy.sweep.sweep import Point, run_folder, suggest, sweep
 from faststy.training import loop
 from faststy.training.checkpoint import checkpoint_path, load_checkpoint
-from faststy.training.config import STAGES, TrainConfig
+from faststy.training.config import STAGES, TrainConfig, read_config
 from faststy.training.loop import train
 
 
@@ -145,6 +145,22 @@ def test_interrupted_anywhere_it_goes_on_to_the_same_models(config, tmp_path, co
         assert (a.content, a.style) == (b.content, b.style)
 
 
+def test_killed_before_the_page_was_written_it_is_written_when_the_sweep_goes_on(
+    config, monkeypatch
+):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "SLICES", 1)
+        patch.setattr(module, "_show", killed)
+        with pytest.raises(KeyboardInterrupt):
+            sweep(config(), [3.0])
+    result = sweep(config(), None, resume=True)
+    assert result.page.exists()
+    assert [p.steps for p in result.points] == [4]
+
+
 def test_a_finished_sweep_can_get_another_λ_and_be_made_longer(config, monkeypatch):
     monkeypatch.setattr(module, "SLICES", 1)
     sweep(config(), [3.0, 20.0])
@@ -159,6 +175,7 @@ def test_a_finished_sweep_can_get_another_λ_and_be_made_longer(config, monkeypa
     assert [p.style_weight for p in result.points] == [3.0, 8.0, 20.0]
     assert trained == [8.0]
     assert [p.steps for p in sweep(config(steps=6), None, resume=True).points] == [6, 6, 6]
+    assert read_config(Path(config().out) / "config.toml").steps == 6
 
 
 def test_weights_are_shared_with_no_other_folder(config):
