@@ -43,7 +43,9 @@ if TYPE_CHECKING:
     show_default=True,
     help="Short side of the style pictures, as in training.",
 )
-@click.option("--encoder", default="faststy", show_default=True, help="faststy or vgg19:FILE.")
+@click.option(
+    "--encoder", default="faststy", show_default=True, help="faststy, vgg19 or vgg19:FILE."
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, …")
 @click.option("--html", type=click.Path(path_type=Path), help="Write a page with the worst and "
               "the best pictures to this file.")  # fmt: skip

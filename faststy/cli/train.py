@@ -56,7 +56,7 @@ DEFAULT = {field.name: field.default for field in fields(TrainConfig)}
     type=str,
     help="Folder with before/ and after/ pictures of the same names, in the first style.",
 )
-@click.option("--encoder", type=str, help="faststy or vgg19:FILE.  [default: faststy]")
+@click.option("--encoder", type=str, help="faststy, vgg19 or vgg19:FILE.  [default: faststy]")
 @click.option("--cache", type=str, help="Folder that keeps decoded pictures for later runs, too.  "
               "[default: in memory; the rest beside the run]")  # fmt: skip
 @click.option("--checkpoint-every", type=float, help="Seconds between checkpoints.  "

@@ -45,7 +45,9 @@ import click
     show_default=True,
     help="Optimiser steps at each size.",
 )
-@click.option("--encoder", default="faststy", show_default=True, help="faststy or vgg19:FILE.")
+@click.option(
+    "--encoder", default="faststy", show_default=True, help="faststy, vgg19 or vgg19:FILE."
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, …")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end.")
 def command(

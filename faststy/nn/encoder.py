@@ -148,7 +148,8 @@ class VGG19Encoder(PerceptualEncoder):
         path: a `.safetensors` file with torchvision's names (`features.0.weight` …) for weights
             made for RGB in 0…255 minus the mean; by default torchvision's own weights.
 
-    Raises FaststyError when the file does not hold VGG-19, or torchvision is not installed.
+    Raises FaststyError when the file does not hold VGG-19, or torchvision is not installed or
+    cannot load its weights.
     """
 
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
@@ -209,12 +210,17 @@ def _load(encoder: PerceptualEncoder, tensors: Mapping[str, Tensor], source: obj
 
 def _torchvision_vgg19() -> dict[str, Tensor]:
     try:
-        from torchvision.models import VGG19_Weights, vgg19
+        from torchvision.models import VGG19_Weights
+
+        state: dict[str, Tensor] = VGG19_Weights.IMAGENET1K_V1.get_state_dict(check_hash=True)
     except ImportError as error:
         raise FaststyError(
             "--encoder vgg19 needs torchvision (pip install torchvision) or a file: vgg19:FILE"
         ) from error
-    state: dict[str, Tensor] = vgg19(weights=VGG19_Weights.IMAGENET1K_V1).state_dict()
+    except (RuntimeError, OSError, EOFError) as error:  # for another torch; no network; damaged
+        raise FaststyError(
+            f"torchvision cannot load its VGG-19 ({error}); vgg19:FILE takes a file"
+        ) from error
     # torchvision's were trained for pictures in 0…1 divided by this deviation, not for 0…255
     std = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
     state["features.0.weight"] = state["features.0.weight"] / std

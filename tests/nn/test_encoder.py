@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+import types
+import urllib.error
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from faststy.errors import FaststyError
@@ -160,6 +162,56 @@ def test_vgg19_without_torchvision_says_what_to_do(monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(sys.modules, "torchvision", None)
     monkeypatch.setitem(sys.modules, "torchvision.models", None)
     with pytest.raises(FaststyError, match="pip install torchvision"):
+        load_encoder("vgg19")
+
+
+def install_torchvision(monkeypatch: pytest.MonkeyPatch, weights: object) -> None:
+    """A torchvision that has nothing but `VGG19_Weights.IMAGENET1K_V1.get_state_dict`."""
+
+    def get_state_dict(**_: object) -> object:
+        if isinstance(weights, Exception):
+            raise weights
+        return dict(weights)
+
+    models = types.ModuleType("torchvision.models")
+    entry = types.SimpleNamespace(get_state_dict=get_state_dict)
+    models.VGG19_Weights = types.SimpleNamespace(IMAGENET1K_V1=entry)
+    monkeypatch.setitem(sys.modules, "torchvision", types.ModuleType("torchvision"))
+    monkeypatch.setitem(sys.modules, "torchvision.models", models)
+
+
+def test_torchvisions_vgg19_sees_pictures_divided_by_their_deviation(
+    monkeypatch: pytest.MonkeyPatch, teacher_file: Path
+) -> None:
+    weights = {name: tensor.float() for name, tensor in load_file(teacher_file).items()}
+    install_torchvision(monkeypatch, weights)
+    net = load_encoder("vgg19")
+    plain = PerceptualEncoder(VGG19_STAGES)
+    for t, names in enumerate(VGG19_NAMES):
+        for i, n in enumerate(names):
+            for kind in ("weight", "bias"):
+                getattr(plain.stages[t][i], kind).copy_(weights[f"features.{n}.{kind}"])
+    x = picture(1, 3, 16, 24)
+    mean = torch.tensor(MEAN).view(3, 1, 1)
+    std = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+    expected = taps64(plain, (x - mean) / std + mean)  # taps64 takes the mean off again
+    for tap, truth in zip(net(x), expected, strict=True):
+        scale = truth.square().mean().sqrt().item()
+        torch.testing.assert_close(tap.double(), truth, rtol=1e-4, atol=1e-4 * scale)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("operator torchvision::nms does not exist"),  # made for another torch
+        urllib.error.URLError("no network"),
+    ],
+)
+def test_torchvision_that_cannot_load_vgg19_says_why(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    install_torchvision(monkeypatch, error)
+    with pytest.raises(FaststyError, match=r"(nms|no network).*vgg19:FILE takes a file"):
         load_encoder("vgg19")
 
 
