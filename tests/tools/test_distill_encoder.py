@@ -1,4 +1,4 @@
-"""tools/distill_encoder.py: pruning finds what can be found, and a broken run ends as a whole one."""
+"""tools/distill_encoder.py: pruning finds what it can find; a broken run ends as a whole one."""
 
 import importlib.util
 import sys
