@@ -211,12 +211,12 @@ inline Type type_of(const std::string& name, const Tensor& x) {
 struct Plan {
   std::vector<Segment> segments;
   std::vector<Tensor> gradients;
-  int32_t chunks = 0, groups = 0, sums = 0;
+  int32_t chunks = 0, groups = 0, sums = 0;  // known once it is cut
   int64_t numbers = 0;
   uint32_t present = 0;  // a bit for each term that counts
   int32_t terms = TERMS;
 
-  Plan(bool wanted, int64_t chunk) : wanted_(wanted), chunk_(chunk) {}
+  explicit Plan(bool wanted) : wanted_(wanted) {}
 
   void logits(const std::string& name, const Tensor& x, const std::string& form, Role role,
               int32_t term, size_t tensors) {
@@ -227,7 +227,6 @@ struct Plan {
     s.role = role;
     s.size = x.numel();
     s.share = static_cast<float>(1. / static_cast<double>(tensors) / at_least_one(s.size));
-    cut(s, s.size, 1, 0);
   }
 
   // A distance relative to the energy of `b`, of the whole or the mean of that of each sample.
@@ -239,16 +238,14 @@ struct Plan {
     s.groups = samples ? x.size(0) : 1;
     s.size = s.groups > 0 ? x.numel() / s.groups : 0;
     if (x.dim() == 4) shape(s, x);
-    int64_t unit = 1;
     if (map != nullptr) {
       STD_TORCH_CHECK(x.dim() == 4 && map->is_contiguous(), name, " map: expected to be dense");
       match(name + " map", x, *map, s.groups * s.height * s.width);
       s.map = map->data_ptr();
-      if (s.last) unit = s.channels;  // a chunk holds whole pixels
     }
     s.eps = static_cast<float>(eps);
     s.share = static_cast<float>(1. / static_cast<double>(tensors) / at_least_one(s.groups));
-    cut(s, s.size, unit, 1);
+    s.sums = 1;
   }
 
   void picture(const std::string& name, const Tensor& x, const Tensor* colours, double variation,
@@ -270,13 +267,34 @@ struct Plan {
                       name, " colours: expected float32 [N, 4, 4]");
       STD_TORCH_CHECK(colours->device() == x.device(), name, " colours: on another device");
       s.colours = static_cast<const float*>(colours->data_ptr());
+      s.sums = MOMENTS;
       present |= 1u << COLOUR;
     }
-    const int64_t row = std::max<int64_t>(s.channels * s.width, 1);
-    const int64_t chunk = chunk_;
-    chunk_ = std::max<int64_t>(chunk / row, 1);
-    cut(s, s.height, 1, colours != nullptr ? MOMENTS : 0);
-    chunk_ = chunk;
+  }
+
+  // Cuts all into chunks of that many numbers, or of a few more: whole rows of pictures, and whole
+  // pixels where these have a weight each.
+  void cut(int64_t numbers_of_chunk) {
+    for (Segment& s : segments) {
+      const bool picture = s.kind == Kind::picture;
+      const int64_t unit = picture ? std::max<int64_t>(s.channels * s.width, 1)
+                           : s.map != nullptr && s.last ? std::max<int64_t>(s.channels, 1)
+                                                        : 1;
+      const int64_t units = std::max<int64_t>((numbers_of_chunk + unit - 1) / unit, 1);
+      s.chunk = picture ? units : units * unit;
+      const int64_t whole = picture ? s.height : s.size;
+      const int64_t count = std::max<int64_t>((whole + s.chunk - 1) / s.chunk, 1);
+      STD_TORCH_CHECK(chunks + count * s.groups < std::numeric_limits<int32_t>::max() / MOMENTS,
+                      "the combined loss of that many numbers is not supported");
+      s.chunks = static_cast<int32_t>(count);
+      s.first_chunk = chunks;
+      s.first_group = groups;
+      s.first_sum = sums;
+      const int32_t own = s.chunks * static_cast<int32_t>(s.groups);
+      chunks += own;
+      sums += own * s.sums;
+      groups += static_cast<int32_t>(s.groups);
+    }
   }
 
  private:
@@ -326,25 +344,7 @@ struct Plan {
     s.last = !x.is_contiguous();
   }
 
-  // `whole` is what a group has of the units that chunks are cut from.
-  void cut(Segment& s, int64_t whole, int64_t unit, int32_t sums_of_chunk) {
-    s.chunk = std::max<int64_t>(chunk_ / unit, 1) * unit;
-    const int64_t count = (whole + s.chunk - 1) / s.chunk;
-    STD_TORCH_CHECK(chunks + count * s.groups < std::numeric_limits<int32_t>::max() / MOMENTS,
-                    "the combined loss of that many numbers is not supported");
-    s.chunks = static_cast<int32_t>(std::max<int64_t>(count, 1));
-    s.first_chunk = chunks;
-    s.first_group = groups;
-    s.first_sum = sums;
-    s.sums = sums_of_chunk;
-    const int32_t own = s.chunks * static_cast<int32_t>(s.groups);
-    chunks += own;
-    sums += own * sums_of_chunk;
-    groups += static_cast<int32_t>(s.groups);
-  }
-
   bool wanted_;
-  int64_t chunk_;
   torch::stable::Device device_{torch::headeronly::DeviceType::CPU};
 };
 
@@ -363,7 +363,7 @@ inline Plan plan_combined_loss(const Tensors& logits, const Tensors& grams, cons
                                const Tensors& targets, const Tensors& references,
                                const Tensors& colours, const Tensors& kept, const Tensors& maps,
                                const Tensor& weights, const std::string& form, double variation,
-                               bool gradients, int64_t chunk) {
+                               bool gradients) {
   same_length("targets", grams, targets);
   same_length("references", features, references);
   if (!colours.empty()) same_length("colours", pictures, colours);
@@ -372,7 +372,7 @@ inline Plan plan_combined_loss(const Tensors& logits, const Tensors& grams, cons
   STD_TORCH_CHECK(weights.scalar_type() == ScalarType::Float && weights.numel() == TERMS &&
                       weights.is_contiguous(),
                   "weights: expected float32 [6]");
-  Plan plan(gradients, chunk);
+  Plan plan(gradients);
   for (size_t i = 0; i < logits.size(); ++i) {
     plan.logits(named("logits", i), logits[i], form, Role::generator, 0, logits.size());
   }
@@ -397,9 +397,9 @@ inline Plan plan_combined_loss(const Tensors& logits, const Tensors& grams, cons
 }
 
 inline Plan plan_discriminator_loss(const Tensors& real, const Tensors& fake,
-                                    const std::string& form, bool gradients, int64_t chunk) {
+                                    const std::string& form, bool gradients) {
   STD_TORCH_CHECK(!real.empty() && !fake.empty(), "logits: expected at least one of each side");
-  Plan plan(gradients, chunk);
+  Plan plan(gradients);
   plan.terms = 2;
   for (size_t i = 0; i < real.size(); ++i) {
     plan.logits(named("real", i), real[i], form, Role::real, 0, real.size());

@@ -379,6 +379,7 @@ void for_chunks(const Plan& plan, const F& f) {
 using Losses = std::tuple<Tensor, Tensor, std::vector<Tensor>>;
 
 Losses run(Plan plan, const float* weights) {
+  plan.cut(CHUNK);
   std::vector<double> sums(plan.sums), values(plan.chunks);
   double terms[TERMS] = {};
   std::vector<Group> groups(plan.groups);
@@ -427,13 +428,13 @@ Losses combined_loss_fwd(const Tensors& logits, const Tensors& grams, const Tens
                          const Tensors& maps, const Tensor& weights, std::string form,
                          double variation, bool gradients) {
   Plan plan = plan_combined_loss(logits, grams, features, pictures, repaired, targets, references,
-                                 colours, kept, maps, weights, form, variation, gradients, CHUNK);
+                                 colours, kept, maps, weights, form, variation, gradients);
   return run(std::move(plan), static_cast<const float*>(weights.data_ptr()));
 }
 
 Losses discriminator_loss_fwd(const Tensors& real, const Tensors& fake, std::string form,
                               bool gradients) {
-  return run(plan_discriminator_loss(real, fake, form, gradients, CHUNK), nullptr);
+  return run(plan_discriminator_loss(real, fake, form, gradients), nullptr);
 }
 
 void combined_loss_scale_(Tensors gradients, Tensor scale) {

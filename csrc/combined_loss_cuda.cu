@@ -1,5 +1,6 @@
-// The combined loss on a CUDA device: a block for each chunk, all tensors in one launch for each of
-// the two passes; where nothing is relative to anything (a discriminator's losses), in one launch.
+// The combined loss on a CUDA device, in one launch: as many blocks as the device holds at once, which
+// go through their chunks twice and wait for each other in between. What the first pass reads, a
+// block keeps in shared memory for the second, as far as that goes.
 //
 // The last block to end a pass adds up what all blocks have left, in the order of the chunks.
 
@@ -22,22 +23,30 @@ using torch::headeronly::BFloat16;
 using torch::headeronly::Half;
 
 constexpr int THREADS = 256, WARP = 32, WARPS = THREADS / WARP;
-constexpr int BLOCKS = 2;  // on a multiprocessor, at least
-constexpr int64_t SMALLEST_CHUNK = 4096, MOST_CHUNKS = 4096;
+constexpr int BLOCKS = 2;  // on a multiprocessor
+constexpr int64_t SMALLEST_CHUNK = 1024, LARGEST_CHUNK = 16384;
 constexpr int MOST_SEGMENTS = 25;  // what kernels can take as an argument
 constexpr int MOST_SCALED = 128;
+constexpr int64_t MOST_BLOCKS = 4096;  // of what scales a tensor
+
+// Counters, all zero at the start.
+struct Progress {
+  unsigned ended[2];  // blocks that have ended the first pass, the second
+  unsigned ready;     // whether the second may begin
+};
 
 struct Table {
   Segment segments[MOST_SEGMENTS];
   int32_t count, groups, chunks, terms;
   uint32_t present;
+  int32_t shared;  // bytes of each block
   const float* weights;
   double *sums, *values, *group_values;
   Group* factors;
-  unsigned* done;  // blocks that have ended, of each pass
+  Progress* progress;
   float *total, *losses;
 };
-static_assert(sizeof(Table) <= 4096, "kernel arguments");
+static_assert(sizeof(Table) + 2 * sizeof(bool) <= 4096, "kernel arguments");
 
 // --------------------------------------------------------------------------- numbers
 
@@ -46,6 +55,16 @@ struct alignas(16) Pack {
   static constexpr int SIZE = 16 / sizeof(T);
   T numbers[SIZE];
 };
+
+template <typename T>
+__device__ Pack<T> load(const T* from) {
+  return *reinterpret_cast<const Pack<T>*>(from);
+}
+
+template <typename T>
+__device__ void store(T* to, const Pack<T>& pack) {
+  *reinterpret_cast<Pack<T>*>(to) = pack;
+}
 
 template <typename F>
 __device__ void each_type(Type type, const F& f) {
@@ -74,14 +93,29 @@ __device__ double block_sum(float x, double* scratch) {
 }
 
 // Whether this block is the last of its pass to come here: then all that the others wrote is there.
-__device__ bool is_last(unsigned* done) {
+__device__ bool is_last(unsigned* ended) {
   __shared__ bool last;
   __threadfence();
   __syncthreads();
-  if (threadIdx.x == 0) last = atomicAdd(done, 1u) == gridDim.x - 1;
+  if (threadIdx.x == 0) last = atomicAdd(ended, 1u) == gridDim.x - 1;
   __syncthreads();
   __threadfence();
   return last;
+}
+
+// The last block lets the others go on, who see all that it wrote.
+__device__ void open(unsigned* ready) {
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) atomicAdd(ready, 1u);
+}
+
+__device__ void wait_for(unsigned* ready) {
+  if (threadIdx.x == 0) {
+    while (*static_cast<volatile unsigned*>(ready) == 0) __nanosleep(20);
+  }
+  __syncthreads();
+  __threadfence();
 }
 
 __device__ const Segment& segment_of(const Table& table, int32_t chunk) {
@@ -112,86 +146,362 @@ __device__ Group factors_of(const Table& table, const Segment& s, int64_t group)
   return group_of(s, group, nullptr, table.weights);
 }
 
-// The weights of a mapped pair's numbers from the i-th to the end of its pixel or row.
-template <typename T>
-struct Weights {
-  const T* from;
-  bool each;  // or all have the first
+// Runs pack(i) for the packs of a chunk that start at the i-th number, where `packs` says that whole
+// ones can be read, and single(i) for what is left.
+template <typename T, typename Packs, typename Single>
+__device__ void for_numbers(const Chunk& c, bool packs, const Packs& pack, const Single& single) {
+  constexpr int SIZE = Pack<T>::SIZE;
+  const int64_t count = packs ? (c.end - c.begin) / SIZE : 0;
+#pragma unroll 4
+  for (int64_t i = threadIdx.x; i < count; i += THREADS) pack(c.begin + i * SIZE);
+  for (int64_t i = c.begin + count * SIZE + threadIdx.x; i < c.end; i += THREADS) single(i);
+}
 
-  __device__ Weights(const Segment& s, const T* map, int64_t i) : from(map), each(s.last == 0) {
-    if (map != nullptr) from += s.last ? i / s.channels : i % (s.height * s.width);
+// --------------------------------------------------------------------------- pairs
+
+// A pair's map as weights of its numbers, which are 1 without.
+template <typename T>
+struct Map {
+  static constexpr int SIZE = Pack<T>::SIZE;
+  const T* map;
+  int64_t channels, pixels;
+  bool last;
+
+  __device__ Map(const Segment& s, const Chunk& c)
+      : map(static_cast<const T*>(s.map)), channels(s.channels), pixels(s.height * s.width) {
+    last = s.last != 0;
+    if (map != nullptr) map += c.group * pixels;
   }
-  __device__ float operator[](int j) const {
-    return from == nullptr ? 1.f : static_cast<float>(from[each ? j : 0]);
+
+  // No pack may reach over the end of a pixel, or of a plane.
+  __device__ bool packs() const {
+    return map == nullptr || (last ? channels % SIZE == 0 : pixels % SIZE == 0 && aligned(map));
+  }
+  __device__ float single(int64_t i) const {
+    return map == nullptr ? 1.f : static_cast<float>(map[last ? i / channels : i % pixels]);
+  }
+  __device__ void pack(int64_t i, float (&weights)[SIZE]) const {
+    if (map == nullptr || last) {
+      const float weight = single(i);
+#pragma unroll
+      for (float& w : weights) w = weight;
+    } else {
+      const Pack<T> of_map = load(map + i % pixels);
+#pragma unroll
+      for (int j = 0; j < SIZE; ++j) weights[j] = static_cast<float>(of_map.numbers[j]);
+    }
   }
 };
 
-// Runs pack(i) for the packs of a chunk that start at the i-th number, where whole packs can be
-// read, and single(i) for what is left. No pack reaches over the end of a mapped pixel or plane.
-template <typename T, typename Packs, typename Single>
-__device__ void for_numbers(const Segment& s, const Chunk& c, bool packs, const T* map,
-                            const Packs& pack, const Single& single) {
-  constexpr int SIZE = Pack<T>::SIZE;
-  int64_t rest = c.begin;
-  if (packs && (map == nullptr || (s.last ? s.channels : s.height * s.width) % SIZE == 0)) {
-    const int64_t count = (c.end - c.begin) / SIZE;
-    rest += count * SIZE;
-#pragma unroll 4
-    for (int64_t i = threadIdx.x; i < count; i += THREADS) pack(c.begin + i * SIZE);
-  }
-  for (int64_t i = rest + threadIdx.x; i < c.end; i += THREADS) single(i);
-}
-
-// --------------------------------------------------------------------------- the first pass
-
+// The energy of the reference, which is also written to `kept`.
 template <typename T>
-__device__ float energy(const Segment& s, const Chunk& c) {
+__device__ float energy(const Segment& s, const Chunk& c, T* kept) {
   const T* b = static_cast<const T*>(s.b) + c.group * s.size;
-  const T* map = static_cast<const T*>(s.map);
-  if (map != nullptr) map += c.group * s.height * s.width;
+  const Map<T> map(s, c);
   float sum = 0;
   for_numbers<T>(
-      s, c, aligned(b + c.begin), map,
+      c, aligned(b + c.begin) && map.packs(),
       [&](int64_t i) {
-        const Pack<T> of_b = *reinterpret_cast<const Pack<T>*>(b + i);
-        const Weights<T> weights(s, map, i);
+        const Pack<T> of_b = load(b + i);
+        if (kept != nullptr) store(kept + (i - c.begin), of_b);
+        float weights[Pack<T>::SIZE];
+        map.pack(i, weights);
+#pragma unroll
         for (int j = 0; j < Pack<T>::SIZE; ++j) {
           sum += weights[j] * square(static_cast<float>(of_b.numbers[j]));
         }
       },
-      [&](int64_t i) { sum += Weights<T>(s, map, i)[0] * square(static_cast<float>(b[i])); });
+      [&](int64_t i) {
+        if (kept != nullptr) kept[i - c.begin] = b[i];
+        sum += map.single(i) * square(static_cast<float>(b[i]));
+      });
   return sum;
 }
 
 template <typename T>
-__device__ void moments(const Segment& s, const Chunk& c, float (&sums)[MOMENTS]) {
-  const T* x = static_cast<const T*>(s.x) + c.group * s.size;
-  const int64_t pixel = s.last ? 3 : 1, channel = s.last ? 1 : s.height * s.width;
-  for (int64_t i = c.begin * s.width + threadIdx.x; i < c.end * s.width; i += THREADS) {
-    const T* p = x + i * pixel;
-    add_moments(static_cast<float>(p[0]), static_cast<float>(p[channel]),
-                static_cast<float>(p[2 * channel]), sums);
+__device__ float pair_chunk(const Segment& s, const Chunk& c, float slope, const T* kept) {
+  const int64_t start = c.group * s.size;
+  const T* x = static_cast<const T*>(s.x) + start + c.begin;
+  const T* b = kept != nullptr ? kept : static_cast<const T*>(s.b) + start + c.begin;
+  T* gradient = s.gradient == nullptr ? nullptr : static_cast<T*>(s.gradient) + start + c.begin;
+  const Map<T> map(s, c);
+  float sum = 0;
+  const auto distance = [&](float weight, T of_x, T of_b) {
+    const float d = static_cast<float>(of_x) - static_cast<float>(of_b);
+    const float weighted = weight * d;
+    sum += weighted * d;
+    return static_cast<T>(slope * weighted);
+  };
+  for_numbers<T>(
+      c, aligned(x) && aligned(b) && aligned(gradient) && map.packs(),
+      [&](int64_t i) {
+        const int64_t at = i - c.begin;
+        const Pack<T> of_x = load(x + at), of_b = load(b + at);
+        float weights[Pack<T>::SIZE];
+        map.pack(i, weights);
+        Pack<T> result;
+#pragma unroll
+        for (int j = 0; j < Pack<T>::SIZE; ++j) {
+          result.numbers[j] = distance(weights[j], of_x.numbers[j], of_b.numbers[j]);
+        }
+        if (gradient != nullptr) store(gradient + at, result);
+      },
+      [&](int64_t i) {
+        const int64_t at = i - c.begin;
+        const T result = distance(map.single(i), x[at], b[at]);
+        if (gradient != nullptr) gradient[at] = result;
+      });
+  return sum;
+}
+
+// --------------------------------------------------------------------------- pictures
+
+constexpr int RGB = 3;
+
+// Pixels of a chunk's rows as they lie in x, or of the rows that were kept.
+template <typename T, bool last>
+struct Pixels {
+  T* data;             // of the chunk's first row
+  int64_t row, pixel, channel;  // how far the next one is
+
+  __device__ T* at(int64_t y, int64_t column) const { return data + y * row + column * pixel; }
+
+  static __device__ Pixels of(const Segment& s, const Chunk& c, T* x) {
+    if (x == nullptr) return {};
+    const int64_t plane = last ? 1 : s.height * s.width, pixel = last ? s.channels : 1;
+    return {x + c.group * s.size + c.begin * s.width * pixel, s.width * pixel, pixel, plane};
+  }
+  static __device__ Pixels of_kept(const Segment& s, const Chunk& c, T* kept) {
+    if (kept == nullptr) return {};
+    const int64_t plane = last ? 1 : (c.end - c.begin) * s.width, pixel = last ? s.channels : 1;
+    return {kept, s.width * pixel, pixel, plane};
+  }
+};
+
+// As many pixels of a row as numbers are in a pack, of three channels.
+template <typename T, bool last>
+struct Unit {
+  static constexpr int SIZE = Pack<T>::SIZE;
+  Pack<T> packs[RGB];
+
+  __device__ T& operator()(int pixel, int channel) {
+    const int i = RGB * pixel + channel;
+    return last ? packs[i / SIZE].numbers[i % SIZE] : packs[channel].numbers[pixel];
+  }
+  __device__ float value(int pixel, int channel) {
+    return static_cast<float>((*this)(pixel, channel));
+  }
+  static __device__ int64_t step(int64_t channel) { return last ? SIZE : channel; }
+  static __device__ Unit from(const T* data, int64_t channel) {
+    Unit unit;
+#pragma unroll
+    for (int i = 0; i < RGB; ++i) unit.packs[i] = load(data + i * step(channel));
+    return unit;
+  }
+  __device__ void to(T* data, int64_t channel) const {
+#pragma unroll
+    for (int i = 0; i < RGB; ++i) store(data + i * step(channel), packs[i]);
+  }
+};
+
+// Whether a picture can be read in units: then each row starts where a pack does.
+template <typename T>
+__device__ bool has_units(const Segment& s) {
+  return s.channels == RGB && s.width % Pack<T>::SIZE == 0 && aligned(s.x) && aligned(s.gradient);
+}
+
+// Sums of the colours of a chunk, which is also written to `to_keep`.
+template <typename T, bool last>
+__device__ void moments(const Segment& s, const Chunk& c, T* to_keep, float (&sums)[MOMENTS]) {
+  const auto x = Pixels<const T, last>::of(s, c, static_cast<const T*>(s.x));
+  const auto kept = Pixels<T, last>::of_kept(s, c, to_keep);
+  const auto width = static_cast<int32_t>(s.width);
+  const int32_t size = has_units<T>(s) ? Pack<T>::SIZE : 1, in_row = width / size;
+  const int32_t count = static_cast<int32_t>(c.end - c.begin) * in_row;
+  for (int32_t i = threadIdx.x; i < count; i += THREADS) {
+    const int32_t y = i / in_row, column = i % in_row * size;
+    const T* from = x.at(y, column);
+    if (size > 1) {
+      auto unit = Unit<T, last>::from(from, x.channel);
+      if (to_keep != nullptr) unit.to(kept.at(y, column), kept.channel);
+#pragma unroll
+      for (int j = 0; j < Pack<T>::SIZE; ++j) {
+        add_moments(unit.value(j, 0), unit.value(j, 1), unit.value(j, 2), sums);
+      }
+    } else {
+      float rgb[RGB];
+#pragma unroll
+      for (int k = 0; k < RGB; ++k) {
+        const T number = from[k * x.channel];
+        if (to_keep != nullptr) kept.at(y, column)[k * kept.channel] = number;
+        rgb[k] = static_cast<float>(number);
+      }
+      add_moments(rgb[0], rgb[1], rgb[2], sums);
+    }
   }
 }
 
-__global__ void __launch_bounds__(THREADS, BLOCKS)
-    first_pass_kernel(const __grid_constant__ Table table) {
-  __shared__ double scratch[WARPS];
-  const int32_t index = static_cast<int32_t>(blockIdx.x);
-  const Segment& s = segment_of(table, index);
-  const Chunk c = chunk_of(s, index);
-  double* own = table.sums + s.first_sum + int64_t(index - s.first_chunk) * s.sums;
-  float sums[MOMENTS] = {};
-  if (s.sums > 0) {
-    each_type(s.type, [&](auto zero) {
-      using T = decltype(zero);
-      if (s.kind == Kind::pair) {
-        sums[0] = energy<T>(s, c);
-      } else {
-        moments<T>(s, c, sums);
-      }
-    });
+// The second pass over a picture's chunk. Rows outside of it are read from x, as are all that were
+// not kept.
+template <typename T, bool last>
+struct Picture {
+  using Source = Pixels<const T, last>;
+  const Segment& s;
+  const Group& group;
+  float weight;
+  Source x, kept;
+  Pixels<T, last> gradient;
+  int32_t rows, first, height;  // in the chunk, the number of its first, in all
+
+  __device__ Picture(const Segment& s_, const Chunk& c, const Group& group_, float weight_,
+                     const T* kept_)
+      : s(s_), group(group_), weight(weight_) {
+    x = Source::of(s, c, static_cast<const T*>(s.x));
+    kept = kept_ == nullptr ? x : Source::of_kept(s, c, kept_);
+    gradient = Pixels<T, last>::of(s, c, static_cast<T*>(s.gradient));
+    rows = static_cast<int32_t>(c.end - c.begin);
+    first = static_cast<int32_t>(c.begin);
+    height = static_cast<int32_t>(s.height);
   }
+
+  __device__ Source source(int32_t y) const {
+    const bool outside = y < 0 || y >= rows;
+    return {outside ? x.data : kept.data, x.row, x.pixel, outside ? x.channel : kept.channel};
+  }
+  __device__ int32_t above(int32_t y) const { return first + y > 0 ? y - 1 : y; }
+  __device__ int32_t below(int32_t y) const { return first + y + 1 < height ? y + 1 : y; }
+
+  // Adds a number's differences to the sum and returns its gradient, without the colours'.
+  __device__ float number(float here, float up, float down, float left, float right,
+                          float& sum) const {
+    sum += s.share_y * square(down - here) + s.share_x * square(here - left);
+    return weight * variation_slope(here, up, down, left, right, s.share_y, s.share_x);
+  }
+
+  __device__ void unit(int32_t y, int32_t column, float& sum) const {
+    using Of = Unit<T, last>;
+    constexpr int SIZE = Of::SIZE;
+    const int32_t y_up = above(y), y_down = below(y);
+    const Source own = source(y), upper = source(y_up), lower = source(y_down);
+    const T* p = own.at(y, column);
+    Of here = Of::from(p, own.channel), result;
+    Of up = Of::from(upper.at(y_up, column), upper.channel);
+    Of down = Of::from(lower.at(y_down, column), lower.channel);
+    const int64_t before = column > 0 ? -own.pixel : 0;
+    const int64_t after = (column + SIZE < s.width ? SIZE : SIZE - 1) * own.pixel;
+#pragma unroll
+    for (int k = 0; k < RGB; ++k) {
+      float left = static_cast<float>(p[before + k * own.channel]);
+      const float end = static_cast<float>(p[after + k * own.channel]);
+#pragma unroll
+      for (int i = 0; i < SIZE; ++i) {
+        const float middle = here.value(i, k);
+        const float right = i + 1 < SIZE ? here.value((i + 1) % SIZE, k) : end;
+        float slope = number(middle, up.value(i, k), down.value(i, k), left, right, sum);
+        if (s.colours != nullptr) {
+          slope += colour_slope(group.matrix[k], here.value(i, 0), here.value(i, 1),
+                                here.value(i, 2));
+        }
+        result(i, k) = static_cast<T>(slope);
+        left = middle;
+      }
+    }
+    if (gradient.data != nullptr) result.to(gradient.at(y, column), gradient.channel);
+  }
+
+  __device__ void pixel(int32_t y, int32_t column, float& sum) const {
+    const int32_t y_up = above(y), y_down = below(y);
+    const Source own = source(y), upper = source(y_up), lower = source(y_down);
+    const T *p = own.at(y, column), *up = upper.at(y_up, column), *down = lower.at(y_down, column);
+    const int64_t left = column > 0 ? -own.pixel : 0;
+    const int64_t right = column + 1 < s.width ? own.pixel : 0;
+    for (int64_t k = 0; k < s.channels; ++k) {
+      const T* at = p + k * own.channel;
+      float slope = number(static_cast<float>(*at), static_cast<float>(up[k * upper.channel]),
+                           static_cast<float>(down[k * lower.channel]),
+                           static_cast<float>(at[left]), static_cast<float>(at[right]), sum);
+      if (gradient.data == nullptr) continue;
+      if (s.colours != nullptr) {
+        slope += colour_slope(group.matrix[k], static_cast<float>(p[0]),
+                              static_cast<float>(p[own.channel]),
+                              static_cast<float>(p[2 * own.channel]));
+      }
+      gradient.at(y, column)[k * gradient.channel] = static_cast<T>(slope);
+    }
+  }
+
+  __device__ float operator()() const {
+    const auto width = static_cast<int32_t>(s.width);
+    const int32_t size = has_units<T>(s) ? Pack<T>::SIZE : 1, in_row = width / size;
+    float sum = 0;
+    for (int32_t i = threadIdx.x; i < rows * in_row; i += THREADS) {
+      const int32_t y = i / in_row, column = i % in_row * size;
+      if (size > 1) {
+        unit(y, column, sum);
+      } else {
+        pixel(y, column, sum);
+      }
+    }
+    return sum;
+  }
+};
+
+// --------------------------------------------------------------------------- logits
+
+template <typename T>
+__device__ float logits_chunk(const Segment& s, const Chunk& c, float slope) {
+  const T* x = static_cast<const T*>(s.x);
+  T* gradient = static_cast<T*>(s.gradient);
+  float sum = 0;
+  const auto judged = [&](T of_x) {
+    const float logit = static_cast<float>(of_x);
+    const Judged j = s.form == Form::bce     ? judge<Form::bce>(s.role, logit)
+                     : s.form == Form::hinge ? judge<Form::hinge>(s.role, logit)
+                                             : judge<Form::lsgan>(s.role, logit);
+    sum += j.value;
+    return static_cast<T>(slope * j.slope);
+  };
+  for_numbers<T>(
+      c, aligned(x + c.begin) && (gradient == nullptr || aligned(gradient + c.begin)),
+      [&](int64_t i) {
+        Pack<T> pack = load(x + i);
+        for (T& number : pack.numbers) number = judged(number);
+        if (gradient != nullptr) store(gradient + i, pack);
+      },
+      [&](int64_t i) {
+        const T result = judged(x[i]);
+        if (gradient != nullptr) gradient[i] = result;
+      });
+  return sum;
+}
+
+// --------------------------------------------------------------------------- the two passes
+
+// Bytes of what the first pass reads of a chunk, rounded up to whole packs.
+__device__ int64_t bytes_of(const Segment& s, const Chunk& c) {
+  if (s.sums == 0) return 0;
+  const int64_t unit = s.kind == Kind::picture ? s.channels * s.width : 1;
+  const int64_t bytes = (c.end - c.begin) * unit * (s.type == Type::f32 ? 4 : 2);
+  return (bytes + 15) / 16 * 16;
+}
+
+__device__ void first_pass(const Table& table, int32_t index, const Segment& s, const Chunk& c,
+                           void* keep) {
+  __shared__ double scratch[WARPS];
+  if (s.sums == 0) return;
+  float sums[MOMENTS] = {};
+  each_type(s.type, [&](auto zero) {
+    using T = decltype(zero);
+    T* to = static_cast<T*>(keep);
+    if (s.kind == Kind::pair) {
+      sums[0] = energy<T>(s, c, to);
+    } else if (s.last) {
+      moments<T, true>(s, c, to, sums);
+    } else {
+      moments<T, false>(s, c, to, sums);
+    }
+  });
+  double* own = table.sums + s.first_sum + int64_t(index - s.first_chunk) * s.sums;
 #pragma unroll
   for (int i = 0; i < MOMENTS; ++i) {
     if (i >= s.sums) break;
@@ -199,7 +509,9 @@ __global__ void __launch_bounds__(THREADS, BLOCKS)
     if (threadIdx.x == 0) own[i] = sum;
     __syncthreads();
   }
-  if (!is_last(table.done)) return;
+}
+
+__device__ void find_factors(const Table& table) {
   for_groups(table, [&](const Segment& of, int64_t group) {
     if (of.sums == 0) return;
     const double* chunk = table.sums + of.first_sum + group * of.chunks * of.sums;
@@ -214,115 +526,33 @@ __global__ void __launch_bounds__(THREADS, BLOCKS)
   });
 }
 
-// --------------------------------------------------------------------------- the second pass
-
-template <typename T>
-__device__ float pair_chunk(const Segment& s, const Chunk& c, float slope) {
-  const int64_t start = c.group * s.size;
-  const T* x = static_cast<const T*>(s.x) + start;
-  const T* b = static_cast<const T*>(s.b) + start;
-  const T* map = static_cast<const T*>(s.map);
-  if (map != nullptr) map += c.group * s.height * s.width;
-  T* gradient = s.gradient == nullptr ? nullptr : static_cast<T*>(s.gradient) + start;
-  const bool packs = aligned(x + c.begin) && aligned(b + c.begin) &&
-                     (gradient == nullptr || aligned(gradient + c.begin));
-  float sum = 0;
-  const auto distance = [&](float weight, T of_x, T of_b) {
-    const float d = static_cast<float>(of_x) - static_cast<float>(of_b);
-    const float weighted = weight * d;
-    sum += weighted * d;
-    return static_cast<T>(slope * weighted);
-  };
-  for_numbers<T>(
-      s, c, packs, map,
-      [&](int64_t i) {
-        const Pack<T> of_x = *reinterpret_cast<const Pack<T>*>(x + i);
-        const Pack<T> of_b = *reinterpret_cast<const Pack<T>*>(b + i);
-        const Weights<T> weights(s, map, i);
-        Pack<T> result;
-        for (int j = 0; j < Pack<T>::SIZE; ++j) {
-          result.numbers[j] = distance(weights[j], of_x.numbers[j], of_b.numbers[j]);
-        }
-        if (gradient != nullptr) *reinterpret_cast<Pack<T>*>(gradient + i) = result;
-      },
-      [&](int64_t i) {
-        const T result = distance(Weights<T>(s, map, i)[0], x[i], b[i]);
-        if (gradient != nullptr) gradient[i] = result;
-      });
-  return sum;
-}
-
-template <typename T>
-__device__ float picture_chunk(const Segment& s, const Chunk& c, const Group& group,
-                               float weight) {
-  const int64_t pixel = s.last ? s.channels : 1, channel = s.last ? 1 : s.height * s.width;
-  const T* x = static_cast<const T*>(s.x) + c.group * s.size;
-  T* gradient = s.gradient == nullptr ? nullptr : static_cast<T*>(s.gradient) + c.group * s.size;
-  float sum = 0;
-  for (int64_t i = c.begin * s.width + threadIdx.x; i < c.end * s.width; i += THREADS) {
-    const int64_t column = i % s.width, row = i / s.width;
-    const int64_t up = row > 0 ? -s.width * pixel : 0;
-    const int64_t down = row + 1 < s.height ? s.width * pixel : 0;
-    const int64_t left = column > 0 ? -pixel : 0;
-    const int64_t right = column + 1 < s.width ? pixel : 0;
-    const T* p = x + i * pixel;
-    for (int64_t k = 0; k < s.channels; ++k) {
-      const T* at = p + k * channel;
-      const float here = static_cast<float>(*at);
-      const float below = static_cast<float>(at[down]), before = static_cast<float>(at[left]);
-      sum += s.share_y * square(below - here) + s.share_x * square(here - before);
-      if (gradient == nullptr) continue;
-      float slope = weight * variation_slope(here, static_cast<float>(at[up]), below, before,
-                                             static_cast<float>(at[right]), s.share_y, s.share_x);
-      if (s.colours != nullptr) {
-        const float* m = group.matrix[k];
-        slope += m[0] * static_cast<float>(p[0]) + m[1] * static_cast<float>(p[channel]) +
-                 m[2] * static_cast<float>(p[2 * channel]) + m[3];
-      }
-      gradient[i * pixel + k * channel] = static_cast<T>(slope);
-    }
-  }
-  return sum;
-}
-
-template <typename T>
-__device__ float logits_chunk(const Segment& s, const Chunk& c, float slope) {
-  const T* x = static_cast<const T*>(s.x);
-  T* gradient = static_cast<T*>(s.gradient);
-  float sum = 0;
-  for (int64_t i = c.begin + threadIdx.x; i < c.end; i += THREADS) {
-    const float logit = static_cast<float>(x[i]);
-    const Judged j = s.form == Form::bce     ? judge<Form::bce>(s.role, logit)
-                     : s.form == Form::hinge ? judge<Form::hinge>(s.role, logit)
-                                             : judge<Form::lsgan>(s.role, logit);
-    sum += j.value;
-    if (gradient != nullptr) gradient[i] = static_cast<T>(slope * j.slope);
-  }
-  return sum;
-}
-
-__global__ void __launch_bounds__(THREADS, BLOCKS)
-    second_pass_kernel(const __grid_constant__ Table table) {
+__device__ void second_pass(const Table& table, int32_t index, const Segment& s, const Chunk& c,
+                            const void* kept) {
   __shared__ double scratch[WARPS];
   __shared__ Group group;
-  const int32_t index = static_cast<int32_t>(blockIdx.x);
-  if (index < table.chunks) {
-    const Segment& s = segment_of(table, index);
-    const Chunk c = chunk_of(s, index);
-    if (threadIdx.x == 0) group = factors_of(table, s, c.group);
-    __syncthreads();
-    const float weight = weight_of(table.weights, s.term);
-    float value = 0;
-    each_type(s.type, [&](auto zero) {
-      using T = decltype(zero);
-      if (s.kind == Kind::pair) value = pair_chunk<T>(s, c, 2 * group.factor * weight);
-      if (s.kind == Kind::picture) value = picture_chunk<T>(s, c, group, weight);
-      if (s.kind == Kind::logits) value = logits_chunk<T>(s, c, group.factor * weight);
-    });
-    const double sum = block_sum(value, scratch);
-    if (threadIdx.x == 0) table.values[index] = sum;
-  }
-  if (!is_last(table.done + 1)) return;
+  if (threadIdx.x == 0) group = factors_of(table, s, c.group);
+  __syncthreads();
+  const float weight = weight_of(table.weights, s.term);
+  float value = 0;
+  each_type(s.type, [&](auto zero) {
+    using T = decltype(zero);
+    const T* of_b = static_cast<const T*>(kept);
+    if (s.kind == Kind::pair) {
+      value = pair_chunk<T>(s, c, 2 * group.factor * weight, of_b);
+    } else if (s.kind == Kind::logits) {
+      value = logits_chunk<T>(s, c, group.factor * weight);
+    } else if (s.last) {
+      value = Picture<T, true>(s, c, group, weight, of_b)();
+    } else {
+      value = Picture<T, false>(s, c, group, weight, of_b)();
+    }
+  });
+  const double sum = block_sum(value, scratch);
+  if (threadIdx.x == 0) table.values[index] = sum;
+  __syncthreads();
+}
+
+__device__ void add_up(const Table& table) {
   for_groups(table, [&](const Segment& of, int64_t g) {
     const double value = sum_of(table.values + of.first_chunk + g * of.chunks, of.chunks, 1);
     if (threadIdx.x % WARP == 0) table.group_values[of.first_group + g] = value;
@@ -345,6 +575,44 @@ __global__ void __launch_bounds__(THREADS, BLOCKS)
     terms[COLOUR] += colour;
   }
   finish(terms, table.terms, table.present, table.weights, table.total, table.losses);
+}
+
+// Every block has every gridDim.x-th chunk. The first of them it keeps; the others it takes in the
+// opposite order the second time, so that what it read last comes first, from cache.
+__global__ void __launch_bounds__(THREADS, BLOCKS)
+    combined_loss_kernel(const __grid_constant__ Table table, bool first, bool second) {
+  extern __shared__ uint4 memory[];
+  char* const shared = reinterpret_cast<char*>(memory);
+  const auto block = static_cast<int32_t>(blockIdx.x), blocks = static_cast<int32_t>(gridDim.x);
+  int32_t index = block, kept_to = block;  // the first chunk that is not kept
+  int64_t used = 0;
+  if (first) {
+    for (; index < table.chunks; index += blocks) {
+      const Segment& s = segment_of(table, index);
+      const Chunk c = chunk_of(s, index);
+      const int64_t bytes = bytes_of(s, c);
+      const bool keep = kept_to == index && used + bytes <= table.shared;
+      first_pass(table, index, s, c, keep ? shared + used : nullptr);
+      if (keep) used += bytes, kept_to += blocks;
+    }
+    const bool last = is_last(table.progress->ended);
+    if (last) find_factors(table);
+    if (!second) return;
+    if (last) {
+      open(&table.progress->ready);
+    } else {
+      wait_for(&table.progress->ready);
+    }
+  }
+  index = block + (table.chunks - block + blocks - 1) / blocks * blocks;
+  while ((index -= blocks) >= 0) {
+    const Segment& s = segment_of(table, index);
+    const Chunk c = chunk_of(s, index);
+    const bool kept = index < kept_to;
+    if (kept) used -= bytes_of(s, c);
+    second_pass(table, index, s, c, kept && s.sums > 0 ? shared + used : nullptr);
+  }
+  if (is_last(table.progress->ended + 1)) add_up(table);
 }
 
 // --------------------------------------------------------------------------- scaling
@@ -393,13 +661,56 @@ void check(cudaError_t error) {
   STD_TORCH_CHECK(error == cudaSuccess, "combined_loss: ", cudaGetErrorString(error));
 }
 
-int64_t chunk_for(const std::vector<const Tensors*>& lists) {
-  int64_t numbers = 0;
-  for (const Tensors* list : lists) {
-    for (const Tensor& x : *list) numbers += x.numel();
+// What of a device decides how the work is cut.
+struct Device {
+  int multiprocessors, cooperative;  // the latter: whether blocks can wait for each other
+  int shared;                        // bytes that each of BLOCKS blocks can have
+
+  explicit Device(int index) {
+    const auto of = [&](cudaDeviceAttr attribute) {
+      int value = 0;
+      check(cudaDeviceGetAttribute(&value, attribute, index));
+      return value;
+    };
+    constexpr int OWN = 1024;  // more than what kernels declare
+    multiprocessors = of(cudaDevAttrMultiProcessorCount);
+    cooperative = of(cudaDevAttrCooperativeLaunch);
+    shared = of(cudaDevAttrMaxSharedMemoryPerMultiprocessor) / BLOCKS -
+             of(cudaDevAttrReservedSharedMemoryPerBlock);
+    shared = std::min(shared, of(cudaDevAttrMaxSharedMemoryPerBlockOptin));
+    shared = std::max(shared - OWN, 0) / 16 * 16;
   }
-  const int64_t wanted = (numbers / MOST_CHUNKS + SMALLEST_CHUNK - 1) / SMALLEST_CHUNK;
-  return std::max<int64_t>(wanted, 1) * SMALLEST_CHUNK;
+  int64_t blocks() const { return int64_t(BLOCKS) * multiprocessors; }
+};
+
+constexpr int64_t ratio_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Numbers of a chunk, so that every block has the same number of chunks, if one has any; each group
+// may end in a chunk that is not full.
+int64_t chunk_for(const Plan& plan, int64_t blocks) {
+  int64_t groups = 0;
+  for (const Segment& s : plan.segments) groups += s.groups;
+  const int64_t rounds = ratio_up(plan.numbers / LARGEST_CHUNK + 2 * groups + 1, blocks);
+  const int64_t wanted = ratio_up(plan.numbers, rounds * blocks - groups);
+  return std::max(ratio_up(wanted, SMALLEST_CHUNK / 4) * SMALLEST_CHUNK / 4, SMALLEST_CHUNK);
+}
+
+// Shared memory for what the first pass reads, or as much of that as there is.
+int shared_for(const Plan& plan, int64_t blocks, int most) {
+  int64_t largest = 0;
+  for (const Segment& s : plan.segments) {
+    if (s.sums > 0) largest = std::max(largest, s.kind == Kind::pair ? s.chunk : s.chunk * s.width * RGB);
+  }
+  const int64_t needed = ratio_up(plan.chunks, blocks) * ratio_up(largest * sizeof(float), 16) * 16;
+  return static_cast<int>(std::min<int64_t>(needed, most));
+}
+
+void launch(Table& table, unsigned blocks, bool first, bool second, cudaStream_t stream) {
+  void* arguments[] = {&table, &first, &second};
+  check(first && second ? cudaLaunchCooperativeKernel(combined_loss_kernel, blocks, THREADS,
+                                                      arguments, table.shared, stream)
+                        : cudaLaunchKernel(combined_loss_kernel, blocks, THREADS, arguments, 0,
+                                           stream));
 }
 
 Losses run(Plan plan, const Tensor& like, const float* weights) {
@@ -407,11 +718,15 @@ Losses run(Plan plan, const Tensor& like, const float* weights) {
                   MOST_SEGMENTS, " tensors on a CUDA device, got ", plan.segments.size());
   const torch::stable::accelerator::DeviceGuard guard(like.get_device_index());
   const cudaStream_t stream = current_stream(like);
+  const Device device(like.get_device_index());
+  plan.cut(chunk_for(plan, device.blocks()));
+  const int64_t blocks = std::clamp<int64_t>(plan.chunks, 1, device.blocks());
   Tensor total = torch::stable::new_empty(like, {}, ScalarType::Float);
   Tensor losses = torch::stable::new_empty(like, {plan.terms + 2}, ScalarType::Float);
 
-  constexpr int64_t GROUP = (sizeof(Group) + sizeof(double) - 1) / sizeof(double);
-  const int64_t size = plan.sums + plan.chunks + (1 + GROUP) * plan.groups + 1;
+  constexpr int64_t GROUP = ratio_up(sizeof(Group), sizeof(double));
+  constexpr int64_t PROGRESS = ratio_up(sizeof(Progress), sizeof(double));
+  const int64_t size = PROGRESS + plan.sums + plan.chunks + (1 + GROUP) * plan.groups;
   Tensor memory = torch::stable::new_empty(like, {size}, ScalarType::Double);
   Table table{};
   std::copy(plan.segments.begin(), plan.segments.end(), table.segments);
@@ -421,19 +736,32 @@ Losses run(Plan plan, const Tensor& like, const float* weights) {
   table.terms = plan.terms;
   table.present = plan.present;
   table.weights = weights;
-  table.done = static_cast<unsigned*>(memory.data_ptr());
-  table.sums = static_cast<double*>(memory.data_ptr()) + 1;
+  table.progress = static_cast<Progress*>(memory.data_ptr());
+  table.sums = static_cast<double*>(memory.data_ptr()) + PROGRESS;
   table.values = table.sums + plan.sums;
   table.group_values = table.values + plan.chunks;
   table.factors = reinterpret_cast<Group*>(table.group_values + plan.groups);
   table.total = static_cast<float*>(total.data_ptr());
   table.losses = static_cast<float*>(losses.data_ptr());
+  check(cudaMemsetAsync(table.progress, 0, sizeof(Progress), stream));
 
-  check(cudaMemsetAsync(table.done, 0, sizeof(double), stream));
-  const auto blocks = static_cast<unsigned>(std::max(plan.chunks, 1));
-  if (plan.sums > 0) first_pass_kernel<<<blocks, THREADS, 0, stream>>>(table);
-  second_pass_kernel<<<blocks, THREADS, 0, stream>>>(table);
-  check(cudaGetLastError());
+  const bool twice = plan.sums > 0;
+  int at_once = 0;  // blocks on a multiprocessor
+  if (twice && device.cooperative) {
+    table.shared = shared_for(plan, blocks, device.shared);
+    check(cudaFuncSetAttribute(combined_loss_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               table.shared));
+    check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&at_once, combined_loss_kernel, THREADS,
+                                                        table.shared));
+  }
+  const auto grid = static_cast<unsigned>(blocks);
+  if (twice && int64_t(at_once) * device.multiprocessors >= blocks) {
+    launch(table, grid, true, true, stream);
+  } else {
+    table.shared = 0;
+    if (twice) launch(table, grid, true, false, stream);
+    launch(table, grid, false, true, stream);
+  }
   return {total, losses, std::move(plan.gradients)};
 }
 
@@ -442,15 +770,14 @@ Losses combined_loss_fwd(const Tensors& logits, const Tensors& grams, const Tens
                          const Tensors& references, const Tensors& colours, const Tensors& kept,
                          const Tensors& maps, const Tensor& weights, std::string form,
                          double variation, bool gradients) {
-  const int64_t chunk = chunk_for({&logits, &grams, &features, &pictures, &repaired});
   Plan plan = plan_combined_loss(logits, grams, features, pictures, repaired, targets, references,
-                                 colours, kept, maps, weights, form, variation, gradients, chunk);
+                                 colours, kept, maps, weights, form, variation, gradients);
   return run(std::move(plan), weights, static_cast<const float*>(weights.data_ptr()));
 }
 
 Losses discriminator_loss_fwd(const Tensors& real, const Tensors& fake, std::string form,
                               bool gradients) {
-  Plan plan = plan_discriminator_loss(real, fake, form, gradients, chunk_for({&real, &fake}));
+  Plan plan = plan_discriminator_loss(real, fake, form, gradients);
   return run(std::move(plan), real[0], nullptr);
 }
 
@@ -472,8 +799,8 @@ void combined_loss_scale_(Tensors gradients, Tensor scale) {
       scaled.type[i] = static_cast<int8_t>(type_of(named("gradients", begin + i), x));
       largest = std::max(largest, x.numel());
     }
-    const int64_t blocks = (largest + SMALLEST_CHUNK - 1) / SMALLEST_CHUNK;
-    const dim3 grid(static_cast<unsigned>(std::min(blocks, MOST_CHUNKS)), unsigned(count));
+    const int64_t blocks = std::min(ratio_up(largest, LARGEST_CHUNK / 4), MOST_BLOCKS);
+    const dim3 grid(static_cast<unsigned>(blocks), unsigned(count));
     scale_kernel<<<grid, THREADS, 0, stream>>>(scaled, static_cast<const float*>(scale.data_ptr()));
     check(cudaGetLastError());
   }

@@ -36,8 +36,13 @@ REWRITTEN = {
         "  for (const char* schema : faststy::loss::SCHEMAS) m.def(schema);\n}\n"
         "STABLE_TORCH_LIBRARY_IMPL(faststy_emulated, CPU, m)"
     ),
+    # Each of the blocks that run side by side has its own.
+    r"extern __shared__ uint4 (\w+)\[\];": r"uint4* const \1 = emulation::block->shared.data();",
+    r"__shared__ (\w+) (\w+)(\[\w+\])?;": (
+        r"static \1 all_\2[emulation::MOST_BLOCKS]\3; auto& \2 = all_\2[emulation::slot];"
+    ),
     r"THREADS = 256": "THREADS = 64",
-    r"SMALLEST_CHUNK = 4096": "SMALLEST_CHUNK = 512",
+    r"SMALLEST_CHUNK = 1024, LARGEST_CHUNK = 16384": "SMALLEST_CHUNK = 256, LARGEST_CHUNK = 512",
 }
 STREAM = """
 extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t, void** stream) {
