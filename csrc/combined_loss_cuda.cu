@@ -147,68 +147,65 @@ __device__ Group factors_of(const Table& table, const Segment& s, int64_t group)
 }
 
 // Runs pack(i) for the packs of a chunk that start at the i-th number, where `packs` says that whole
-// ones can be read, and single(i) for what is left.
-template <typename T, typename Packs, typename Single>
+// ones can be read, and single(i) for what is left. A thread has `AHEAD` packs on their way at a time.
+template <typename T, int AHEAD, typename Packs, typename Single>
 __device__ void for_numbers(const Chunk& c, bool packs, const Packs& pack, const Single& single) {
   constexpr int SIZE = Pack<T>::SIZE;
   const int64_t count = packs ? (c.end - c.begin) / SIZE : 0;
-#pragma unroll 4
+#pragma unroll AHEAD
   for (int64_t i = threadIdx.x; i < count; i += THREADS) pack(c.begin + i * SIZE);
   for (int64_t i = c.begin + count * SIZE + threadIdx.x; i < c.end; i += THREADS) single(i);
 }
 
 // --------------------------------------------------------------------------- pairs
 
-// A pair's map as weights of its numbers, which are 1 without.
-template <typename T>
+// A pair's map as weights of its numbers; or 1 for each.
+template <typename T, bool mapped>
 struct Map {
   static constexpr int SIZE = Pack<T>::SIZE;
+  static constexpr int AHEAD = mapped ? 2 : 4;  // packs, as there are registers for
+  const Segment& s;
   const T* map;
-  int64_t channels, pixels;
-  bool last;
 
-  __device__ Map(const Segment& s, const Chunk& c)
-      : map(static_cast<const T*>(s.map)), channels(s.channels), pixels(s.height * s.width) {
-    last = s.last != 0;
-    if (map != nullptr) map += c.group * pixels;
+  __device__ Map(const Segment& s_, const Chunk& c) : s(s_), map(static_cast<const T*>(s.map)) {
+    if (mapped) map += c.group * pixels();
   }
+  __device__ int64_t pixels() const { return s.height * s.width; }
 
   // No pack may reach over the end of a pixel, or of a plane.
   __device__ bool packs() const {
-    return map == nullptr || (last ? channels % SIZE == 0 : pixels % SIZE == 0 && aligned(map));
+    if (!mapped) return true;
+    return s.last ? s.channels % SIZE == 0 : pixels() % SIZE == 0 && aligned(map);
   }
   __device__ float single(int64_t i) const {
-    return map == nullptr ? 1.f : static_cast<float>(map[last ? i / channels : i % pixels]);
+    return mapped ? static_cast<float>(map[s.last ? i / s.channels : i % pixels()]) : 1.f;
   }
-  __device__ void pack(int64_t i, float (&weights)[SIZE]) const {
-    if (map == nullptr || last) {
-      const float weight = single(i);
+  // The weights of a pack's numbers.
+  __device__ Pack<T> pack(int64_t i) const {
+    if (mapped && !s.last) return load(map + i % pixels());
+    Pack<T> weights;
+    const T weight = mapped ? map[i / s.channels] : static_cast<T>(1.f);
 #pragma unroll
-      for (float& w : weights) w = weight;
-    } else {
-      const Pack<T> of_map = load(map + i % pixels);
-#pragma unroll
-      for (int j = 0; j < SIZE; ++j) weights[j] = static_cast<float>(of_map.numbers[j]);
-    }
+    for (T& w : weights.numbers) w = weight;
+    return weights;
   }
 };
 
 // The energy of the reference, which is also written to `kept`.
-template <typename T>
+template <typename T, bool mapped>
 __device__ float energy(const Segment& s, const Chunk& c, T* kept) {
   const T* b = static_cast<const T*>(s.b) + c.group * s.size;
-  const Map<T> map(s, c);
+  const Map<T, mapped> map(s, c);
   float sum = 0;
-  for_numbers<T>(
+  for_numbers<T, Map<T, mapped>::AHEAD>(
       c, aligned(b + c.begin) && map.packs(),
       [&](int64_t i) {
         const Pack<T> of_b = load(b + i);
         if (kept != nullptr) store(kept + (i - c.begin), of_b);
-        float weights[Pack<T>::SIZE];
-        map.pack(i, weights);
+        const Pack<T> weights = map.pack(i);
 #pragma unroll
         for (int j = 0; j < Pack<T>::SIZE; ++j) {
-          sum += weights[j] * square(static_cast<float>(of_b.numbers[j]));
+          sum += static_cast<float>(weights.numbers[j]) * square(static_cast<float>(of_b.numbers[j]));
         }
       },
       [&](int64_t i) {
@@ -218,13 +215,13 @@ __device__ float energy(const Segment& s, const Chunk& c, T* kept) {
   return sum;
 }
 
-template <typename T>
+template <typename T, bool mapped>
 __device__ float pair_chunk(const Segment& s, const Chunk& c, float slope, const T* kept) {
   const int64_t start = c.group * s.size;
   const T* x = static_cast<const T*>(s.x) + start + c.begin;
   const T* b = kept != nullptr ? kept : static_cast<const T*>(s.b) + start + c.begin;
   T* gradient = s.gradient == nullptr ? nullptr : static_cast<T*>(s.gradient) + start + c.begin;
-  const Map<T> map(s, c);
+  const Map<T, mapped> map(s, c);
   float sum = 0;
   const auto distance = [&](float weight, T of_x, T of_b) {
     const float d = static_cast<float>(of_x) - static_cast<float>(of_b);
@@ -232,17 +229,16 @@ __device__ float pair_chunk(const Segment& s, const Chunk& c, float slope, const
     sum += weighted * d;
     return static_cast<T>(slope * weighted);
   };
-  for_numbers<T>(
+  for_numbers<T, Map<T, mapped>::AHEAD>(
       c, aligned(x) && aligned(b) && aligned(gradient) && map.packs(),
       [&](int64_t i) {
         const int64_t at = i - c.begin;
         const Pack<T> of_x = load(x + at), of_b = load(b + at);
-        float weights[Pack<T>::SIZE];
-        map.pack(i, weights);
+        const Pack<T> weights = map.pack(i);
         Pack<T> result;
 #pragma unroll
         for (int j = 0; j < Pack<T>::SIZE; ++j) {
-          result.numbers[j] = distance(weights[j], of_x.numbers[j], of_b.numbers[j]);
+          result.numbers[j] = distance(static_cast<float>(weights.numbers[j]), of_x.numbers[j], of_b.numbers[j]);
         }
         if (gradient != nullptr) store(gradient + at, result);
       },
@@ -261,36 +257,44 @@ constexpr int RGB = 3;
 // Pixels of a chunk's rows as they lie in x, or of the rows that were kept.
 template <typename T, bool last>
 struct Pixels {
-  T* data;             // of the chunk's first row
-  int64_t row, pixel, channel;  // how far the next one is
-
-  __device__ T* at(int64_t y, int64_t column) const { return data + y * row + column * pixel; }
+  T* data;          // the first row's
+  int64_t channel;  // how far the next one is
 
   static __device__ Pixels of(const Segment& s, const Chunk& c, T* x) {
     if (x == nullptr) return {};
-    const int64_t plane = last ? 1 : s.height * s.width, pixel = last ? s.channels : 1;
-    return {x + c.group * s.size + c.begin * s.width * pixel, s.width * pixel, pixel, plane};
+    const int64_t first = c.begin * s.width * pixel(s);
+    return {x + c.group * s.size + first, last ? 1 : s.height * s.width};
   }
   static __device__ Pixels of_kept(const Segment& s, const Chunk& c, T* kept) {
-    if (kept == nullptr) return {};
-    const int64_t plane = last ? 1 : (c.end - c.begin) * s.width, pixel = last ? s.channels : 1;
-    return {kept, s.width * pixel, pixel, plane};
+    return {kept, last ? 1 : (c.end - c.begin) * s.width};
+  }
+  static __device__ int64_t pixel(const Segment& s) { return last ? s.channels : 1; }
+
+  __device__ T* at(const Segment& s, int32_t y, int32_t column) const {
+    return data + (y * s.width + column) * pixel(s);
   }
 };
 
-// As many pixels of a row as numbers are in a pack, of three channels.
+// As many pixels of a row as numbers are in a pack, of three channels: a pack of each, or with
+// channels last three packs in which they alternate.
 template <typename T, bool last>
 struct Unit {
   static constexpr int SIZE = Pack<T>::SIZE;
   Pack<T> packs[RGB];
 
-  __device__ T& operator()(int pixel, int channel) {
+  // Which number of the unit the j-th of a pack is.
+  static __device__ constexpr int pixel_of(int pack, int j) {
+    return last ? (pack * SIZE + j) / RGB : j;
+  }
+  static __device__ constexpr int channel_of(int pack, int j) {
+    return last ? (pack * SIZE + j) % RGB : pack;
+  }
+  __device__ float operator()(int pixel, int channel) const {
     const int i = RGB * pixel + channel;
-    return last ? packs[i / SIZE].numbers[i % SIZE] : packs[channel].numbers[pixel];
+    return static_cast<float>(last ? packs[i / SIZE].numbers[i % SIZE]
+                                   : packs[channel].numbers[pixel]);
   }
-  __device__ float value(int pixel, int channel) {
-    return static_cast<float>((*this)(pixel, channel));
-  }
+  // How far the next pack is.
   static __device__ int64_t step(int64_t channel) { return last ? SIZE : channel; }
   static __device__ Unit from(const T* data, int64_t channel) {
     Unit unit;
@@ -320,20 +324,20 @@ __device__ void moments(const Segment& s, const Chunk& c, T* to_keep, float (&su
   const int32_t count = static_cast<int32_t>(c.end - c.begin) * in_row;
   for (int32_t i = threadIdx.x; i < count; i += THREADS) {
     const int32_t y = i / in_row, column = i % in_row * size;
-    const T* from = x.at(y, column);
+    const T* from = x.at(s, y, column);
     if (size > 1) {
-      auto unit = Unit<T, last>::from(from, x.channel);
-      if (to_keep != nullptr) unit.to(kept.at(y, column), kept.channel);
+      const auto unit = Unit<T, last>::from(from, x.channel);
+      if (to_keep != nullptr) unit.to(kept.at(s, y, column), kept.channel);
 #pragma unroll
       for (int j = 0; j < Pack<T>::SIZE; ++j) {
-        add_moments(unit.value(j, 0), unit.value(j, 1), unit.value(j, 2), sums);
+        add_moments(unit(j, 0), unit(j, 1), unit(j, 2), sums);
       }
     } else {
       float rgb[RGB];
 #pragma unroll
       for (int k = 0; k < RGB; ++k) {
         const T number = from[k * x.channel];
-        if (to_keep != nullptr) kept.at(y, column)[k * kept.channel] = number;
+        if (to_keep != nullptr) kept.at(s, y, column)[k * kept.channel] = number;
         rgb[k] = static_cast<float>(number);
       }
       add_moments(rgb[0], rgb[1], rgb[2], sums);
@@ -366,7 +370,7 @@ struct Picture {
 
   __device__ Source source(int32_t y) const {
     const bool outside = y < 0 || y >= rows;
-    return {outside ? x.data : kept.data, x.row, x.pixel, outside ? x.channel : kept.channel};
+    return {outside ? x.data : kept.data, outside ? x.channel : kept.channel};
   }
   __device__ int32_t above(int32_t y) const { return first + y > 0 ? y - 1 : y; }
   __device__ int32_t below(int32_t y) const { return first + y + 1 < height ? y + 1 : y; }
@@ -383,38 +387,41 @@ struct Picture {
     constexpr int SIZE = Of::SIZE;
     const int32_t y_up = above(y), y_down = below(y);
     const Source own = source(y), upper = source(y_up), lower = source(y_down);
-    const T* p = own.at(y, column);
-    Of here = Of::from(p, own.channel), result;
-    Of up = Of::from(upper.at(y_up, column), upper.channel);
-    Of down = Of::from(lower.at(y_down, column), lower.channel);
-    const int64_t before = column > 0 ? -own.pixel : 0;
-    const int64_t after = (column + SIZE < s.width ? SIZE : SIZE - 1) * own.pixel;
+    const T* p = own.at(s, y, column);
+    const T *p_up = upper.at(s, y_up, column), *p_down = lower.at(s, y_down, column);
+    T* to = gradient.data == nullptr ? nullptr : gradient.at(s, y, column);
+    const Of here = Of::from(p, own.channel);
+    const int64_t before = column > 0 ? -own.pixel(s) : 0;
+    const int64_t after = (column + SIZE < s.width ? SIZE : SIZE - 1) * own.pixel(s);
 #pragma unroll
-    for (int k = 0; k < RGB; ++k) {
-      float left = static_cast<float>(p[before + k * own.channel]);
-      const float end = static_cast<float>(p[after + k * own.channel]);
+    for (int n = 0; n < RGB; ++n) {
+      const Pack<T> up = load(p_up + n * Of::step(upper.channel));
+      const Pack<T> down = load(p_down + n * Of::step(lower.channel));
+      Pack<T> result;
 #pragma unroll
-      for (int i = 0; i < SIZE; ++i) {
-        const float middle = here.value(i, k);
-        const float right = i + 1 < SIZE ? here.value((i + 1) % SIZE, k) : end;
-        float slope = number(middle, up.value(i, k), down.value(i, k), left, right, sum);
+      for (int j = 0; j < SIZE; ++j) {
+        const int i = Of::pixel_of(n, j), k = Of::channel_of(n, j);
+        const float left = i > 0 ? here((i + SIZE - 1) % SIZE, k)
+                                 : static_cast<float>(p[before + k * own.channel]);
+        const float right = i + 1 < SIZE ? here((i + 1) % SIZE, k)
+                                         : static_cast<float>(p[after + k * own.channel]);
+        float slope = number(here(i, k), static_cast<float>(up.numbers[j]),
+                             static_cast<float>(down.numbers[j]), left, right, sum);
         if (s.colours != nullptr) {
-          slope += colour_slope(group.matrix[k], here.value(i, 0), here.value(i, 1),
-                                here.value(i, 2));
+          slope += colour_slope(group.matrix[k], here(i, 0), here(i, 1), here(i, 2));
         }
-        result(i, k) = static_cast<T>(slope);
-        left = middle;
+        result.numbers[j] = static_cast<T>(slope);
       }
+      if (to != nullptr) store(to + n * Of::step(gradient.channel), result);
     }
-    if (gradient.data != nullptr) result.to(gradient.at(y, column), gradient.channel);
   }
 
   __device__ void pixel(int32_t y, int32_t column, float& sum) const {
     const int32_t y_up = above(y), y_down = below(y);
     const Source own = source(y), upper = source(y_up), lower = source(y_down);
-    const T *p = own.at(y, column), *up = upper.at(y_up, column), *down = lower.at(y_down, column);
-    const int64_t left = column > 0 ? -own.pixel : 0;
-    const int64_t right = column + 1 < s.width ? own.pixel : 0;
+    const T *p = own.at(s, y, column), *up = upper.at(s, y_up, column), *down = lower.at(s, y_down, column);
+    const int64_t left = column > 0 ? -own.pixel(s) : 0;
+    const int64_t right = column + 1 < s.width ? own.pixel(s) : 0;
     for (int64_t k = 0; k < s.channels; ++k) {
       const T* at = p + k * own.channel;
       float slope = number(static_cast<float>(*at), static_cast<float>(up[k * upper.channel]),
@@ -426,7 +433,7 @@ struct Picture {
                               static_cast<float>(p[own.channel]),
                               static_cast<float>(p[2 * own.channel]));
       }
-      gradient.at(y, column)[k * gradient.channel] = static_cast<T>(slope);
+      gradient.at(s, y, column)[k * gradient.channel] = static_cast<T>(slope);
     }
   }
 
@@ -461,7 +468,7 @@ __device__ float logits_chunk(const Segment& s, const Chunk& c, float slope) {
     sum += j.value;
     return static_cast<T>(slope * j.slope);
   };
-  for_numbers<T>(
+  for_numbers<T, 1>(
       c, aligned(x + c.begin) && (gradient == nullptr || aligned(gradient + c.begin)),
       [&](int64_t i) {
         Pack<T> pack = load(x + i);
@@ -494,7 +501,7 @@ __device__ void first_pass(const Table& table, int32_t index, const Segment& s, 
     using T = decltype(zero);
     T* to = static_cast<T*>(keep);
     if (s.kind == Kind::pair) {
-      sums[0] = energy<T>(s, c, to);
+      sums[0] = s.map == nullptr ? energy<T, false>(s, c, to) : energy<T, true>(s, c, to);
     } else if (s.last) {
       moments<T, true>(s, c, to, sums);
     } else {
@@ -538,7 +545,9 @@ __device__ void second_pass(const Table& table, int32_t index, const Segment& s,
     using T = decltype(zero);
     const T* of_b = static_cast<const T*>(kept);
     if (s.kind == Kind::pair) {
-      value = pair_chunk<T>(s, c, 2 * group.factor * weight, of_b);
+      const float slope = 2 * group.factor * weight;
+      value = s.map == nullptr ? pair_chunk<T, false>(s, c, slope, of_b)
+                               : pair_chunk<T, true>(s, c, slope, of_b);
     } else if (s.kind == Kind::logits) {
       value = logits_chunk<T>(s, c, group.factor * weight);
     } else if (s.last) {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
 import shutil
 import subprocess
@@ -49,6 +50,7 @@ extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t, void** str
   *stream = nullptr;
   return 0;
 }
+extern "C" int launches() { return emulation::launches; }
 """
 
 
@@ -70,6 +72,7 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> Any:
     command += [f"-L{torch_root / 'lib'}", "-ltorch", "-ltorch_cpu"]
     subprocess.run([str(part) for part in command], check=True)
     torch.ops.load_library(str(library))
+    torch.ops.faststy_emulated.launches = ctypes.CDLL(str(library)).launches
     return torch.ops.faststy_emulated
 
 
@@ -83,16 +86,65 @@ def agree(ours: Any, truth: Any, inputs: list[Tensor], tolerance: float) -> None
         assert relative(a, b) < tolerance
 
 
+def odd_address(x: Tensor) -> Tensor:
+    """A copy that starts one number after where a pack of 16 bytes could."""
+    memory = x.new_empty(x.numel() + 1)[1:]
+    copy = memory.as_strided(x.shape, x.stride(), memory.storage_offset())
+    return copy.copy_(x)
+
+
+def arguments(
+    dtype: torch.dtype,
+    layout: torch.memory_format,
+    channels: int,
+    side: int,
+    with_colours: bool,
+    aligned: bool = True,
+) -> list[list[Tensor]]:
+    """The inputs of all terms, which get gradients, and what these are compared with."""
+
+    def tensor(*shape: int) -> Tensor:
+        x = (torch.randn(shape) + 0.5).to(dtype).contiguous(memory_format=layout)
+        return x if aligned else odd_address(x)
+
+    def features() -> list[Tensor]:
+        return [tensor(2, channels, side, side + 1)]
+
+    # Rows of whole packs in every dtype, and rows that are not.
+    pictures = [tensor(2, 3, 7, 24), tensor(2, 3, side, side + 3)]
+    colours = [torch.randn(2, 4, 4) for _ in pictures] if with_colours else []
+    if not with_colours:
+        pictures.append(tensor(1, 4, side, 8))
+    return [
+        [tensor(2, 1, 7, 5), tensor(2, 1, 3, 2)],
+        [torch.randn(2, channels, channels), torch.randn(2, 3, 3)],
+        features(),
+        pictures,
+        features(),
+        [torch.randn(2, channels, channels), torch.randn(2, 3, 3)],
+        features(),
+        colours,
+        features(),
+        [torch.rand(2, 1, side, side + 1).to(dtype)],
+    ]
+
+
+WEIGHTS = torch.tensor([0.6, 15.0, 1.0, 0.3, 12.0, 4.0])
+
+
 @pytest.mark.parametrize("gradients", [True, False])
 @pytest.mark.parametrize(
-    ("form", "dtype", "layout", "channels", "side", "with_colours"),
+    ("form", "dtype", "layout", "channels", "side", "with_colours", "aligned"),
     [
-        ("hinge", torch.float32, PLANAR, 4, 8, True),
-        ("bce", torch.float32, PLANAR, 5, 9, False),
-        ("lsgan", torch.float16, PLANAR, 6, 6, True),
-        ("hinge", torch.float32, LAST, 8, 8, True),
-        ("lsgan", torch.float32, LAST, 5, 9, True),
-        ("bce", torch.bfloat16, LAST, 8, 8, False),
+        ("hinge", torch.float32, PLANAR, 4, 8, True, True),
+        ("bce", torch.float32, PLANAR, 5, 9, False, True),
+        ("lsgan", torch.float16, PLANAR, 6, 6, True, True),
+        ("lsgan", torch.float16, PLANAR, 4, 8, False, False),
+        ("hinge", torch.float32, LAST, 8, 8, True, True),
+        ("lsgan", torch.float32, LAST, 5, 9, True, True),
+        ("hinge", torch.float32, LAST, 8, 7, True, False),
+        ("bce", torch.bfloat16, LAST, 8, 8, False, True),
+        ("bce", torch.bfloat16, LAST, 8, 8, True, True),
     ],
 )
 def test_combined_loss(
@@ -103,36 +155,43 @@ def test_combined_loss(
     channels: int,
     side: int,
     with_colours: bool,
+    aligned: bool,
     gradients: bool,
 ) -> None:
     torch.manual_seed(0)
-
-    def tensor(*shape: int) -> Tensor:
-        return (torch.randn(shape) + 0.5).to(dtype).contiguous(memory_format=layout)
-
-    def features() -> list[Tensor]:
-        return [tensor(2, channels, side, side + 1)]
-
-    inputs = [
-        [tensor(2, 1, 7, 5), tensor(2, 1, 3, 2)],
-        [torch.randn(2, channels, channels), torch.randn(2, 3, 3)],
-        features(),
-        [tensor(2, 3, side, side + 3)],
-        features(),
-    ]
-    constants = [
-        [torch.randn(2, channels, channels), torch.randn(2, 3, 3)],
-        features(),
-        [torch.randn(2, 4, 4)] if with_colours else [],
-        features(),
-        [torch.rand(2, 1, side, side + 1).to(dtype)],
-    ]
-    weights = torch.tensor([0.6, 15.0, 1.0, 0.3, 12.0, 4.0])
-    lists = [*inputs, *constants]
-    ours = emulated.combined_loss_fwd(*lists, weights, form, 0.7, gradients)
+    lists = arguments(dtype, layout, channels, side, with_colours, aligned)
+    ours = emulated.combined_loss_fwd(*lists, WEIGHTS, form, 0.7, gradients)
     wide = [[t.double() for t in tensors] for tensors in lists]
-    truth = reference.combined_loss_fwd(*wide, weights.double(), form, 0.7, gradients)
-    agree(ours, truth, [t for tensors in inputs for t in tensors], TOLERANCES[dtype])
+    truth = reference.combined_loss_fwd(*wide, WEIGHTS.double(), form, 0.7, gradients)
+    agree(ours, truth, [t for tensors in lists[:5] for t in tensors], TOLERANCES[dtype])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "layout"),
+    [
+        (torch.float32, PLANAR),
+        (torch.float32, LAST),
+        (torch.float16, LAST),
+        (torch.bfloat16, PLANAR),
+    ],
+)
+def test_the_same_bits_in_one_launch_or_two(
+    emulated: Any, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, layout: torch.memory_format
+) -> None:
+    torch.manual_seed(0)
+    lists = arguments(dtype, layout, 8, 8, True)
+    found = []
+    # Of a multiprocessor's shared memory: all that the first pass reads fits, some, nothing.
+    for cooperative, shared in ((1, 1 << 16), (1, 8 << 10), (1, 0), (0, 1 << 16)):
+        monkeypatch.setenv("EMULATED_COOPERATIVE", str(cooperative))
+        monkeypatch.setenv("EMULATED_SHARED", str(shared))
+        before = emulated.launches()
+        found.append(emulated.combined_loss_fwd(*lists, WEIGHTS, "bce", 0.7, True))
+        assert emulated.launches() - before == (1 if cooperative else 2)
+    for total, losses, gradients in found[1:]:
+        assert torch.equal(total, found[0][0])
+        assert torch.equal(losses, found[0][1])
+        assert all(map(torch.equal, gradients, found[0][2]))
 
 
 @pytest.mark.parametrize("form", ["bce", "hinge", "lsgan"])
@@ -142,7 +201,9 @@ def test_discriminator_loss(emulated: Any, form: str) -> None:
     ours = emulated.discriminator_loss_fwd(real, fake, form, True)
     wide = [[t.double() for t in side] for side in (real, fake)]
     agree(ours, reference.discriminator_loss_fwd(*wide, form, True), [*real, *fake], 3e-6)
+    before = emulated.launches()
     assert emulated.discriminator_loss_fwd([real[0] * torch.nan], fake, form, True)[1][-1] == 0
+    assert emulated.launches() - before == 1
 
 
 def test_nothing_at_all(emulated: Any) -> None:

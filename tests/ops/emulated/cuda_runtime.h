@@ -110,10 +110,13 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, Kernel*, 
 }
 
 namespace emulation {
+inline int launches = 0;
+
 // Runs f with the indices and the shared memory of every thread of every block, `abreast` at a time.
 template <typename F>
 void run(dim3 grid, int threads, size_t bytes, unsigned abreast, const F& f) {
   gridDim = grid;
+  ++launches;
   std::vector<std::unique_ptr<Block>> blocks;
   std::vector<std::thread> pool;
   for (unsigned place = 0; place < abreast; ++place) {
