@@ -315,7 +315,9 @@ class PerChannel {
     const bool per_sample = t->dim() == 2 && t->size(0) == layout.n && t->size(1) == layout.c;
     STD_TORCH_CHECK(per_sample || (t->dim() == 1 && t->size(0) == layout.c), name,
                     ": expected [C] or [N, C]");
-    tensor_ = torch::stable::contiguous(torch::stable::to(*t, SCALAR_TYPE<A>));
+    tensor_ = *t;  // torch is asked only where something is to be done: small maps notice
+    if (t->scalar_type() != SCALAR_TYPE<A>) tensor_ = torch::stable::to(*tensor_, SCALAR_TYPE<A>);
+    if (!tensor_->is_contiguous()) tensor_ = torch::stable::contiguous(*tensor_);
     data_ = tensor_->template const_data_ptr<A>();
     n_stride_ = per_sample ? layout.c : 0;
   }

@@ -72,10 +72,10 @@ def implementation(raw: str, args: tuple[Any, ...]) -> Callable[..., Any]:
     """The function for the raw op `raw` (as `gram_fwd`) on arguments, of which some are tensors."""
     flat = [a for arg in args for a in (arg if isinstance(arg, list) else [arg])]
     tensors = [a for a in flat if isinstance(a, Tensor)]
-    if any(t.numel() == 0 for t in tensors):  # there is nothing to do
+    if not all([t.numel() for t in tensors]):  # there is nothing to do
         return getattr(reference, raw)  # type: ignore[no-any-return]
-    double = any(t.dtype == torch.float64 for t in tensors)
-    half = any(t.dtype in HALVES for t in tensors)
+    dtypes = {t.dtype for t in tensors}
+    double, half = torch.float64 in dtypes, not dtypes.isdisjoint(HALVES)
     return _find(raw, tensors[0].device.type, double, half)
 
 
