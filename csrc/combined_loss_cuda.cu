@@ -24,7 +24,7 @@ using torch::headeronly::Half;
 
 constexpr int THREADS = 256, WARP = 32, WARPS = THREADS / WARP;
 constexpr int BLOCKS = 2;  // on a multiprocessor
-constexpr int64_t SMALLEST_CHUNK = 1024, LARGEST_CHUNK = 16384;
+constexpr int64_t SMALLEST_CHUNK = 1024, LARGEST_CHUNK = 12288;
 constexpr int MOST_SEGMENTS = 25;  // what kernels can take as an argument
 constexpr int MOST_SCALED = 128;
 constexpr int64_t MOST_BLOCKS = 4096;  // of what scales a tensor

@@ -43,7 +43,7 @@ REWRITTEN = {
         r"static \1 all_\2[emulation::MOST_BLOCKS]\3; auto& \2 = all_\2[emulation::slot];"
     ),
     r"THREADS = 256": "THREADS = 64",
-    r"SMALLEST_CHUNK = 1024, LARGEST_CHUNK = 16384": "SMALLEST_CHUNK = 256, LARGEST_CHUNK = 512",
+    r"SMALLEST_CHUNK = 1024, LARGEST_CHUNK = 12288": "SMALLEST_CHUNK = 256, LARGEST_CHUNK = 512",
 }
 STREAM = """
 extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t, void** stream) {
