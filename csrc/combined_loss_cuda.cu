@@ -219,7 +219,8 @@ template <typename T, bool mapped>
 __device__ float pair_chunk(const Segment& s, const Chunk& c, float slope, const T* kept) {
   const int64_t start = c.group * s.size;
   const T* x = static_cast<const T*>(s.x) + start + c.begin;
-  const T* b = kept != nullptr ? kept : static_cast<const T*>(s.b) + start + c.begin;
+  const T* reference = static_cast<const T*>(s.b) + start + c.begin;
+  const T* b = kept != nullptr ? kept : reference;
   T* gradient = s.gradient == nullptr ? nullptr : static_cast<T*>(s.gradient) + start + c.begin;
   const Map<T, mapped> map(s, c);
   float sum = 0;
@@ -230,7 +231,7 @@ __device__ float pair_chunk(const Segment& s, const Chunk& c, float slope, const
     return static_cast<T>(slope * weighted);
   };
   for_numbers<T, Map<T, mapped>::AHEAD>(
-      c, aligned(x) && aligned(b) && aligned(gradient) && map.packs(),
+      c, aligned(x) && aligned(reference) && aligned(gradient) && map.packs(),
       [&](int64_t i) {
         const int64_t at = i - c.begin;
         const Pack<T> of_x = load(x + at), of_b = load(b + at);

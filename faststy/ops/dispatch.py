@@ -72,7 +72,7 @@ def implementation(raw: str, args: tuple[Any, ...]) -> Callable[..., Any]:
     """The function for the raw op `raw` (as `gram_fwd`) on arguments, of which some are tensors."""
     flat = [a for arg in args for a in (arg if isinstance(arg, list) else [arg])]
     tensors = [a for a in flat if isinstance(a, Tensor)]
-    if not all([t.numel() for t in tensors]):  # there is nothing to do
+    if not all(map(Tensor.numel, tensors)):  # there is nothing to do
         return getattr(reference, raw)  # type: ignore[no-any-return]
     dtypes = {t.dtype for t in tensors}
     double, half = torch.float64 in dtypes, not dtypes.isdisjoint(HALVES)

@@ -41,10 +41,11 @@ constexpr unsigned MOST_BLOCKS = 16;  // side by side
 struct Block {
   std::barrier<> all;
   std::vector<std::unique_ptr<std::barrier<>>> warps;
-  std::vector<double> lanes;
+  std::vector<double> lanes[2];  // in turns: one shuffle may begin while another is read
   std::vector<uint4> shared;
 
-  Block(int threads, size_t bytes) : all(threads), lanes(threads), shared((bytes + 15) / 16) {
+  Block(int threads, size_t bytes) : all(threads), shared((bytes + 15) / 16) {
+    for (std::vector<double>& of : lanes) of.resize(threads);
     for (int i = 0; i < threads; i += 32) {
       warps.push_back(std::make_unique<std::barrier<>>(32));
     }
@@ -52,6 +53,7 @@ struct Block {
 };
 
 inline thread_local Block* block;
+inline thread_local unsigned turn = 0;
 inline thread_local unsigned slot;  // which of the blocks that run side by side
 
 inline int setting(const char* name, int otherwise) {
@@ -72,12 +74,10 @@ inline unsigned atomicAdd(unsigned* to, unsigned value) {
 inline double __shfl_down_sync(unsigned, double x, int distance) {
   const unsigned thread = threadIdx.x;
   std::barrier<>& warp = *emulation::block->warps[thread / 32];
-  std::vector<double>& lanes = emulation::block->lanes;
+  std::vector<double>& lanes = emulation::block->lanes[emulation::turn ^= 1];
   lanes[thread] = x;
   warp.arrive_and_wait();
-  const double y = thread % 32 + distance < 32 ? lanes[thread + distance] : x;
-  warp.arrive_and_wait();
-  return y;
+  return thread % 32 + distance < 32 ? lanes[thread + distance] : x;
 }
 
 // A device of two multiprocessors.
