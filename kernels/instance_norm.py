@@ -6,25 +6,43 @@ A *plane* is one channel of one sample: H·W pixels with a mean and a variance o
 pointer and strides by (sample, channel, pixel), and the stride that is 1 tells the compiler which
 way to vectorise.
 
-There are two plans (tuning.plane_plan):
+A *unit* is BC channels of one sample: whole planes. There are three plans (tuning.plane_plan):
 
-    whole    a program holds BC whole planes in registers: one launch, every tensor moves once.
-    split    too large for that: `splits` programs share a plane, each takes `chunk` pixels. A first
-             launch leaves partial sums, the second merges them and finishes. x is read twice.
+    whole    a program holds a unit in registers: one launch, every tensor moves once.
+    looped   a program goes through its unit twice, tile by tile: one launch. What runs at a time
+             fits into the L2 cache, where the second pass finds x.
+    split    large or few units: `splits` programs share one, each takes a `chunk` of pixels. Units
+             go in groups that fit into L2. A launch leaves partial sums of one group and, in other
+             programs, finishes the group before, of which it finds x in L2:
 
-The merge is done anew by every program of the second launch, always in the same order: a few KB out
-of the L2 cache instead of a launch in between, and deterministic.
+                 launch 0   sums of group 0
+                 launch 1   group 0 finished     sums of group 1
+                 launch 2   group 1 finished     sums of group 2 …
+
+Launches follow each other on the stream, and nothing waits inside a kernel. Every program that
+finishes merges the partial sums of its unit anew, always in the same order: a few KB out of L2, and
+deterministic. What will be read again is loaded as evict_last; the last read and the results are
+evict_first, so that they do not push it out.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from faststy.kernels import tuning
-from faststy.kernels.tuning import Plan, layout, plane_plan, planes, power_of_2
+from faststy.kernels.tuning import (
+    Plan,
+    layout,
+    norm_row,
+    one_pass_plan,
+    plane_plan,
+    planes,
+    power_of_2,
+)
 
 LEAKY_SLOPE = tl.constexpr(0.2)
 
@@ -36,10 +54,11 @@ LEAKY_SLOPE = tl.constexpr(0.2)
 
 
 @triton.jit
-def _program(c_blocks, splits):
-    """This program's sample, block of channels and split; channels of a pixel run side by side."""
-    pid = tl.program_id(0).to(tl.int64)
-    return pid // (c_blocks * splits), pid % c_blocks, (pid // c_blocks) % splits
+def _unit(pid, first, units, c_blocks):
+    """Sample, block of channels and split of program `pid` among those on `units` units from the
+    first on; channels of a pixel run side by side."""
+    unit = first + pid % units
+    return unit // c_blocks, unit % c_blocks, pid // units
 
 
 @triton.jit
@@ -99,7 +118,8 @@ def _instance_norm_whole_kernel(
     C, HW, c_blocks, eps,
     ACTIVATION: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr,
 ):  # fmt: skip
-    i_n, i_c, _ = _program(c_blocks, 1)
+    pid = tl.program_id(0).to(tl.int64)
+    i_n, i_c = pid // c_blocks, pid % c_blocks
     c0, o_p = i_c * BC, tl.arange(0, BP)
     o_c = c0 + tl.arange(0, BC)
     mask = (o_c[:, None] < C) & (o_p[None, :] < HW)
@@ -120,17 +140,11 @@ def _instance_norm_whole_kernel(
 
 
 @triton.jit
-def _instance_norm_stats_kernel(
-    x_ptr, x_strides,  # [N, C, HW]
-    mean_ptr, m2_ptr,  # [N, splits, C], written: mean and sum of squared deviations of each chunk
-    C, HW, c_blocks, splits, chunk,
-    BC: tl.constexpr, BP: tl.constexpr,
+def _chunk_stats(
+    x_ptr, x_strides, i_n, c0, start, end, C, BC: tl.constexpr, BP: tl.constexpr
 ):  # fmt: skip
-    i_n, i_c, i_s = _program(c_blocks, splits)
-    c0, o_p = i_c * BC, tl.arange(0, BP)
-    o_c = c0 + tl.arange(0, BC)
-    start, end = i_s * chunk, tl.minimum((i_s + 1) * chunk, HW)
-
+    """Mean and sum of squared deviations [BC] over pixels start … end − 1."""
+    o_c, o_p = c0 + tl.arange(0, BC), tl.arange(0, BP)
     # Welford's update in every lane of the tile: no exchange between threads until the end, and
     # unlike E[x²] − E[x]² nothing cancels when the mean is large.
     b_mean = tl.zeros([BC, BP], tl.float32)
@@ -138,7 +152,8 @@ def _instance_norm_stats_kernel(
     steps = 0.0
     for p0 in range(start, end, BP):
         mask = (o_c[:, None] < C) & (o_p[None, :] < end - p0)
-        x = tl.load(_at(x_ptr, x_strides, i_n, c0, p0, BC, BP), mask=mask, other=0).to(tl.float32)
+        at = _at(x_ptr, x_strides, i_n, c0, p0, BC, BP)
+        x = tl.load(at, mask=mask, other=0, eviction_policy="evict_last").to(tl.float32)
         steps += 1.0
         delta = tl.where(mask, x - b_mean, 0.0)
         b_mean += delta * (1.0 / steps)
@@ -149,10 +164,7 @@ def _instance_norm_stats_kernel(
     seen = ((pixels - o_p + BP - 1) // BP).to(tl.float32)[None, :]  # [1, BP]
     mean = tl.sum(b_mean * seen, 1) / pixels  # [BC]
     deviation = b_mean - mean[:, None]
-    m2 = tl.sum(b_m2 + deviation * deviation * seen, 1)
-    o_out = (i_n * splits + i_s) * C + o_c
-    tl.store(mean_ptr + o_out, mean, mask=o_c < C)
-    tl.store(m2_ptr + o_out, m2, mask=o_c < C)
+    return mean, tl.sum(b_m2 + deviation * deviation * seen, 1)
 
 
 @triton.jit
@@ -185,46 +197,99 @@ def _chunks(i_n, s0, o_c, C, splits, BS: tl.constexpr):
 
 
 @triton.jit
-def _instance_norm_apply_kernel(
+def _normalise_chunk(
+    x_ptr, x_strides, residual_ptr, residual_strides, y_ptr, y_strides,
+    weight_ptr, weight_stride, bias_ptr, bias_stride,
+    mean, rstd,  # [BC]
+    i_n, c0, start, end, C,
+    ACTIVATION: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr,
+):  # fmt: skip
+    o_c, o_p = c0 + tl.arange(0, BC), tl.arange(0, BP)
+    scale = rstd[:, None] * _per_channel(weight_ptr, weight_stride, i_n, o_c, C, 1.0)  # [BC, 1]
+    bias = _per_channel(bias_ptr, bias_stride, i_n, o_c, C, 0.0)
+    for p0 in range(start, end, BP):
+        mask = (o_c[:, None] < C) & (o_p[None, :] < end - p0)
+        at = _at(x_ptr, x_strides, i_n, c0, p0, BC, BP)
+        x = tl.load(at, mask=mask, other=0, eviction_policy="evict_first").to(tl.float32)
+        z = (x - mean[:, None]) * scale + bias
+        if residual_ptr is not None:
+            at = _at(residual_ptr, residual_strides, i_n, c0, p0, BC, BP)
+            z += tl.load(at, mask=mask, other=0, eviction_policy="evict_first")
+        at = _at(y_ptr, y_strides, i_n, c0, p0, BC, BP)
+        tl.store(at, _activate(z, ACTIVATION), mask=mask, eviction_policy="evict_first")
+
+
+@triton.jit
+def _instance_norm_looped_kernel(
     x_ptr, x_strides,  # [N, C, HW]
     residual_ptr, residual_strides,  # [N, C, HW] or None
-    y_ptr, y_strides,  # [N, C, HW]
+    y_ptr, y_strides,  # [N, C, HW], written
+    weight_ptr, weight_stride,  # [C] (stride 0) or [N, C], or None
+    bias_ptr, bias_stride,  # the same
+    mean_ptr, rstd_ptr,  # [N, C], written
+    C, HW, c_blocks, eps,
+    ACTIVATION: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr,
+):  # fmt: skip
+    pid = tl.program_id(0).to(tl.int64)
+    i_n, i_c = pid // c_blocks, pid % c_blocks
+    c0 = i_c * BC
+    o_c = c0 + tl.arange(0, BC)
+    mean, m2 = _chunk_stats(x_ptr, x_strides, i_n, c0, 0, HW, C, BC, BP)
+    rstd = tl.rsqrt(m2 / HW + eps)
+    tl.store(mean_ptr + i_n * C + o_c, mean, mask=o_c < C)
+    tl.store(rstd_ptr + i_n * C + o_c, rstd, mask=o_c < C)
+    _normalise_chunk(
+        x_ptr, x_strides, residual_ptr, residual_strides, y_ptr, y_strides,
+        weight_ptr, weight_stride, bias_ptr, bias_stride,
+        mean, rstd, i_n, c0, 0, HW, C, ACTIVATION, BC, BP,
+    )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["first", "finished", "summed"])
+def _instance_norm_split_kernel(
+    x_ptr, x_strides,  # [N, C, HW]
+    residual_ptr, residual_strides,  # [N, C, HW] or None
+    y_ptr, y_strides,  # [N, C, HW], written; or None, to stop at partial results
     weight_ptr, weight_stride,  # [C] (stride 0) or [N, C], or None
     bias_ptr, bias_stride,  # the same
     mean_ptr, rstd_ptr,  # [N, C]: read if there are no partial results, otherwise written
-    part_mean_ptr, part_m2_ptr,  # [N, splits, C] or None
+    part_mean_ptr, part_m2_ptr,  # [N, splits, C] or None: means and M2 of chunks
+    first, finished, summed,  # units: `finished` from the first on, `summed` from there on
     C, HW, c_blocks, splits, chunk, eps,
     ACTIVATION: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr, BS: tl.constexpr,
 ):  # fmt: skip
-    i_n, i_c, i_s = _program(c_blocks, splits)
-    i_n = tl.num_programs(0) // (c_blocks * splits) - 1 - i_n  # backwards: what was read last
-    i_s = splits - 1 - i_s  # is still in the L2 cache
-    c0, o_p = i_c * BC, tl.arange(0, BP)
-    o_c = c0 + tl.arange(0, BC)
-
-    if part_mean_ptr is None:
-        mean = tl.load(mean_ptr + i_n * C + o_c, mask=o_c < C, other=0)  # [BC]
-        rstd = tl.load(rstd_ptr + i_n * C + o_c, mask=o_c < C, other=0)
-    else:
-        mean, rstd = _merged_stats(
-            part_mean_ptr, part_m2_ptr, i_n, o_c, C, HW, splits, chunk, eps, BC, BS
-        )
-        if i_s == 0:
-            tl.store(mean_ptr + i_n * C + o_c, mean, mask=o_c < C)
-            tl.store(rstd_ptr + i_n * C + o_c, rstd, mask=o_c < C)
-    scale = rstd[:, None] * _per_channel(weight_ptr, weight_stride, i_n, o_c, C, 1.0)  # [BC, 1]
-    bias = _per_channel(bias_ptr, bias_stride, i_n, o_c, C, 0.0)
-
-    end = tl.minimum((i_s + 1) * chunk, HW)
-    for p0 in range(i_s * chunk, end, BP):
-        mask = (o_c[:, None] < C) & (o_p[None, :] < end - p0)
-        x = tl.load(_at(x_ptr, x_strides, i_n, c0, p0, BC, BP), mask=mask, other=0).to(tl.float32)
-        z = (x - mean[:, None]) * scale + bias
-        if residual_ptr is not None:
-            z += tl.load(
-                _at(residual_ptr, residual_strides, i_n, c0, p0, BC, BP), mask=mask, other=0
-            )
-        tl.store(_at(y_ptr, y_strides, i_n, c0, p0, BC, BP), _activate(z, ACTIVATION), mask=mask)
+    pid = tl.program_id(0).to(tl.int64)
+    if pid < finished * splits:
+        if y_ptr is not None:
+            i_n, i_c, i_s = _unit(pid, first, finished, c_blocks)
+            i_s = splits - 1 - i_s  # begin with what was read last: it is still in L2
+            c0 = i_c * BC
+            o_c = c0 + tl.arange(0, BC)
+            if part_mean_ptr is None:
+                mean = tl.load(mean_ptr + i_n * C + o_c, mask=o_c < C, other=0)  # [BC]
+                rstd = tl.load(rstd_ptr + i_n * C + o_c, mask=o_c < C, other=0)
+            else:
+                mean, rstd = _merged_stats(
+                    part_mean_ptr, part_m2_ptr, i_n, o_c, C, HW, splits, chunk, eps, BC, BS
+                )
+                if i_s == 0:
+                    tl.store(mean_ptr + i_n * C + o_c, mean, mask=o_c < C)
+                    tl.store(rstd_ptr + i_n * C + o_c, rstd, mask=o_c < C)
+            start, end = i_s * chunk, tl.minimum((i_s + 1) * chunk, HW)
+            _normalise_chunk(
+                x_ptr, x_strides, residual_ptr, residual_strides, y_ptr, y_strides,
+                weight_ptr, weight_stride, bias_ptr, bias_stride,
+                mean, rstd, i_n, c0, start, end, C, ACTIVATION, BC, BP,
+            )  # fmt: skip
+    elif part_mean_ptr is not None:
+        i_n, i_c, i_s = _unit(pid - finished * splits, first + finished, summed, c_blocks)
+        c0 = i_c * BC
+        o_out = (i_n * splits + i_s) * C + c0 + tl.arange(0, BC)
+        start, end = i_s * chunk, tl.minimum((i_s + 1) * chunk, HW)
+        mean, m2 = _chunk_stats(x_ptr, x_strides, i_n, c0, start, end, C, BC, BP)
+        mask = c0 + tl.arange(0, BC) < C
+        tl.store(part_mean_ptr + o_out, mean, mask=mask)
+        tl.store(part_m2_ptr + o_out, m2, mask=mask)
 
 
 # ---------------------------------------------------------------------------- backward
@@ -240,17 +305,20 @@ def _g_and_normalised(
     dy_ptr, dy_strides, x_ptr, x_strides, residual_ptr, residual_strides,
     mean, rstd, weight, bias,  # [BC, 1]
     i_n, c0, p0, mask,
-    ACTIVATION: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr,
+    ACTIVATION: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr, EVICT: tl.constexpr,
 ):  # fmt: skip
     """g and x̂, [BC, BP] each; zero beyond the edges."""
-    x = tl.load(_at(x_ptr, x_strides, i_n, c0, p0, BC, BP), mask=mask, other=0).to(tl.float32)
-    dy = tl.load(_at(dy_ptr, dy_strides, i_n, c0, p0, BC, BP), mask=mask, other=0).to(tl.float32)
+    at = _at(x_ptr, x_strides, i_n, c0, p0, BC, BP)
+    x = tl.load(at, mask=mask, other=0, eviction_policy=EVICT).to(tl.float32)
+    at = _at(dy_ptr, dy_strides, i_n, c0, p0, BC, BP)
+    dy = tl.load(at, mask=mask, other=0, eviction_policy=EVICT).to(tl.float32)
     normalised = tl.where(mask, (x - mean) * rstd, 0.0)
     if ACTIVATION == "none":
         return dy, normalised
     z = normalised * weight + bias
     if residual_ptr is not None:
-        z += tl.load(_at(residual_ptr, residual_strides, i_n, c0, p0, BC, BP), mask=mask, other=0)
+        at = _at(residual_ptr, residual_strides, i_n, c0, p0, BC, BP)
+        z += tl.load(at, mask=mask, other=0, eviction_policy=EVICT)
     return _activation_grad(z, dy, ACTIVATION), normalised
 
 
@@ -268,7 +336,8 @@ def _instance_norm_whole_bwd_kernel(
     C, HW, c_blocks,
     ACTIVATION: tl.constexpr, FIXED: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr,
 ):  # fmt: skip
-    i_n, i_c, _ = _program(c_blocks, 1)
+    pid = tl.program_id(0).to(tl.int64)
+    i_n, i_c = pid // c_blocks, pid % c_blocks
     c0, o_p = i_c * BC, tl.arange(0, BP)
     o_c = c0 + tl.arange(0, BC)
     mask = (o_c[:, None] < C) & (o_p[None, :] < HW)
@@ -279,7 +348,7 @@ def _instance_norm_whole_bwd_kernel(
 
     g, normalised = _g_and_normalised(
         dy_ptr, dy_strides, x_ptr, x_strides, residual_ptr, residual_strides,
-        mean, rstd, weight, bias, i_n, c0, 0, mask, ACTIVATION, BC, BP,
+        mean, rstd, weight, bias, i_n, c0, 0, mask, ACTIVATION, BC, BP, "",
     )  # fmt: skip
     dbias = tl.sum(g, 1)  # [BC]
     dweight = tl.sum(g * normalised, 1)
@@ -294,43 +363,54 @@ def _instance_norm_whole_bwd_kernel(
 
 
 @triton.jit
-def _instance_norm_sums_kernel(
-    dy_ptr, dy_strides,  # [N, C, HW]
-    x_ptr, x_strides,  # [N, C, HW]
-    residual_ptr, residual_strides,  # [N, C, HW] or None
-    weight_ptr, weight_stride,  # [C] (stride 0) or [N, C], or None
-    bias_ptr, bias_stride,  # the same
-    mean_ptr, rstd_ptr,  # [N, C]
-    dweight_ptr, dbias_ptr,  # [N, splits, C], written
-    C, HW, c_blocks, splits, chunk,
+def _chunk_sums(
+    dy_ptr, dy_strides, x_ptr, x_strides, residual_ptr, residual_strides,
+    mean, rstd, weight, bias,  # [BC, 1]
+    i_n, c0, start, end, C,
     ACTIVATION: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr,
 ):  # fmt: skip
-    i_n, i_c, i_s = _program(c_blocks, splits)
-    c0, o_p = i_c * BC, tl.arange(0, BP)
-    o_c = c0 + tl.arange(0, BC)
-    mean = _per_channel(mean_ptr, C, i_n, o_c, C, 0.0)
-    rstd = _per_channel(rstd_ptr, C, i_n, o_c, C, 0.0)
-    weight = _per_channel(weight_ptr, weight_stride, i_n, o_c, C, 1.0)
-    bias = _per_channel(bias_ptr, bias_stride, i_n, o_c, C, 0.0)
-
-    b_dbias = tl.zeros([BC, BP], tl.float32)
+    """Shares of dweight and dbias, [BC] each, of pixels start … end − 1."""
+    o_c, o_p = c0 + tl.arange(0, BC), tl.arange(0, BP)
     b_dweight = tl.zeros([BC, BP], tl.float32)
-    end = tl.minimum((i_s + 1) * chunk, HW)
-    for p0 in range(i_s * chunk, end, BP):
+    b_dbias = tl.zeros([BC, BP], tl.float32)
+    for p0 in range(start, end, BP):
         mask = (o_c[:, None] < C) & (o_p[None, :] < end - p0)
         g, normalised = _g_and_normalised(
             dy_ptr, dy_strides, x_ptr, x_strides, residual_ptr, residual_strides,
-            mean, rstd, weight, bias, i_n, c0, p0, mask, ACTIVATION, BC, BP,
+            mean, rstd, weight, bias, i_n, c0, p0, mask, ACTIVATION, BC, BP, "evict_last",
         )  # fmt: skip
-        b_dbias += g
         b_dweight += g * normalised
-    o_out = (i_n * splits + i_s) * C + o_c
-    tl.store(dbias_ptr + o_out, tl.sum(b_dbias, 1), mask=o_c < C)
-    tl.store(dweight_ptr + o_out, tl.sum(b_dweight, 1), mask=o_c < C)
+        b_dbias += g
+    return tl.sum(b_dweight, 1), tl.sum(b_dbias, 1)
 
 
 @triton.jit
-def _instance_norm_grads_kernel(
+def _chunk_grads(
+    dy_ptr, dy_strides, x_ptr, x_strides, residual_ptr, residual_strides,
+    dx_ptr, dx_strides, dresidual_ptr, dresidual_strides,
+    mean, rstd, weight, bias,  # [BC, 1]
+    dweight, dbias,  # [BC]
+    i_n, c0, start, end, C, HW,
+    ACTIVATION: tl.constexpr, FIXED: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr,
+):  # fmt: skip
+    o_c, o_p = c0 + tl.arange(0, BC), tl.arange(0, BP)
+    for p0 in range(start, end, BP):
+        mask = (o_c[:, None] < C) & (o_p[None, :] < end - p0)
+        g, normalised = _g_and_normalised(
+            dy_ptr, dy_strides, x_ptr, x_strides, residual_ptr, residual_strides,
+            mean, rstd, weight, bias, i_n, c0, p0, mask, ACTIVATION, BC, BP, "evict_first",
+        )  # fmt: skip
+        if dresidual_ptr is not None:
+            at = _at(dresidual_ptr, dresidual_strides, i_n, c0, p0, BC, BP)
+            tl.store(at, g, mask=mask, eviction_policy="evict_first")
+        if not FIXED:
+            g -= (dbias / HW)[:, None] + normalised * (dweight / HW)[:, None]
+        at = _at(dx_ptr, dx_strides, i_n, c0, p0, BC, BP)
+        tl.store(at, g * (rstd * weight), mask=mask, eviction_policy="evict_first")
+
+
+@triton.jit
+def _instance_norm_looped_bwd_kernel(
     dy_ptr, dy_strides,  # [N, C, HW]
     x_ptr, x_strides,  # [N, C, HW]
     residual_ptr, residual_strides,  # [N, C, HW] or None
@@ -339,44 +419,88 @@ def _instance_norm_grads_kernel(
     weight_ptr, weight_stride,  # [C] (stride 0) or [N, C], or None
     bias_ptr, bias_stride,  # the same
     mean_ptr, rstd_ptr,  # [N, C]
-    part_dweight_ptr, part_dbias_ptr,  # [N, splits, C]
     dweight_ptr, dbias_ptr,  # [N, C], written
-    C, HW, c_blocks, splits, chunk,
-    ACTIVATION: tl.constexpr, FIXED: tl.constexpr,
-    BC: tl.constexpr, BP: tl.constexpr, BS: tl.constexpr,
+    C, HW, c_blocks,
+    ACTIVATION: tl.constexpr, FIXED: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr,
 ):  # fmt: skip
-    i_n, i_c, i_s = _program(c_blocks, splits)
-    i_n = tl.num_programs(0) // (c_blocks * splits) - 1 - i_n  # backwards: what was read last
-    i_s = splits - 1 - i_s  # is still in the L2 cache
-    c0, o_p = i_c * BC, tl.arange(0, BP)
+    pid = tl.program_id(0).to(tl.int64)
+    i_n, i_c = pid // c_blocks, pid % c_blocks
+    c0 = i_c * BC
     o_c = c0 + tl.arange(0, BC)
     mean = _per_channel(mean_ptr, C, i_n, o_c, C, 0.0)
     rstd = _per_channel(rstd_ptr, C, i_n, o_c, C, 0.0)
     weight = _per_channel(weight_ptr, weight_stride, i_n, o_c, C, 1.0)
     bias = _per_channel(bias_ptr, bias_stride, i_n, o_c, C, 0.0)
+    dweight, dbias = _chunk_sums(
+        dy_ptr, dy_strides, x_ptr, x_strides, residual_ptr, residual_strides,
+        mean, rstd, weight, bias, i_n, c0, 0, HW, C, ACTIVATION, BC, BP,
+    )  # fmt: skip
+    tl.store(dweight_ptr + i_n * C + o_c, dweight, mask=o_c < C)
+    tl.store(dbias_ptr + i_n * C + o_c, dbias, mask=o_c < C)
+    _chunk_grads(
+        dy_ptr, dy_strides, x_ptr, x_strides, residual_ptr, residual_strides,
+        dx_ptr, dx_strides, dresidual_ptr, dresidual_strides,
+        mean, rstd, weight, bias, dweight, dbias, i_n, c0, 0, HW, C, HW,
+        ACTIVATION, FIXED, BC, BP,
+    )  # fmt: skip
 
-    dbias = tl.zeros([BC], tl.float32)
-    dweight = tl.zeros([BC], tl.float32)
-    for s0 in range(0, splits, BS):
-        _, o_in, mask = _chunks(i_n, s0, o_c, C, splits, BS)
-        dbias += tl.sum(tl.load(part_dbias_ptr + o_in, mask=mask, other=0), 0)
-        dweight += tl.sum(tl.load(part_dweight_ptr + o_in, mask=mask, other=0), 0)
-    if i_s == 0:
-        tl.store(dbias_ptr + i_n * C + o_c, dbias, mask=o_c < C)
-        tl.store(dweight_ptr + i_n * C + o_c, dweight, mask=o_c < C)
 
-    end = tl.minimum((i_s + 1) * chunk, HW)
-    for p0 in range(i_s * chunk, end, BP):
-        mask = (o_c[:, None] < C) & (o_p[None, :] < end - p0)
-        g, normalised = _g_and_normalised(
+@triton.jit(do_not_specialize=["first", "finished", "summed"])
+def _instance_norm_split_bwd_kernel(
+    dy_ptr, dy_strides,  # [N, C, HW]
+    x_ptr, x_strides,  # [N, C, HW]
+    residual_ptr, residual_strides,  # [N, C, HW] or None
+    dx_ptr, dx_strides,  # [N, C, HW], written
+    dresidual_ptr, dresidual_strides,  # [N, C, HW] or None, written
+    weight_ptr, weight_stride,  # [C] (stride 0) or [N, C], or None
+    bias_ptr, bias_stride,  # the same
+    mean_ptr, rstd_ptr,  # [N, C]
+    dweight_ptr, dbias_ptr,  # [N, C], written
+    part_dweight_ptr, part_dbias_ptr,  # [N, splits, C]
+    first, finished, summed,  # units: `finished` from the first on, `summed` from there on
+    C, HW, c_blocks, splits, chunk,
+    ACTIVATION: tl.constexpr, FIXED: tl.constexpr,
+    BC: tl.constexpr, BP: tl.constexpr, BS: tl.constexpr,
+):  # fmt: skip
+    pid = tl.program_id(0).to(tl.int64)
+    finishes = pid < finished * splits
+    if finishes:
+        i_n, i_c, i_s = _unit(pid, first, finished, c_blocks)
+        i_s = splits - 1 - i_s  # begin with what was read last: it is still in L2
+    else:
+        i_n, i_c, i_s = _unit(pid - finished * splits, first + finished, summed, c_blocks)
+    c0 = i_c * BC
+    o_c = c0 + tl.arange(0, BC)
+    start, end = i_s * chunk, tl.minimum((i_s + 1) * chunk, HW)
+    mean = _per_channel(mean_ptr, C, i_n, o_c, C, 0.0)
+    rstd = _per_channel(rstd_ptr, C, i_n, o_c, C, 0.0)
+    weight = _per_channel(weight_ptr, weight_stride, i_n, o_c, C, 1.0)
+    bias = _per_channel(bias_ptr, bias_stride, i_n, o_c, C, 0.0)
+
+    if finishes:
+        dweight = tl.zeros([BC], tl.float32)
+        dbias = tl.zeros([BC], tl.float32)
+        for s0 in range(0, splits, BS):
+            _, o_in, mask = _chunks(i_n, s0, o_c, C, splits, BS)
+            dweight += tl.sum(tl.load(part_dweight_ptr + o_in, mask=mask, other=0), 0)
+            dbias += tl.sum(tl.load(part_dbias_ptr + o_in, mask=mask, other=0), 0)
+        if i_s == 0:
+            tl.store(dweight_ptr + i_n * C + o_c, dweight, mask=o_c < C)
+            tl.store(dbias_ptr + i_n * C + o_c, dbias, mask=o_c < C)
+        _chunk_grads(
             dy_ptr, dy_strides, x_ptr, x_strides, residual_ptr, residual_strides,
-            mean, rstd, weight, bias, i_n, c0, p0, mask, ACTIVATION, BC, BP,
+            dx_ptr, dx_strides, dresidual_ptr, dresidual_strides,
+            mean, rstd, weight, bias, dweight, dbias, i_n, c0, start, end, C, HW,
+            ACTIVATION, FIXED, BC, BP,
         )  # fmt: skip
-        if dresidual_ptr is not None:
-            tl.store(_at(dresidual_ptr, dresidual_strides, i_n, c0, p0, BC, BP), g, mask=mask)
-        if not FIXED:
-            g -= (dbias / HW)[:, None] + normalised * (dweight / HW)[:, None]
-        tl.store(_at(dx_ptr, dx_strides, i_n, c0, p0, BC, BP), g * (rstd * weight), mask=mask)
+    else:
+        dweight, dbias = _chunk_sums(
+            dy_ptr, dy_strides, x_ptr, x_strides, residual_ptr, residual_strides,
+            mean, rstd, weight, bias, i_n, c0, start, end, C, ACTIVATION, BC, BP,
+        )  # fmt: skip
+        o_out = (i_n * splits + i_s) * C + o_c
+        tl.store(part_dweight_ptr + o_out, dweight, mask=o_c < C)
+        tl.store(part_dbias_ptr + o_out, dbias, mask=o_c < C)
 
 
 # ---------------------------------------------------------------------------- launchers
@@ -393,17 +517,19 @@ def instance_norm_fwd(
     """y [N, C, H, W], mean and rstd [N, C] float32."""
     n, c, h, w = x.shape
     x, x_strides = planes(x)
-    plan = plane_plan(x, x_strides, tuning.TILE, tuning.WHOLE_TILE)
+    plan = plane_plan(x, x_strides, norm_row("instance_norm_fwd", x))
     mean = x.new_empty((n, c), dtype=torch.float32)
     rstd = torch.empty_like(mean)
-    if not plan.whole:
-        partial = _partial_stats(x, x_strides, plan)
-        y = _apply(x, x_strides, mean, rstd, partial, weight, bias, residual, eps, activation, plan)
-        return y, mean, rstd
     y = torch.empty_like(x, memory_format=layout(x))
-    _instance_norm_whole_kernel[plan.programs(n)](
-        x, x_strides, *_planes_or_none(residual), *planes(y),
-        *_parameter(weight), *_parameter(bias), mean, rstd, c, h * w, plan.c_blocks, eps,
+    tensors = (x, x_strides, *_planes_or_none(residual), *planes(y))
+    parameters = (*_parameter(weight), *_parameter(bias), mean, rstd)
+    if plan.kind == "split":
+        arguments = (*tensors, *parameters, *_partial(x, plan))
+        _split(plan, plan.steps(n), arguments, c, h * w, eps, activation)
+        return y, mean, rstd
+    kernel = {"whole": _instance_norm_whole_kernel, "looped": _instance_norm_looped_kernel}
+    kernel[plan.kind][(plan.units(n),)](
+        *tensors, *parameters, c, h * w, plan.c_blocks, eps,
         ACTIVATION=activation, BC=plan.block_c, BP=plan.block_p, num_warps=plan.num_warps,
     )  # fmt: skip
     return y, mean, rstd
@@ -411,12 +537,16 @@ def instance_norm_fwd(
 
 def instance_norm_stats(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Mean and rstd [N, C] float32."""
+    n, c, h, w = x.shape
+    pixels = h * w
     x, x_strides = planes(x)
-    plan = plane_plan(x, x_strides, tuning.TILE, tuning.TILE)
-    means, m2s = _partial_stats(x, x_strides, plan)  # [N, splits, C]
-    pixels, last = x.shape[2] * x.shape[3], plan.splits - 1
+    plan = one_pass_plan(x, x_strides)
+    means, m2s = _partial(x, plan)
+    nothing = (*_planes_or_none(None), *_planes_or_none(None), *_parameter(None), *_parameter(None))
+    arguments = (x, x_strides, *nothing, None, None, means, m2s)
+    _split(plan, [(0, 0, plan.units(n))], arguments, c, pixels, eps, "none")
     counts = means.new_full((plan.splits, 1), plan.chunk)
-    counts[last:] = pixels - last * plan.chunk
+    counts[plan.splits - 1 :] = pixels - (plan.splits - 1) * plan.chunk
     mean = (means * (counts / pixels)).sum(1)
     m2 = (m2s + (means - mean[:, None]).square() * counts).sum(1)
     return mean, torch.rsqrt(m2 / pixels + eps)
@@ -432,10 +562,16 @@ def instance_norm_apply(
     activation: str,
 ) -> Tensor:
     """y [N, C, H, W] from given mean and rstd [N, C] float32."""
+    n, c, h, w = x.shape
     x, x_strides = planes(x)
-    mean, rstd = mean.contiguous(), rstd.contiguous()
-    plan = plane_plan(x, x_strides, tuning.TILE, tuning.TILE)
-    return _apply(x, x_strides, mean, rstd, None, weight, bias, residual, 0.0, activation, plan)
+    plan = one_pass_plan(x, x_strides)
+    y = torch.empty_like(x, memory_format=layout(x))
+    arguments = (
+        x, x_strides, *_planes_or_none(residual), *planes(y),
+        *_parameter(weight), *_parameter(bias), mean.contiguous(), rstd.contiguous(), None, None,
+    )  # fmt: skip
+    _split(plan, [(0, plan.units(n), 0)], arguments, c, h * w, 0.0, activation)
+    return y
 
 
 def instance_norm_bwd(
@@ -452,72 +588,61 @@ def instance_norm_bwd(
     """dx, dresidual (empty without residual or activation), dweight and dbias [N, C] float32."""
     n, c, h, w = x.shape
     x, x_strides = planes(x)
-    plan = plane_plan(x, x_strides, tuning.TILE_BWD, tuning.WHOLE_TILE_BWD)
-    mean, rstd = mean.contiguous(), rstd.contiguous()
-    dweight, dbias = torch.empty_like(mean), torch.empty_like(mean)
-    dx = torch.empty_like(x, memory_format=layout(x))
     if residual is None or activation == "none":
         residual = dresidual = None
     else:
-        dresidual = torch.empty_like(dx, dtype=residual.dtype)
-    inputs = (*planes(dy), x, x_strides, *_planes_or_none(residual))
-    outputs = (*planes(dx), *_planes_or_none(dresidual))
-    parameters = (*_parameter(weight), *_parameter(bias), mean, rstd)
-    blocks = {"BC": plan.block_c, "BP": plan.block_p, "num_warps": plan.num_warps}
-    if plan.whole:
-        _instance_norm_whole_bwd_kernel[plan.programs(n)](
-            *inputs, *outputs, *parameters, dweight, dbias, c, h * w, plan.c_blocks,
-            ACTIVATION=activation, FIXED=fixed, **blocks,
-        )  # fmt: skip
+        dresidual = torch.empty_like(x, dtype=residual.dtype, memory_format=layout(x))
+    row = norm_row("instance_norm_bwd", x)
+    plan = plane_plan(x, x_strides, row, read=2 if residual is None else 3)
+    mean, rstd = mean.contiguous(), rstd.contiguous()
+    dweight, dbias = torch.empty_like(mean), torch.empty_like(mean)
+    dx = torch.empty_like(x, memory_format=layout(x))
+    arguments = (
+        *planes(dy), x, x_strides, *_planes_or_none(residual),
+        *planes(dx), *_planes_or_none(dresidual),
+        *_parameter(weight), *_parameter(bias), mean, rstd, dweight, dbias,
+    )  # fmt: skip
+    options = {
+        "ACTIVATION": activation, "FIXED": fixed,
+        "BC": plan.block_c, "BP": plan.block_p, "num_warps": plan.num_warps,
+    }  # fmt: skip
+    if plan.kind == "split":
+        partial = _partial(x, plan)
+        for step in plan.steps(n):
+            _instance_norm_split_bwd_kernel[plan.programs(step)](
+                *arguments, *partial, *step, c, h * w, plan.c_blocks, plan.splits, plan.chunk,
+                BS=_merge_block(plan), **options,
+            )  # fmt: skip
     else:
-        cut = (c, h * w, plan.c_blocks, plan.splits, plan.chunk)
-        part_dweight = mean.new_empty((n, plan.splits, c))
-        part_dbias = torch.empty_like(part_dweight)
-        _instance_norm_sums_kernel[plan.programs(n)](
-            *inputs, *parameters, part_dweight, part_dbias, *cut, ACTIVATION=activation, **blocks
-        )
-        _instance_norm_grads_kernel[plan.programs(n)](
-            *inputs, *outputs, *parameters, part_dweight, part_dbias, dweight, dbias, *cut,
-            ACTIVATION=activation, FIXED=fixed, BS=_merge_block(plan), **blocks,
-        )  # fmt: skip
+        kernel = {
+            "whole": _instance_norm_whole_bwd_kernel,
+            "looped": _instance_norm_looped_bwd_kernel,
+        }
+        kernel[plan.kind][(plan.units(n),)](*arguments, c, h * w, plan.c_blocks, **options)
     return dx, x.new_empty(0) if dresidual is None else dresidual, dweight, dbias
 
 
-def _partial_stats(x: Tensor, x_strides: tuple[int, int, int], plan: Plan) -> tuple[Tensor, Tensor]:
-    """Mean and sum of squared deviations of every chunk, [N, splits, C] float32."""
-    n, c, h, w = x.shape
-    means = x.new_empty((n, plan.splits, c), dtype=torch.float32)
-    m2s = torch.empty_like(means)
-    _instance_norm_stats_kernel[plan.programs(n)](
-        x, x_strides, means, m2s, c, h * w, plan.c_blocks, plan.splits, plan.chunk,
-        BC=plan.block_c, BP=plan.block_p, num_warps=plan.num_warps,
-    )  # fmt: skip
-    return means, m2s
-
-
-def _apply(
-    x: Tensor,
-    x_strides: tuple[int, int, int],
-    mean: Tensor,
-    rstd: Tensor,
-    partial: tuple[Tensor, Tensor] | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
+def _split(
+    plan: Plan,
+    steps: list[tuple[int, int, int]],
+    arguments: tuple[Any, ...],  # of the kernel, up to its partial results
+    c: int,
+    hw: int,
     eps: float,
     activation: str,
-    plan: Plan,
-) -> Tensor:
-    n, c, h, w = x.shape
-    y = torch.empty_like(x, memory_format=layout(x))
-    _instance_norm_apply_kernel[plan.programs(n)](
-        x, x_strides, *_planes_or_none(residual), *planes(y),
-        *_parameter(weight), *_parameter(bias), mean, rstd, *(partial or (None, None)),
-        c, h * w, plan.c_blocks, plan.splits, plan.chunk, eps,
-        ACTIVATION=activation, BC=plan.block_c, BP=plan.block_p, BS=_merge_block(plan),
-        num_warps=plan.num_warps,
-    )  # fmt: skip
-    return y
+) -> None:
+    for step in steps:
+        _instance_norm_split_kernel[plan.programs(step)](
+            *arguments, *step, c, hw, plan.c_blocks, plan.splits, plan.chunk, eps,
+            ACTIVATION=activation, BC=plan.block_c, BP=plan.block_p, BS=_merge_block(plan),
+            num_warps=plan.num_warps,
+        )  # fmt: skip
+
+
+def _partial(x: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
+    """Room for two partial results of every chunk, [N, splits, C] float32 each."""
+    first = x.new_empty((x.shape[0], plan.splits, x.shape[1]), dtype=torch.float32)
+    return first, torch.empty_like(first)
 
 
 def _merge_block(plan: Plan) -> int:

@@ -1,57 +1,103 @@
-"""Who does how much: tile sizes, warps and splits, by a small table and the shape at hand.
+"""Who does how much: tile sizes, warps, groups and splits, by small tables and the shape at hand.
 
-The numbers marked *predicted* come from counting registers and bytes in flight, and from offline
-compilation (no spills); `benchmarks/` is where measurements would replace them.
+The first row of a table is the default, the others are what `autotune` also measures. All numbers
+are *predicted*: from counting registers and bytes in flight, and from offline compilation (no
+spills). `faststy bench ops --tune`, on a GPU, replaces them by measurements of that GPU.
 """
 
 from __future__ import annotations
 
 from functools import cache
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-Strides = tuple[int, int, int]
+from faststy.kernels import autotune
 
-# Pixels · channels that a program holds in registers at once (predicted).
-TILE = 4096
-TILE_BWD = 2048  # the backward pass holds x, dy and the residual
-# Up to here a program takes whole planes, so that x is read once, not twice.
-WHOLE_TILE = 16384
-WHOLE_TILE_BWD = 8192
+Strides = tuple[int, int, int]
+Step = tuple[int, int, int]  # of a split plan: first unit, how many are finished, how many summed
+
 WAVES = 4  # programs per multiprocessor that a split aims at
-WAVES_GRAM = 2  # fewer, as each leaves a matrix of partial sums
 MIN_STEPS = 4  # tiles per program that make a split worth its partial sums
+MIN_FILL = 0.75  # of the multiprocessors that must have work, on average, without a split
 SECTOR = 32  # bytes: the smallest piece of memory that is read at once
 
-# Gram matrices: side of an output tile, pixels of 2 bytes a step, warps, pipeline stages, by the
-# largest C that a row serves (predicted).
+
+class NormRow(NamedTuple):
+    """How instance normalisation is cut."""
+
+    tile: int  # pixels · channels that a program holds in registers at once
+    whole: int  # up to here a program holds whole planes, so that x is read once, not twice
+    l2: float  # the share of the L2 cache that planes fill between their two reads; 0: no grouping
+
+
+NORM_TABLE = {
+    "instance_norm_fwd": (
+        NormRow(4096, 16384, 0.6),
+        NormRow(4096, 16384, 0.3),
+        NormRow(4096, 16384, 0.0),
+        NormRow(4096, 8192, 0.6),
+        NormRow(2048, 16384, 0.6),
+    ),
+    "instance_norm_bwd": (  # holds x, dy and the residual
+        NormRow(2048, 8192, 0.6),
+        NormRow(2048, 8192, 0.3),
+        NormRow(2048, 8192, 0.0),
+        NormRow(2048, 4096, 0.6),
+        NormRow(1024, 8192, 0.6),
+    ),
+}
+LARGEST_TILE = 16384  # of these rows
+
+
+class GramRow(NamedTuple):
+    """How Gram matrices are cut."""
+
+    block_c: int  # side of an output tile
+    block_p: int  # pixels of 2 bytes a step
+    num_warps: int
+    num_stages: int
+    waves: int  # programs per multiprocessor that a split aims at
+
+
+# By the largest C that a row serves. Forward few waves, as each leaves a matrix of partial sums.
 GRAM_TABLE = (
-    (16, 16, 128, 4, 4),
-    (32, 32, 128, 4, 4),
-    (64, 64, 128, 4, 3),
-    (1 << 30, 128, 32, 8, 4),
+    (16, GramRow(16, 128, 4, 4, 2)),
+    (32, GramRow(32, 128, 4, 4, 2)),
+    (64, GramRow(64, 128, 4, 3, 2)),
+    (1 << 30, GramRow(128, 32, 8, 4, 2)),
 )
-GRAM_UNALIGNED = (1 << 30, 64, 32, 8, 1)
-GRAM_MANY_BACKWARD = (1 << 30, 64, 32, 8, 2)
+GRAM_UNALIGNED = GramRow(64, 32, 8, 1, 2)
+GRAM_MANY_BACKWARD = GramRow(64, 32, 8, 2, 2)
 MERGE = 4096  # partial sums that a program merges at a time
 PIXEL_TILE = 2048  # values of a frame that a program converts
 
 
 class Plan(NamedTuple):
-    """How [N, C, H·W] is cut: tiles of block_c × block_p, chunks of pixels, programs."""
+    """How [N, C, H·W] is cut: units of block_c channels, tiles of block_c × block_p, chunks."""
 
-    whole: bool  # a program holds whole planes
+    kind: Literal["whole", "looped", "split"]  # see instance_norm.py
     block_c: int
     block_p: int
     c_blocks: int
     chunk: int  # pixels of one program
-    splits: int  # programs that share a plane
+    splits: int  # programs that share a unit
+    group: int  # units that go together
     num_warps: int
 
-    def programs(self, n: int) -> tuple[int]:
-        return (n * self.c_blocks * self.splits,)
+    def units(self, n: int) -> int:
+        return n * self.c_blocks
+
+    def steps(self, n: int) -> list[Step]:
+        """The launches of a split plan: each finishes a group and sums the next."""
+        units = self.units(n)
+        starts = range(0, units, self.group)
+        sizes = [min(self.group, units - start) for start in starts]
+        return list(zip([0, *starts], [0, *sizes], [*sizes, 0], strict=True))
+
+    def programs(self, step: Step) -> tuple[int]:
+        return ((step[1] + step[2]) * self.splits,)
 
 
 class GramPlan(NamedTuple):
@@ -66,28 +112,94 @@ class GramPlan(NamedTuple):
     num_stages: int
 
 
-def plane_plan(x: Tensor, strides: Strides, tile: int, whole_tile: int) -> Plan:
-    """The plan for ops on the planes of `x` [N, C, H, W], in tiles of `tile` values.
+def rows(kernel: str, x: Tensor) -> tuple[NormRow, ...] | tuple[GramRow, ...]:
+    """The rows of `kernel`, as "gram_bwd", for `x` [N, C, H, W]; the first is the default."""
+    if kernel in NORM_TABLE:
+        return NORM_TABLE[kernel]
+    return gram_rows(x, backward=kernel == "gram_bwd")
 
-    Whole planes are taken where tiles of up to `whole_tile` values can hold them.
+
+def norm_row(kernel: str, x: Tensor) -> NormRow:
+    """The row for `x` [N, C, H, W]: what was measured to be fastest here, or the default."""
+    return autotune.fastest(kernel, x, NORM_TABLE[kernel])
+
+
+def plane_plan(x: Tensor, strides: Strides, row: NormRow, read: int = 1) -> Plan:
+    """The plan for ops that read planes of `read` tensors like `x` [N, C, H, W] twice.
+
+    Whole planes are held where `row.whole` values can hold them. Larger ones are looped over if
+    there are enough to fill the chip and few enough at a time to stay in L2, else split.
     """
     n, c, hw = x.shape[0], x.shape[1], x.shape[2] * x.shape[3]
-    fast_c = strides[1] < strides[2]  # channels_last
+    l2 = row.l2 * l2_bytes(x.device)
+    fast_c = _channels_last(strides)
     # Channels of one pixel that fill a sector, where they are neighbours in memory.
     narrow = min(power_of_2(c), SECTOR // x.element_size()) if fast_c else 1
-    whole = narrow * power_of_2(hw) <= whole_tile
-    if whole:
+    if narrow * power_of_2(hw) <= row.whole:
         block_p = power_of_2(hw)
-        block_c = min(power_of_2(c), max(narrow, tile // block_p))
-    else:
-        block_c = min(power_of_2(c), 64) if fast_c else 1
-        block_p = tile // block_c
+        block_c = min(power_of_2(c), max(narrow, row.tile // block_p))
+        return _plan("whole", x, block_c, block_p, row)
+    # One program of many warps per multiprocessor, so that few units are under way.
+    at_a_time = multiprocessors(x.device) * read * narrow * hw * x.element_size()
+    if at_a_time <= l2 and _fill(n * ceil_div(c, narrow), x.device) >= MIN_FILL:
+        return _plan("looped", x, narrow, 4 * row.tile // narrow, row)
+    block_c = min(power_of_2(c), 64) if fast_c else 1
+    unit = read * min(block_c, c) * hw * x.element_size()  # bytes
+    group = max(int(l2 // unit), 1) if l2 else n * ceil_div(c, block_c)
+    return _plan("split", x, block_c, row.tile // block_c, row, group)
+
+
+def one_pass_plan(x: Tensor, strides: Strides) -> Plan:
+    """A split plan of one group, for ops that read `x` [N, C, H, W] once."""
+    tile = NORM_TABLE["instance_norm_fwd"][0].tile
+    plan = plane_plan(x, strides, NormRow(tile, tile, 0.0))
+    return plan._replace(kind="split")
+
+
+def _plan(
+    kind: Literal["whole", "looped", "split"],
+    x: Tensor,
+    block_c: int,
+    block_p: int,
+    row: NormRow,
+    group: int = 1 << 30,
+) -> Plan:
+    n, c, hw = x.shape[0], x.shape[1], x.shape[2] * x.shape[3]
     c_blocks = ceil_div(c, block_c)
-    splits = 1 if whole else _splits(x, n * c_blocks, hw, block_p)
+    group = min(group, n * c_blocks)
+    group = ceil_div(n * c_blocks, ceil_div(n * c_blocks, group))  # groups of the same size
+    splits = _splits(x, group, hw, block_p) if kind == "split" else 1
     chunk = ceil_div(ceil_div(hw, splits), block_p) * block_p
     # Warps in proportion to the tile: 8 for a full one.
-    num_warps = min(max(8 * block_c * block_p // tile, 1), 32)
-    return Plan(whole, block_c, block_p, c_blocks, chunk, ceil_div(hw, chunk), num_warps)
+    num_warps = min(max(8 * block_c * block_p // row.tile, 1), 32)
+    return Plan(kind, block_c, block_p, c_blocks, chunk, ceil_div(hw, chunk), group, num_warps)
+
+
+def _fill(programs: int, device: torch.device) -> float:
+    """The share of multiprocessors at work, on average, when each runs one program at a time."""
+    waves = ceil_div(programs, multiprocessors(device))
+    return programs / (waves * multiprocessors(device))
+
+
+def _channels_last(strides: Strides) -> bool:
+    return strides[1] < strides[2]
+
+
+def gram_rows(x: Tensor, backward: bool = False) -> tuple[GramRow, ...]:
+    """The rows for `x` [N, C, H, W]: the default, and what autotune also measures."""
+    c, hw = x.shape[1], x.shape[2] * x.shape[3]
+    row = next(row for limit, row in GRAM_TABLE if c <= limit)
+    # Addresses of unaligned values take registers, and a matrix of gradients shared memory too.
+    if c > 16 and (c % 16 or hw % 16):
+        row = GRAM_UNALIGNED
+    elif backward and c > (128 if x.dtype == torch.bfloat16 else 64):
+        row = GRAM_MANY_BACKWARD
+    rows = [row, row._replace(waves=1), row._replace(waves=4)]
+    if row.num_stages > 2:
+        rows.append(row._replace(num_stages=2))
+    if row.block_p > 32:
+        rows.append(row._replace(block_p=row.block_p // 2))
+    return tuple(rows)
 
 
 def gram_plan(x: Tensor, backward: bool = False) -> GramPlan:
@@ -96,23 +208,18 @@ def gram_plan(x: Tensor, backward: bool = False) -> GramPlan:
     Backward, the same tiles are factors, and the pixels need no sum.
     """
     n, c, hw = x.shape[0], x.shape[1], x.shape[2] * x.shape[3]
-    row = next(row for row in GRAM_TABLE if c <= row[0])
-    # Addresses of unaligned values take registers, and a matrix of gradients shared memory too.
-    if c > 16 and (c % 16 or hw % 16):
-        row = GRAM_UNALIGNED
-    elif backward and c > (128 if x.dtype == torch.bfloat16 else 64):
-        row = GRAM_MANY_BACKWARD
-    _, block_c, block_p, num_warps, num_stages = row
+    kernel = "gram_bwd" if backward else "gram_fwd"
+    row = autotune.fastest(kernel, x, gram_rows(x, backward))
+    block_c, block_p, num_warps, num_stages, waves = row
     if x.element_size() == 4:
         block_p //= 2  # keeps the shared memory the same
     c_blocks = ceil_div(c, block_c)
     if backward:
-        splits = min(
-            ceil_div(WAVES * multiprocessors(x.device), n * c_blocks), ceil_div(hw, block_p)
-        )
+        wanted = ceil_div(2 * waves * multiprocessors(x.device), n * c_blocks)
+        splits = min(wanted, ceil_div(hw, block_p))
     else:
         tiles = c_blocks * (c_blocks + 1) // 2
-        splits = _splits(x, n * tiles, hw, block_p, WAVES_GRAM)
+        splits = _splits(x, n * tiles, hw, block_p, waves)
     chunk = ceil_div(ceil_div(hw, splits), block_p) * block_p
     return GramPlan(block_c, block_p, c_blocks, chunk, ceil_div(hw, chunk), num_warps, num_stages)
 
@@ -131,6 +238,14 @@ def multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
+@cache
+def l2_bytes(device: torch.device) -> int:
+    """Bytes of the L2 cache of `device`; an H100's where there is none."""
+    if device.type != "cuda":
+        return 50 << 20
+    return torch.cuda.get_device_properties(device).L2_cache_size
+
+
 def planes(x: Tensor) -> tuple[Tensor, Strides]:
     """`x` [N, C, H, W] and its strides by sample, channel and pixel.
 
@@ -140,8 +255,8 @@ def planes(x: Tensor) -> tuple[Tensor, Strides]:
     h, w = x.shape[2:]
     stride_n, stride_c, stride_h, stride_w = x.stride()
     stride_p = stride_w if w > 1 or h == 1 else stride_h
-    channels = 64 if stride_c < stride_p else max(WHOLE_TILE // (h * w), 1)  # in a tile, at most
-    reach = stride_c * channels + stride_p * min(h * w, WHOLE_TILE)
+    channels = 64 if stride_c < stride_p else max(LARGEST_TILE // (h * w), 1)  # in a tile, at most
+    reach = stride_c * channels + stride_p * min(h * w, LARGEST_TILE)
     if (h > 1 and w > 1 and stride_h != w * stride_w) or reach >= 2**31:
         return planes(x.contiguous())
     return x, (stride_n, stride_c, stride_p)

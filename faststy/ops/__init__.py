@@ -6,6 +6,7 @@
 - `from_pixels`, `to_pixels`: uint8 frames to tensors and back;
 - `conv3x3`, `upsample`, `blur_cells`, `repair_hints`, `repair_apply`: what painting takes beyond
   those, without gradients;
+- `tune`: measures block sizes of the Triton kernels on this GPU, and remembers them;
 - `implementations`: what computes each op here, and why.
 
 `faststy.ops.reference` holds the definitions in plain PyTorch.
@@ -18,12 +19,14 @@ from faststy.ops.gram import gram, gram_loss
 from faststy.ops.instance_norm import instance_norm, instance_statistics
 from faststy.ops.pixels import from_pixels, to_pixels
 from faststy.ops.repair import repair_apply, repair_hints
+from faststy.ops.tune import Tuned, tune
 from faststy.ops.upsample import blur_cells, upsample
 
 __all__ = [
     "TERMS",
     "Implementation",
     "Losses",
+    "Tuned",
     "blur_cells",
     "combined_loss",
     "conv3x3",
@@ -37,5 +40,6 @@ __all__ = [
     "repair_apply",
     "repair_hints",
     "to_pixels",
+    "tune",
     "upsample",
 ]

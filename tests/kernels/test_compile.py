@@ -68,17 +68,22 @@ def recorded() -> Iterator[list[Launch]]:
         values = [*args, *(kwargs.pop(p.name) for p in kernel.params[len(args) :])]
         assert not kwargs
         pairs = zip(kernel.params, values, strict=True)
-        arguments = tuple(("constexpr", v) if p.is_constexpr else _typed(v) for p, v in pairs)
+        arguments = tuple(
+            ("constexpr", v) if p.is_constexpr else _typed(v, not p.do_not_specialize)
+            for p, v in pairs
+        )
         launches.append(Launch(kernel, arguments, options))
 
     with mock.patch.object(JITFunction, "run", run):
         yield launches
 
 
-def _typed(value: Any) -> Any:
+def _typed(value: Any, specialise: bool = True) -> Any:
     """How Triton specialises a run-time argument."""
     if isinstance(value, tuple):
         return tuple(_typed(v) for v in value)
+    if not specialise:
+        return ("i32", False)
     if value is None or (isinstance(value, int) and value == 1):
         return ("constexpr", value)
     if isinstance(value, torch.Tensor):

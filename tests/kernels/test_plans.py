@@ -26,12 +26,13 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a.double() - b).norm() / b.norm().clamp_min(1e-12))
 
 
-def split_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+def split_everything(monkeypatch: pytest.MonkeyPatch, l2: float = 0.0) -> None:
     """Small tiles, and no whole planes: what large pictures get, on small ones."""
-    monkeypatch.setattr(tuning, "TILE", 128)
-    monkeypatch.setattr(tuning, "TILE_BWD", 64)
-    monkeypatch.setattr(tuning, "WHOLE_TILE", 1)
-    monkeypatch.setattr(tuning, "WHOLE_TILE_BWD", 1)
+    rows = {
+        "instance_norm_fwd": (tuning.NormRow(128, 1, l2),),
+        "instance_norm_bwd": (tuning.NormRow(64, 1, l2),),
+    }
+    monkeypatch.setattr(tuning, "NORM_TABLE", rows)
     monkeypatch.setattr(tuning, "MIN_STEPS", 2)
 
 
@@ -47,8 +48,8 @@ def test_split_planes(
     )
     x += 100
     _, strides = tuning.planes(x)
-    plan = tuning.plane_plan(x, strides, tuning.TILE, 1)
-    assert not plan.whole
+    plan = tuning.plane_plan(x, strides, tuning.norm_row("instance_norm_fwd", x))
+    assert plan.kind == "split"
     assert plan.splits > 2
     assert (23 * 29) % plan.chunk != 0  # the last chunk is shorter
     w = torch.randn(3, device=DEVICE)
@@ -73,8 +74,9 @@ def test_split_planes(
 @pytest.mark.parametrize("c", [20, 40])
 def test_split_grams(monkeypatch: pytest.MonkeyPatch, c: int) -> None:
     """Several tiles of channels, several splits, in both directions."""
-    monkeypatch.setattr(tuning, "GRAM_TABLE", ((1 << 30, 16, 32, 4, 2),))
-    monkeypatch.setattr(tuning, "GRAM_UNALIGNED", (1 << 30, 16, 32, 4, 2))
+    row = tuning.GramRow(16, 32, 4, 2, 2)
+    monkeypatch.setattr(tuning, "GRAM_TABLE", ((1 << 30, row),))
+    monkeypatch.setattr(tuning, "GRAM_UNALIGNED", row)
     monkeypatch.setattr(tuning, "MERGE", 64)
     torch.manual_seed(1)
     x = torch.randn(2, c, 13, 17, device=DEVICE)
@@ -138,12 +140,13 @@ def test_plans_cover_every_pixel_and_fill_the_chip(shape: Any, layout: torch.mem
     x = torch.empty(shape, device="meta", memory_format=layout)
     n, c, hw = shape[0], shape[1], shape[2] * shape[3]
     _, strides = tuning.planes(x)
-    plan = tuning.plane_plan(x, strides, tuning.TILE, tuning.WHOLE_TILE)
+    plan = tuning.plane_plan(x, strides, tuning.norm_row("instance_norm_fwd", x))
     gram_plan = tuning.gram_plan(x)
     for p in (plan, gram_plan):
         assert p.chunk % p.block_p == 0
         assert p.chunk * (p.splits - 1) < hw <= p.chunk * p.splits
         assert p.c_blocks * p.block_c >= c > (p.c_blocks - 1) * p.block_c
     if hw > 1_000_000:
-        assert plan.programs(n)[0] >= 132
+        step = plan.steps(n)[0]
+        assert plan.programs(step)[0] >= 132
         assert gram_plan.splits * gram_plan.c_blocks >= 132
