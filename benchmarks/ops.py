@@ -11,7 +11,7 @@ On a CPU the floor is no bound where tensors fit into its cache.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -76,6 +76,7 @@ NORMS = Shapes(
         (8, 128, 64, 64),
         (64, 128, 64, 64),
         (4, 64, 256, 256),
+        (16, 64, 256, 256),
         (1, 32, 2160, 3840),
     ],
     cpu=[(4, 48, 64, 64), (1, 48, 540, 960)],
@@ -407,20 +408,44 @@ def prepare(job: Job, device: torch.device, compiled: bool) -> Prepared:
 # --------------------------------------------------------------------------- all cases
 
 
-def cases(device: torch.device, quick: bool) -> list[Case]:
+def jobs(device: torch.device, quick: bool) -> Iterator[Job]:
     cuda = device.type == "cuda"
     dtypes = list(DTYPES) if cuda else ["float32"]
-    compiled = cuda or not quick  # compiling takes longer on a CPU than all the rest
-    found = combined_loss.cases(device, quick)
     for dtype in dtypes[:1] if quick else dtypes:
         for layout in LAYOUTS:
             for name, op in OPS.items():
                 shapes = op.shapes.cuda if cuda else op.shapes.cpu
                 for shape in shapes[:1] if quick else shapes:
                     for backward in (False, True)[: 1 + bool(op.leaves)]:
-                        job = Job(name, shape, layout, dtype, backward)
-                        telling = (dtypes[0], "channels_last", shapes[0], bool(op.leaves))
-                        headline = (dtype, layout, shape, backward) == telling
-                        make = partial(prepare, job, device, compiled)
-                        found.append(Case("ops", str(job), make, headline))
+                        yield Job(name, shape, layout, dtype, backward)
+
+
+def cases(device: torch.device, quick: bool) -> list[Case]:
+    cuda = device.type == "cuda"
+    compiled = cuda or not quick  # compiling takes longer on a CPU than all the rest
+    found = combined_loss.cases(device, quick)
+    for job in jobs(device, quick):
+        op = OPS[job.op]
+        shapes = op.shapes.cuda if cuda else op.shapes.cpu
+        first = "bfloat16" if cuda else "float32"
+        telling = (first, "channels_last", shapes[0], bool(op.leaves))
+        headline = (job.dtype, job.layout, job.shape, job.backward) == telling
+        make = partial(prepare, job, device, compiled)
+        found.append(Case("ops", str(job), make, headline))
     return found
+
+
+def tune(chosen: Sequence[Case], device: torch.device, quick: bool) -> Iterator[str]:
+    """Tune the kernels for the tensors of the `chosen` cases, and tell what came of each."""
+    names = {case.name for case in chosen}
+    tensors: dict[tuple[Any, ...], Job] = {}
+    for job in jobs(device, quick):
+        kernel = job.op.partition("+")[0].removesuffix("_loss")
+        if str(job) in names and kernel in ("instance_norm", "gram"):
+            tensors.setdefault((kernel, job.shape, job.layout, job.dtype), job)
+    for (kernel, *_), job in tensors.items():
+        for t in ops.tune(features(job, device), kernels=(kernel,)):
+            gain = t.default_seconds / t.seconds
+            where = f"{list(job.shape)} {job.layout} {job.dtype}"
+            row = tuple(t.best)
+            yield f"{t.kernel} {where}: {t.seconds * 1e6:.0f} µs, {gain:.2f}× the default: {row}"

@@ -3,7 +3,7 @@
 Nothing is measured during a user's calls. `measure` does it, for `faststy.ops.tune` and `faststy
 bench ops --tune`, and writes the winners to a small JSON file, which later processes read once:
 
-    {"NVIDIA H100 80GB HBM3, Triton 3.9.0": {"instance_norm_fwd": {"float16 planar N4 …": [4096, …]}}}
+    {"NVIDIA H100 80GB HBM3, Triton 3.9.0": {"gram_fwd": {"float16 planar N4 …": [64, …]}}}
 
 $FASTSTY_TUNED names another file; without one it is faststy/tuned.json in the user's cache folder.
 A row that is no longer in its table is passed over.
@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import tempfile
 import warnings
 from collections.abc import Callable
 from functools import cache
@@ -87,10 +86,8 @@ def machine(device: torch.device) -> str:
 
 def path() -> Path:
     """The file of winners."""
-    named = os.environ.get("FASTSTY_TUNED")
-    if named:
-        return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "faststy", "tuned.json")
+    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(os.environ.get("FASTSTY_TUNED") or os.path.join(caches, "faststy", "tuned.json"))
 
 
 @cache
@@ -102,9 +99,9 @@ def winners() -> Winners:
             for classes in kernels.values():
                 if not all(isinstance(row, list) for row in classes.values()):
                     raise TypeError("rows must be lists")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
-    except (OSError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         warnings.warn(
             f"{path()}: measured block sizes cannot be read ({error}): the defaults are used; "
             "delete the file, or tune anew",
@@ -117,17 +114,19 @@ def winners() -> Winners:
 def _keep(kernel: str, x: Tensor, row: tuple[Any, ...]) -> None:
     """Add a winner to what the file holds by now, and replace it by rename."""
     winners.cache_clear()
-    found = winners()
+    found = winners()  # the same object that later calls see
     found.setdefault(machine(x.device), {}).setdefault(kernel, {})[class_of(x)] = list(row)
-    path().parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(".faststy-tmp", ".tuned.", path().parent)
+    temporary = path().with_name(f".tuned.{os.getpid()}.faststy-tmp")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(found, file, indent=1, sort_keys=True)
+        path().parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(found, indent=1, sort_keys=True), encoding="utf-8")
         os.replace(temporary, path())
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    except OSError as error:
+        warnings.warn(
+            f"{path()}: cannot be written ({error.strerror or error}): what was measured holds for "
+            "this process only; FASTSTY_TUNED names another file",
+            stacklevel=3,
+        )
 
 
 def _on_the_gpu(call: Callable[[], object]) -> float:

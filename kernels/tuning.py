@@ -34,18 +34,18 @@ class NormRow(NamedTuple):
 
 NORM_TABLE = {
     "instance_norm_fwd": (
-        NormRow(4096, 16384, 0.6),
-        NormRow(4096, 16384, 0.3),
+        NormRow(4096, 16384, 0.7),
+        NormRow(4096, 16384, 0.35),
         NormRow(4096, 16384, 0.0),
-        NormRow(4096, 8192, 0.6),
-        NormRow(2048, 16384, 0.6),
+        NormRow(4096, 8192, 0.7),
+        NormRow(2048, 16384, 0.7),
     ),
     "instance_norm_bwd": (  # holds x, dy and the residual
-        NormRow(2048, 8192, 0.6),
-        NormRow(2048, 8192, 0.3),
+        NormRow(2048, 8192, 0.7),
+        NormRow(2048, 8192, 0.35),
         NormRow(2048, 8192, 0.0),
-        NormRow(2048, 4096, 0.6),
-        NormRow(1024, 8192, 0.6),
+        NormRow(2048, 4096, 0.7),
+        NormRow(1024, 8192, 0.7),
     ),
 }
 LARGEST_TILE = 16384  # of these rows
@@ -121,7 +121,8 @@ def rows(kernel: str, x: Tensor) -> tuple[NormRow, ...] | tuple[GramRow, ...]:
 
 def norm_row(kernel: str, x: Tensor) -> NormRow:
     """The row for `x` [N, C, H, W]: what was measured to be fastest here, or the default."""
-    return autotune.fastest(kernel, x, NORM_TABLE[kernel])
+    row: NormRow = autotune.fastest(kernel, x, NORM_TABLE[kernel])
+    return row
 
 
 def plane_plan(x: Tensor, strides: Strides, row: NormRow, read: int = 1) -> Plan:
@@ -142,7 +143,9 @@ def plane_plan(x: Tensor, strides: Strides, row: NormRow, read: int = 1) -> Plan
     # One program of many warps per multiprocessor, so that few units are under way.
     at_a_time = multiprocessors(x.device) * read * narrow * hw * x.element_size()
     if at_a_time <= l2 and _fill(n * ceil_div(c, narrow), x.device) >= MIN_FILL:
-        return _plan("looped", x, narrow, 4 * row.tile // narrow, row)
+        # Single values instead of 16 bytes: addresses take registers.
+        unaligned = (c if fast_c else hw) * x.element_size() % 16 != 0
+        return _plan("looped", x, narrow, (2 if unaligned else 4) * row.tile // narrow, row)
     block_c = min(power_of_2(c), 64) if fast_c else 1
     unit = read * min(block_c, c) * hw * x.element_size()  # bytes
     group = max(int(l2 // unit), 1) if l2 else n * ceil_div(c, block_c)
@@ -171,7 +174,7 @@ def _plan(
     splits = _splits(x, group, hw, block_p) if kind == "split" else 1
     chunk = ceil_div(ceil_div(hw, splits), block_p) * block_p
     # Warps in proportion to the tile: 8 for a full one.
-    num_warps = min(max(8 * block_c * block_p // row.tile, 1), 32)
+    num_warps = 32 if kind == "looped" else min(max(8 * block_c * block_p // row.tile, 1), 32)
     return Plan(kind, block_c, block_p, c_blocks, chunk, ceil_div(hw, chunk), group, num_warps)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable
 from fractions import Fraction
@@ -13,7 +14,9 @@ import pytest
 
 
 def pytest_configure() -> None:
-    """Programs that tests start can be interrupted, even where pytest runs in the background."""
+    """Programs that tests start can be interrupted, even where pytest runs in the background; block
+    sizes that somebody measured on this machine play no part."""
+    os.environ["FASTSTY_TUNED"] = os.path.join(os.devnull, "none")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

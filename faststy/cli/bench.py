@@ -34,6 +34,11 @@ CASE_SECONDS = 0.4  # of warm-up, and of rounds; of the quick form a quarter
     help="Also tell what changed since the results in FILE.",
 )
 @click.option("--plot", is_flag=True, help="Draw charts (PNG, SVG) beside the JSON file.")
+@click.option(
+    "--tune",
+    is_flag=True,
+    help="First measure the Triton kernels' block sizes for the cases of ops, and remember them.",
+)
 @click.option("--filter", "pattern", default="", help="Only cases that match this expression.")
 @click.option("--seconds", type=float, default=float("inf"), help="Begin no case after so long.")
 @click.option("--device", default="auto", help="cpu, cuda or auto.", show_default=True)
@@ -43,6 +48,7 @@ def command(
     json_path: Path | None,
     compare: Path | None,
     plot: bool,
+    tune: bool,
     pattern: str,
     seconds: float,
     device: str,
@@ -71,6 +77,12 @@ def command(
     chosen = bench.choose(suites, on, quick, pattern)
     if not chosen:
         raise FaststyError(f"no case of {', '.join(suites or SUITES)} matches {pattern!r}")
+
+    if tune:
+        if "ops" not in chosen:
+            raise FaststyError("--tune is for the suite ops: faststy bench ops --tune")
+        for line in import_module("ops").tune(chosen["ops"], on, quick):
+            click.echo(line)
 
     report = bench.opened(on, suites=list(chosen), quick=quick, filter=pattern)
     if json_path is not None and (json_path.is_dir() or not json_path.suffix):

@@ -56,7 +56,8 @@ def tune(
         raise ValueError(f"kernels: expected 'instance_norm' or 'gram', got {sorted(unknown)}")
     active = choose("instance_norm", x.device.type)
     if active.name != "triton":
-        raise FaststyError(f"there is nothing to tune on {x.device}: {active.why}")
+        why = f"what computes there is {active.name} ({active.why})"
+        raise FaststyError(f"there are no Triton kernels to tune on {x.device}: {why}")
 
     autotune = import_module("faststy.kernels.autotune")
     tables = import_module("faststy.kernels.tuning")

@@ -70,3 +70,20 @@ def test_the_quick_form_is_part_of_the_whole() -> None:
     assert {c.name for c in quick} < {c.name for c in whole}
     assert len({c.name for c in whole}) == len(whole)
     assert any(c.headline for c in quick)
+
+
+def test_tuning_takes_each_kind_of_tensor_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    met: list[Any] = []
+
+    def tune(x: torch.Tensor, kernels: Any) -> list[ops.Tuned]:
+        met.append((*kernels, tuple(x.shape)))
+        return [ops.Tuned(f"{kernels[0]}_fwd", (64, 0.5), 1e-5, 2e-5, 3)]
+
+    monkeypatch.setattr(ops, "tune", tune)
+    shapes = suite.Shapes(cuda=[], cpu=[(1, 4, 8, 8)])
+    for name in ("instance_norm+relu", "instance_norm+residual", "gram", "gram_loss"):
+        monkeypatch.setitem(suite.OPS, name, suite.OPS[name]._replace(shapes=shapes))
+    cases = [c for c in suite.cases(CPU, True) if "planar" in c.name and "+relu+" not in c.name]
+    lines = list(suite.tune(cases, CPU, True))
+    assert met == [("instance_norm", (1, 4, 8, 8)), ("gram", (1, 4, 8, 8))]
+    assert lines[1] == ("gram_fwd [1, 4, 8, 8] planar float32: 10 µs, 2.00× the default: (64, 0.5)")

@@ -72,6 +72,7 @@ def test_no_time() -> None:
     [
         (["--filter=nonsense"], "no case of .* matches 'nonsense'"),
         (["--plot"], "--plot needs --json"),
+        (["--tune"], "there are no Triton kernels to tune on cpu"),
         (["--compare=gone.json"], r"gone\.json: cannot be read"),
         (["--device=meta"], "it must be cpu or cuda|cannot be used"),
     ],
@@ -92,6 +93,11 @@ def test_it_says_plainly_when_the_suites_are_not_installed(
     (tmp_path / "benchmarks").mkdir()
     (tmp_path / "benchmarks/_bench.py").touch()
     assert bench.suites_folder() == tmp_path / "benchmarks"
+
+
+def test_only_ops_are_tuned() -> None:
+    done = run("startup", "--quick", "--tune")
+    assert "faststy bench ops --tune" in str(done.exception)
 
 
 def test_unknown_suite() -> None:

@@ -37,21 +37,27 @@ def split_everything(monkeypatch: pytest.MonkeyPatch, l2: float = 0.0) -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("activation", ["none", "silu"])
-def test_split_planes(
-    monkeypatch: pytest.MonkeyPatch, layout: torch.memory_format, activation: str
+@pytest.mark.parametrize(("kind", "activation"), [
+    ("split", "none"), ("split", "silu"), ("grouped", "silu"), ("looped", "silu"),
+])  # fmt: skip
+def test_planes_read_twice(
+    monkeypatch: pytest.MonkeyPatch, layout: torch.memory_format, kind: str, activation: str
 ) -> None:
-    split_everything(monkeypatch)
+    split_everything(monkeypatch, l2=0.0 if kind == "split" else 1.0)
+    monkeypatch.setattr(tuning, "l2_bytes", lambda device: 60_000 if kind == "looped" else 6_000)
+    monkeypatch.setattr(tuning, "multiprocessors", lambda device: 2 if kind == "looped" else 132)
     torch.manual_seed(0)
     x, dy, r = (
-        torch.randn(2, 3, 23, 29, device=DEVICE).contiguous(memory_format=layout) for _ in range(3)
+        torch.randn(3, 3, 23, 29, device=DEVICE).contiguous(memory_format=layout) for _ in range(3)
     )
     x += 100
     _, strides = tuning.planes(x)
     plan = tuning.plane_plan(x, strides, tuning.norm_row("instance_norm_fwd", x))
-    assert plan.kind == "split"
-    assert plan.splits > 2
-    assert (23 * 29) % plan.chunk != 0  # the last chunk is shorter
+    assert plan.kind == ("looped" if kind == "looped" else "split")
+    if kind != "looped":
+        assert plan.splits > 2
+        assert (23 * 29) % plan.chunk != 0  # the last chunk is shorter
+        assert len(plan.steps(3)) > 3 if kind == "grouped" else len(plan.steps(3)) == 2
     w = torch.randn(3, device=DEVICE)
 
     wide = [t.double() for t in (x, w, w, r)]
@@ -130,6 +136,59 @@ def test_planes_copies_only_what_it_must() -> None:
     # Small planes whose channels lie so far apart that a tile of them would pass 2³¹.
     far = torch.empty(1, device="meta").as_strided((1, 4096, 1, 1), (1, 2**20, 1, 1))
     assert tuning.planes(far)[0].is_contiguous()
+
+
+def test_steps_finish_every_unit_after_it_was_summed() -> None:
+    for n, group in ((1, 1), (5, 3), (7, 2), (4, 4)):
+        plan = tuning.Plan("split", 1, 128, 3, 256, 4, group, 8)
+        summed: list[int] = []
+        finished: list[int] = []
+        for first, finishes, sums in plan.steps(n):
+            units = list(range(first, first + finishes + sums))
+            assert set(units[:finishes]) <= set(summed)
+            finished += units[:finishes]
+            summed += units[finishes:]
+            assert len(summed) - len(finished) <= group
+        assert summed == finished == list(range(3 * n))
+
+
+# What is read twice, and the share of the time that a copy would take, if reads from L2 are free.
+@pytest.mark.parametrize(
+    ("shape", "layout", "dtype", "kind"),
+    [
+        ((4, 64, 256, 256), LAYOUTS[0], torch.float32, "looped"),
+        ((16, 64, 256, 256), LAYOUTS[0], torch.bfloat16, "looped"),
+        ((16, 64, 256, 256), LAYOUTS[1], torch.bfloat16, "split"),
+        ((16, 64, 256, 256), LAYOUTS[1], torch.float32, "split"),
+        ((64, 128, 64, 64), LAYOUTS[1], torch.bfloat16, "looped"),
+        ((64, 128, 64, 64), LAYOUTS[0], torch.bfloat16, "whole"),
+        ((1, 32, 2160, 3840), LAYOUTS[0], torch.bfloat16, "split"),
+        ((1, 32, 2160, 3840), LAYOUTS[0], torch.float32, "split"),
+    ],
+)
+@pytest.mark.parametrize("backward", [False, True])
+def test_what_is_read_twice_fits_into_l2(
+    shape: Any, layout: torch.memory_format, dtype: torch.dtype, kind: str, backward: bool
+) -> None:
+    """Of tensors above 64 MB, on an H100."""
+    x = torch.empty(shape, device="meta", dtype=dtype, memory_format=layout)
+    assert x.nbytes > 64e6
+    _, strides = tuning.planes(x)
+    row = tuning.norm_row("instance_norm_bwd" if backward else "instance_norm_fwd", x)
+    plan = tuning.plane_plan(x, strides, row, read=1 + backward)
+    if not backward:
+        assert plan.kind == kind
+    pixels, units = shape[2] * shape[3], plan.units(shape[0])
+    under_way = {"whole": 0, "looped": 132, "split": plan.group}[plan.kind]
+    live = under_way * (1 + backward) * min(plan.block_c, shape[1]) * pixels * dtype.itemsize
+    frame = pixels > 1_000_000 and (backward or dtype == torch.float32)
+    if frame and plan.group == 1:
+        assert live <= 67e6  # a plane of a 4K frame is what it is: README.md
+    else:
+        assert live <= 0.7 * 50 * 2**20
+    if plan.kind == "split" and plan.group > 1:
+        assert units / plan.group >= 3  # and launches are long: 2/3 of the floor or more
+        assert live >= 0.2 * 50 * 2**20
 
 
 @pytest.mark.parametrize(
