@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor, nn
 
 from faststy import ops
 from faststy.ops.instance_norm import Activation
+from faststy.ops.reference import wide
 
 
 class InstanceNorm2d(nn.InstanceNorm2d):
@@ -15,6 +18,7 @@ class InstanceNorm2d(nn.InstanceNorm2d):
     Beyond it: a residual and an activation in the same pass, and planes of a single pixel.
 
     Args:
+        bias: without it, `affine` means a weight alone, as in newer versions of torch.
         activation: "relu", "leaky_relu" (slope 0.2), "silu" or None, applied at every call.
     """
 
@@ -28,11 +32,14 @@ class InstanceNorm2d(nn.InstanceNorm2d):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
+        bias: bool = True,
         activation: Activation | None = None,
     ) -> None:
         super().__init__(
             num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype
         )
+        if not bias:
+            self.register_parameter("bias", None)
         self.activation: Activation | None = activation
 
     def forward(
@@ -42,12 +49,18 @@ class InstanceNorm2d(nn.InstanceNorm2d):
 
         `x` and `residual` are [N, C, H, W] or [C, H, W]; `activation` defaults to the module's.
         """
+        # Without parameters any number of channels will do, as in torch, which warns.
+        bound = self.affine or self.track_running_stats
+        if x.ndim not in (3, 4) or (bound and x.shape[-3] != self.num_features):
+            expected = f"[N, {self.num_features}, H, W] or [{self.num_features}, H, W]"
+            raise ValueError(f"x: expected {expected}, got {list(x.shape)}")
         if x.ndim == 3:
             one = None if residual is None else residual[None]
             return self(x[None], activation=activation, residual=one)[0]  # type: ignore[no-any-return]
-        if x.ndim != 4 or x.shape[1] != self.num_features:
-            expected = f"[N, {self.num_features}, H, W] or [{self.num_features}, H, W]"
-            raise ValueError(f"x: expected {expected}, got {list(x.shape)}")
+        if x.shape[1] != self.num_features:
+            warnings.warn(
+                f"x has {x.shape[1]} channels, num_features is {self.num_features}", stacklevel=2
+            )
         statistics = None
         if self.track_running_stats:
             if self.training:
@@ -72,7 +85,7 @@ class InstanceNorm2d(nn.InstanceNorm2d):
         assert self.running_mean is not None
         assert self.running_var is not None
         share = self.momentum or 0.0  # None is 0, as in torch
-        variance, mean = torch.var_mean(x.float(), (2, 3))  # the unbiased variance
+        variance, mean = torch.var_mean(x.to(wide(x.dtype)), (2, 3))  # the unbiased variance
         self.running_mean.lerp_(mean.mean(0).to(self.running_mean.dtype), share)
         self.running_var.lerp_(variance.mean(0).to(self.running_var.dtype), share)
 

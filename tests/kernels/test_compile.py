@@ -171,6 +171,7 @@ def norm(shape: tuple[int, ...], dtype: torch.dtype, last: bool) -> None:
     x, w, m = meta(*shape, dtype=dtype, last=last), meta(c), meta(n, c)
     instance_norm.instance_norm_fwd(x, w, w, x, 1e-5, "silu")
     instance_norm.instance_norm_bwd(x, x, m, m, w, w, x, "silu", False)
+    instance_norm.instance_norm_bwd(x, x, m, m, w, w, None, "relu", False)
 
 
 def grams(shape: tuple[int, ...], dtype: torch.dtype, last: bool) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,23 +15,54 @@ from faststy.nn.normalization import (
 
 @pytest.mark.parametrize("affine", [False, True])
 @pytest.mark.parametrize("tracking", [False, True])
-def test_same_as_torch(affine: bool, tracking: bool) -> None:
+@pytest.mark.parametrize(
+    ("momentum", "dtype"), [(0.3, torch.float32), (None, torch.float32), (0.3, torch.float64)]
+)
+def test_same_as_torch(
+    affine: bool, tracking: bool, momentum: float | None, dtype: torch.dtype
+) -> None:
     torch.manual_seed(0)
-    theirs = nn.InstanceNorm2d(3, 1e-3, 0.3, affine, tracking)
-    ours = InstanceNorm2d(3, 1e-3, 0.3, affine, tracking)
+    arguments: Any = (3, 1e-3, momentum, affine, tracking, "cpu", dtype)
+    theirs = nn.InstanceNorm2d(*arguments)
+    ours = InstanceNorm2d(*arguments)
+    tolerance = 1e-4 if dtype == torch.float32 else 1e-10
     for p in theirs.parameters():
         nn.init.normal_(p)
     ours.load_state_dict(theirs.state_dict())
     for training in (True, True, False):
-        x = torch.randn(2, 3, 5, 6) + 2
+        x = torch.randn(2, 3, 5, 6, dtype=dtype) + 2
         results = []
         for module in (theirs, ours):
             leaf = x.clone().requires_grad_()
             y = module.train(training)(leaf)
             y.square().sum().backward()
             results.append((y, leaf.grad, *module.state_dict().values()))
-        torch.testing.assert_close(results[0], results[1], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(results[0], results[1], atol=tolerance, rtol=tolerance)
     torch.testing.assert_close(ours(x[0]), theirs(x[0]))
+
+
+def test_state_dicts_of_torch() -> None:
+    tracked = nn.InstanceNorm2d(3, affine=True, track_running_stats=True)
+    assert list(InstanceNorm2d(3, affine=True, track_running_stats=True).state_dict()) == list(
+        tracked.state_dict()
+    )
+    assert InstanceNorm2d(3).state_dict() == {}
+    with pytest.raises(RuntimeError, match=r"Unexpected key.*running_mean"):
+        InstanceNorm2d(3, affine=True).load_state_dict(tracked.state_dict())
+    with pytest.raises(RuntimeError, match=r"Missing key.*running_mean"):
+        InstanceNorm2d(3, track_running_stats=True).load_state_dict({})
+    assert list(InstanceNorm2d(3, affine=True, bias=False).state_dict()) == ["weight"]
+
+
+def test_channels_matter_only_to_parameters_and_running_statistics() -> None:
+    x = torch.randn(2, 4, 5, 5)
+    with pytest.warns(UserWarning, match="4 channels, num_features is 3"):
+        y = InstanceNorm2d(3)(x)
+    torch.testing.assert_close(y, nn.functional.instance_norm(x))
+    for norm in (InstanceNorm2d(3, affine=True), InstanceNorm2d(3, track_running_stats=True)):
+        for wrong in (x, x[0]):
+            with pytest.raises(ValueError, match=r"x: expected \[N, 3, H, W\] or \[3, H, W\], got"):
+                norm(wrong)
 
 
 def test_activation_and_residual() -> None:
@@ -102,7 +135,7 @@ def test_replace_leaves_hooks_and_subclasses_alone() -> None:
 
 
 def test_bad_input() -> None:
-    with pytest.raises(ValueError, match=r"x: expected \[N, 3, H, W\].*got \[2, 4, 5, 5\]"):
-        InstanceNorm2d(3)(torch.zeros(2, 4, 5, 5))
+    with pytest.raises(ValueError, match=r"x: expected \[N, 3, H, W\].*got \[2, 4\]"):
+        InstanceNorm2d(3)(torch.zeros(2, 4))
     with pytest.raises(ValueError, match=r"style: expected \[2\] or \[N, 2\].*got \[3\]"):
         ConditionalInstanceNorm2d(2, 3)(torch.zeros(1, 3, 5, 5), torch.zeros(3))
