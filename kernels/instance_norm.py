@@ -127,13 +127,18 @@ def _instance_norm_whole_kernel(
     x = tl.load(_at(x_ptr, x_strides, i_n, c0, 0, BC, BP), mask=mask, other=0).to(tl.float32)
     mean = tl.sum(x, 1) / HW  # [BC]
     centered = tl.where(mask, x - mean[:, None], 0.0)  # [BC, BP]
-    rstd = tl.rsqrt(tl.sum(centered * centered, 1) / HW + eps)
+    # What the sum was off by: 1e-7 of the mean, which in planes of one value is all there is.
+    off = tl.sum(centered, 1) / HW
+    mean += off
+    variance = tl.maximum(tl.sum(centered * centered, 1) / HW - off * off, 0.0)
+    variance = tl.where(off == off, variance, off)  # the maximum drops NaN
+    rstd = tl.rsqrt(variance + eps)
     tl.store(mean_ptr + i_n * C + o_c, mean, mask=o_c < C)
     tl.store(rstd_ptr + i_n * C + o_c, rstd, mask=o_c < C)
 
     weight = _per_channel(weight_ptr, weight_stride, i_n, o_c, C, 1.0)
     bias = _per_channel(bias_ptr, bias_stride, i_n, o_c, C, 0.0)
-    z = centered * (rstd[:, None] * weight) + bias
+    z = (centered - off[:, None]) * (rstd[:, None] * weight) + bias
     if residual_ptr is not None:
         z += tl.load(_at(residual_ptr, residual_strides, i_n, c0, 0, BC, BP), mask=mask, other=0)
     tl.store(_at(y_ptr, y_strides, i_n, c0, 0, BC, BP), _activate(z, ACTIVATION), mask=mask)
@@ -163,6 +168,7 @@ def _chunk_stats(
     pixels = end - start
     seen = ((pixels - o_p + BP - 1) // BP).to(tl.float32)[None, :]  # [1, BP]
     mean = tl.sum(b_mean * seen, 1) / pixels  # [BC]
+    mean += tl.sum((b_mean - mean[:, None]) * seen, 1) / pixels  # what the sum was off by
     deviation = b_mean - mean[:, None]
     return mean, tl.sum(b_m2 + deviation * deviation * seen, 1)
 
@@ -172,12 +178,14 @@ def _merged_stats(
     mean_ptr, m2_ptr, i_n, o_c, C, HW, splits, chunk, eps, BC: tl.constexpr, BS: tl.constexpr
 ):
     """Mean and rstd [BC] of planes from those of their chunks, again after Chan."""
-    mean = tl.zeros([BC], tl.float32)
+    # Relative to the first chunk's, so that equal means give just that.
+    first = tl.load(mean_ptr + i_n * splits * C + o_c, mask=o_c < C, other=0)
+    mean = first
     for s0 in range(0, splits, BS):
         o_s, o_in, mask = _chunks(i_n, s0, o_c, C, splits, BS)
         pixels = tl.minimum(chunk, HW - o_s * chunk).to(tl.float32)[:, None]  # [BS, 1]
-        b_mean = tl.load(mean_ptr + o_in, mask=mask, other=0)
-        mean += tl.sum(tl.where(mask, b_mean * (pixels / HW), 0.0), 0)
+        deviation = tl.load(mean_ptr + o_in, mask=mask, other=0) - first[None, :]
+        mean += tl.sum(tl.where(mask, deviation * (pixels / HW), 0.0), 0)
     m2 = tl.zeros([BC], tl.float32)
     for s0 in range(0, splits, BS):
         o_s, o_in, mask = _chunks(i_n, s0, o_c, C, splits, BS)
@@ -547,7 +555,7 @@ def instance_norm_stats(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     _split(plan, [(0, 0, plan.units(n))], arguments, c, pixels, eps, "none")
     counts = means.new_full((plan.splits, 1), plan.chunk)
     counts[plan.splits - 1 :] = pixels - (plan.splits - 1) * plan.chunk
-    mean = (means * (counts / pixels)).sum(1)
+    mean = means[:, 0] + ((means - means[:, :1]) * (counts / pixels)).sum(1)
     m2 = (m2s + (means - mean[:, None]).square() * counts).sum(1)
     return mean, torch.rsqrt(m2 / pixels + eps)
 

@@ -144,7 +144,7 @@ def plane_plan(x: Tensor, strides: Strides, row: NormRow, read: int = 1) -> Plan
     at_a_time = multiprocessors(x.device) * read * narrow * hw * x.element_size()
     if at_a_time <= l2 and _fill(n * ceil_div(c, narrow), x.device) >= MIN_FILL:
         # What registers hold depends on the width of values, and whether 16 bytes come at a time.
-        roomy = x.element_size() == 2 and (c if fast_c else hw) % 8 == 0 and read < 3
+        roomy = x.element_size() == 2 and (c if fast_c else hw) % 8 == 0 and read == 1
         return _plan("looped", x, narrow, (4 if roomy else 2) * row.tile // narrow, row)
     block_c = min(power_of_2(c), 64) if fast_c else 1
     unit = read * min(block_c, c) * hw * x.element_size()  # bytes

@@ -61,8 +61,13 @@ def instance_norm(
         checks.shaped(residual, "residual", {"the shape of x": x.shape}, like=x)
     if activation is not None and activation not in ACTIVATIONS:
         raise ValueError(f"activation: expected one of {ACTIVATIONS} or None, got {activation!r}")
+    if not eps >= 0:
+        raise ValueError(f"eps: expected at least 0, got {eps}")
     mean = rstd = None
     if statistics is not None:
+        if not isinstance(statistics, tuple | list) or len(statistics) != 2:
+            kind = type(statistics).__name__
+            raise TypeError(f"statistics: expected a pair (mean, rstd), got {kind}")
         mean, rstd = statistics
         checks.shaped(mean, "statistics: mean", shapes, like=x)
         checks.shaped(rstd, "statistics: rstd", shapes, like=x)

@@ -33,6 +33,8 @@ def from_pixels(
     Raises:
         TypeError, ValueError: a wrong dtype, rank or factor.
     """
+    if not isinstance(frames, Tensor):
+        raise TypeError(f"frames: expected a tensor, got {type(frames).__name__}")
     if frames.dtype != torch.uint8:
         raise TypeError(f"frames: expected uint8, got {frames.dtype}")
     if frames.ndim == 3:

@@ -272,6 +272,10 @@ X = torch.zeros(2, 3, 4, 4)
         ({"weight": torch.zeros(3, device="meta")}, ValueError, "weight: expected on cpu"),
         ({"activation": "gelu"}, ValueError, "activation: expected one of .*got 'gelu'"),
         ({"statistics": (X, X)}, ValueError, "statistics: mean: expected"),
+        ({"statistics": X}, TypeError, r"statistics: expected a pair \(mean, rstd\), got Tensor"),
+        ({"x": [1.0]}, TypeError, "x: expected a tensor, got list"),
+        ({"eps": -1.0}, ValueError, "eps: expected at least 0, got -1.0"),
+        ({"residual": X.long()}, TypeError, "residual: expected float16.*got torch.int64"),
     ],
 )
 def test_bad_input(kwargs: dict[str, Any], error: type[Exception], message: str) -> None:

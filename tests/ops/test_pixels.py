@@ -93,6 +93,7 @@ PICTURE, X = torch.zeros(4, 4, 3, dtype=torch.uint8), torch.zeros(1, 12, 4, 4)
     ("call", "error", "message"),
     [
         (lambda: ops.from_pixels(X), TypeError, "frames: expected uint8, got torch.float32"),
+        (lambda: ops.from_pixels([0]), TypeError, "frames: expected a tensor, got list"),
         (lambda: ops.from_pixels(PICTURE[0]), ValueError, r"frames: .*got \[4, 3\]"),
         (lambda: ops.from_pixels(PICTURE, torch.int8), TypeError, "dtype: .*got torch.int8"),
         (lambda: ops.from_pixels(PICTURE, unshuffle=0), ValueError, "unshuffle: .*got 0"),
