@@ -82,7 +82,7 @@ def test_planes_read_twice(
 def test_hard_values(
     monkeypatch: pytest.MonkeyPatch, layout: torch.memory_format, kind: str
 ) -> None:
-    """A mean of 1e4 with a deviation of 1; one value in a plane; a NaN, which stays in its plane."""
+    """A mean of 1e4 with a deviation of 1; one value in a plane; NaN, which stays there."""
     if kind != "whole":
         split_everything(monkeypatch, l2=1.0)
     monkeypatch.setattr(tuning, "l2_bytes", lambda device: 60_000 if kind == "looped" else 3_000)
