@@ -143,12 +143,17 @@ def plane_plan(x: Tensor, strides: Strides, row: NormRow, read: int = 1) -> Plan
     # One program of many warps per multiprocessor, so that few units are under way.
     at_a_time = multiprocessors(x.device) * read * narrow * hw * x.element_size()
     if at_a_time <= l2 and _fill(n * ceil_div(c, narrow), x.device) >= MIN_FILL:
-        # What registers hold depends on the width of values, and whether 16 bytes come at a time.
-        roomy = x.element_size() == 2 and (c if fast_c else hw) % 8 == 0 and read == 1
+        # 16 values a thread fit into registers only where they come as 32 bytes, in a row.
+        roomy = x.element_size() == 2 and not fast_c and hw % 8 == 0 and read == 1
         return _plan("looped", x, narrow, (4 if roomy else 2) * row.tile // narrow, row)
-    block_c = min(power_of_2(c), 64) if fast_c else 1
-    unit = read * min(block_c, c) * hw * x.element_size()  # bytes
-    group = max(int(l2 // unit), 1) if l2 else n * ceil_div(c, block_c)
+    block_c = wide = min(power_of_2(c), 64) if fast_c else 1
+    channel_bytes = read * hw * x.element_size()
+    while channel_bytes * min(block_c, c) > l2 and block_c > 2 * narrow:
+        block_c //= 2  # memory comes in pieces of two sectors; narrower units may fit
+    if channel_bytes * min(block_c, c) > l2:
+        block_c = wide  # nothing fits
+    fits = int(l2 // (channel_bytes * min(block_c, c)))
+    group = max(fits, 1) if l2 else n * ceil_div(c, block_c)
     return _plan("split", x, block_c, row.tile // block_c, row, group)
 
 
