@@ -66,8 +66,9 @@ def instance_norm(
     mean = rstd = None
     if statistics is not None:
         if not isinstance(statistics, tuple | list) or len(statistics) != 2:
-            kind = type(statistics).__name__
-            raise TypeError(f"statistics: expected a pair (mean, rstd), got {kind}")
+            raise TypeError(
+                f"statistics: expected a pair (mean, rstd), got {type(statistics).__name__}"
+            )
         mean, rstd = statistics
         checks.shaped(mean, "statistics: mean", shapes, like=x)
         checks.shaped(rstd, "statistics: rstd", shapes, like=x)
