@@ -84,12 +84,14 @@ def command(
     faststy train painting.jpg
     faststy train monet/ --content photos/ --seconds 600 --model quality --out monet
     faststy train --resume --out monet
+    torchrun --nproc-per-node=8 -m faststy train painting.jpg --batch 64
 
     The run's folder holds model.safetensors, preview.png, report.html, log.jsonl and config.toml.
     Interrupted or killed, it goes on with --resume.
     """
     from faststy.cli._live import display
     from faststy.training.config import read_config
+    from faststy.training.distributed import told_rank
     from faststy.training.loop import train
 
     out = Path(flags["out"] or "run")
@@ -102,6 +104,8 @@ def command(
         stages=tuple(s.strip() for s in stages.split(",")) if stages is not None else None,
         **flags,
     )
+    if told_rank() > 0:  # the first worker tells for all
+        raise SystemExit(0 if train(settings, resume=resume).finished else STOPPED)
     with display(settings.seconds_budget, "faststy train") as show:
         result = train(settings, show, resume=resume)
     _tell(result, as_json)

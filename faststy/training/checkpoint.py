@@ -88,19 +88,34 @@ def _under(prefix: str, tensors: Tensors) -> Tensors:
 # -- the file ----------------------------------------------------------------------------------
 
 
+def encode(position: Position, tensors: Tensors) -> bytes:
+    """The bytes of a checkpoint, for `decode`."""
+    # Copies: safetensors refuses tensors that share memory or are not contiguous.
+    tensors = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
+    values = {**asdict(position), "sha256": NO_DIGEST.decode()}
+    data: bytes = save(tensors, {KEY: json.dumps(values)})
+    return data.replace(NO_DIGEST, hashlib.sha256(data).hexdigest().encode(), 1)
+
+
+def decode(data: bytes) -> tuple[Position, Tensors]:
+    """What `encode` was given, on the CPU. Raises ValueError, or another, if a bit has changed."""
+    header = data[8 : 8 + int.from_bytes(data[:8], "little")]
+    values = json.loads(json.loads(header)["__metadata__"][KEY])
+    digest = values.pop("sha256").encode()
+    if hashlib.sha256(data.replace(digest, NO_DIGEST, 1)).hexdigest().encode() != digest:
+        raise ValueError("its checksum is wrong")
+    return Position(**values), load(data)
+
+
 def save_checkpoint(path: Path, position: Position, tensors: Tensors) -> None:
     """Write everything that the next step depends on, by rename; the file before it is kept.
 
     Raises FaststyError, the files that are there untouched, when it cannot be written.
     """
-    # Copies: safetensors refuses tensors that share memory or are not contiguous.
-    tensors = {key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}
-    values = {**asdict(position), "sha256": NO_DIGEST.decode()}
-    data = save(tensors, {KEY: json.dumps(values)})
-    digest = hashlib.sha256(data).hexdigest().encode()
+    data = encode(position, tensors)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
-        file.write(data.replace(NO_DIGEST, digest, 1))
+        file.write(data)
         file.flush()
         os.fsync(file.fileno())  # or a full disk would be noticed only after the next lines
         if path.exists():  # a link, so that at every moment there is a whole file under this name
@@ -112,13 +127,7 @@ def save_checkpoint(path: Path, position: Position, tensors: Tensors) -> None:
 def load_checkpoint(path: Path) -> tuple[Position, Tensors]:
     """What `save_checkpoint` wrote to `path`. Raises FaststyError if a single bit has changed."""
     try:
-        data = path.read_bytes()
-        header = data[8 : 8 + int.from_bytes(data[:8], "little")]
-        values = json.loads(json.loads(header)["__metadata__"][KEY])
-        digest = values.pop("sha256").encode()
-        if hashlib.sha256(data.replace(digest, NO_DIGEST, 1)).hexdigest().encode() != digest:
-            raise ValueError("its checksum is wrong")
-        return Position(**values), load(data)
+        return decode(path.read_bytes())
     except (SafetensorError, OSError, KeyError, ValueError, TypeError, AttributeError) as error:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise FaststyError(f"{path}: damaged or not a checkpoint ({reason})") from error

@@ -102,15 +102,31 @@ def cut(picture: Tensor, box: tuple[int, int, int], size: int, flip: bool) -> Te
     return crop.flip(-1) if flip else crop
 
 
-def random_crops(
-    pictures: Pictures, count: int, size: int, zoom: tuple[float, float], rng: torch.Generator
+def of_samples(count: int, rng: torch.Generator) -> list[torch.Generator]:
+    """Random numbers for each of `count` samples: any of them can be made without the others."""
+    seeds = torch.randint(2**63 - 1, (count,), generator=rng)
+    return [torch.Generator().manual_seed(seed) for seed in seeds.tolist()]
+
+
+def random_crop(
+    pictures: Pictures, size: int, zoom: tuple[float, float], rng: torch.Generator
 ) -> Tensor:
-    """`count` random crops as [count, 3, size, size] in 0...1, channels_last."""
-    crops = []
-    for _ in range(count):
-        picture = pictures.get(below(rng, len(pictures)))
-        box = crop_box(picture.shape[1], picture.shape[2], size, zoom, rng)
-        crops.append(cut(picture, box, size, flip=below(rng, 2) == 1))
+    """A random crop as [3, size, size] in 0...1."""
+    picture = pictures.get(below(rng, len(pictures)))
+    box = crop_box(picture.shape[1], picture.shape[2], size, zoom, rng)
+    return cut(picture, box, size, flip=below(rng, 2) == 1)
+
+
+def random_crops(
+    pictures: Pictures,
+    count: int,
+    size: int,
+    zoom: tuple[float, float],
+    rng: torch.Generator,
+    mine: slice = slice(None),
+) -> Tensor:
+    """Those in `mine` of `count` random crops, as [n, 3, size, size] in 0...1, channels_last."""
+    crops = [random_crop(pictures, size, zoom, own) for own in of_samples(count, rng)[mine]]
     return torch.stack(crops).contiguous(memory_format=torch.channels_last)
 
 

@@ -147,8 +147,9 @@ class Guards:
         return events
 
     def _fetch(self, painted: Tensor, photo: Tensor) -> Seen:
-        now = torch.stack([painted, _contrast(photo), self.trainer.skipped])
-        values = torch.cat([self._rows.flatten(), now]).tolist()  # the only wait for the device
+        contrasts = self.trainer.mean(torch.stack([painted, _contrast(photo)]), len(photo))
+        now = [self._rows.flatten(), contrasts, self.trainer.skipped[None]]
+        values = torch.cat(now).tolist()  # the only wait for the device
         columns = [list(filter(math.isfinite, values[i:-3:3])) for i in range(3)]
         medians = [median(column) if column else math.nan for column in columns]
         painted_contrast, photo_contrast, skipped = values[-3:]

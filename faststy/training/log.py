@@ -38,17 +38,21 @@ class Log:
     A term that is not finite is null. A disk that is full costs lines, never the run.
     """
 
-    def __init__(self, path: Path, step: int) -> None:
-        """Begin the file, or go on after `step`: what will be done again is dropped."""
+    def __init__(self, path: Path | None, step: int) -> None:
+        """Begin the file, or go on after `step`: what will be done again is dropped.
+
+        Without a path nothing is written, nor attempted.
+        """
         kept = []
-        if path.exists():
+        if path is not None and path.exists():
             for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
                 try:
                     if json.loads(line)["step"] <= step:
                         kept.append(line)
                 except (ValueError, KeyError, TypeError):
                     continue  # torn by a kill
-        write_text(path, "".join(f"{line}\n" for line in kept))
+        if path is not None:
+            write_text(path, "".join(f"{line}\n" for line in kept))
         self.path = path
         self.events: list[str] = []  # all of this process
         self._untold: list[str] = []
@@ -101,6 +105,8 @@ class Log:
 
     def attempt(self, step: int, name: str, write: Callable[[], object]) -> bool:
         """Write something that the run can do without; say once when that begins to fail."""
+        if self.path is None:
+            return False
         try:
             write()
         except (FaststyError, OSError) as error:
@@ -114,6 +120,8 @@ class Log:
         return True
 
     def _append(self, entry: dict[str, Any]) -> None:
+        if self.path is None:
+            return
         line = json.dumps(entry, ensure_ascii=False, allow_nan=False)
         try:
             with self.path.open("a", encoding="utf-8") as file:

@@ -23,8 +23,11 @@ from faststy.nn.encoder import load_encoder
 from faststy.tensors import device_named
 from faststy.training.checkpoint import (
     Position,
+    Tensors,
     capture,
     checkpoint_path,
+    decode,
+    encode,
     newest_checkpoint,
     restore,
     save_checkpoint,
@@ -32,6 +35,7 @@ from faststy.training.checkpoint import (
 from faststy.training.chore import Chore
 from faststy.training.config import TrainConfig
 from faststy.training.dataset import Pictures, generator, prefetch, random_crops
+from faststy.training.distributed import Alone, joined
 from faststy.training.folder import open_run, refuse_another
 from faststy.training.guards import Guards
 from faststy.training.log import Log, Progress
@@ -51,6 +55,7 @@ REPORT_EVERY = 30.0
 LOG_EVERY = 0.5
 PHOTO_ZOOM = (1.0, 2.2)  # photos are shown to the generator scaled down by these factors
 PREVIEW_PHOTOS = 3
+START_PHOTOS = 16  # of the first batch, at most, that the styles to begin as are compared on
 LICENSE = "The weights are yours; the style picture keeps the terms that it has."
 
 
@@ -85,16 +90,30 @@ def train(
     the model that there is by then, too. What goes wrong on the way is answered and told in words:
     see `guards`, `checkpoint` and `picture_cache`.
 
+    Under torchrun every worker calls this, takes its samples of each batch, and returns; the first
+    one writes the files and tells the progress: see `distributed`.
+
     Raises:
         FaststyError: nothing to train on, an unwritable folder, a run that is already there or has
-            other settings.
+            other settings, a worker that was lost.
     """
+    with joined(config.batch, config.out, config.device) as world:
+        return _train(config, on_progress, world, resume, until)
+
+
+def _train(
+    config: TrainConfig,
+    on_progress: Callable[[Progress], None] | None,
+    world: Alone,
+    resume: bool,
+    until: float,
+) -> TrainResult:
     began = time.monotonic()
     run = Path(config.out)
     model_path, checkpoint = run / "model.safetensors", checkpoint_path(run)
     refuse_another(run, config, resume=resume)
-    device = device_named(config.device)
-    events = Events(config.tensorboard)
+    device = device_named(world.device(config.device))
+    events = Events(config.tensorboard and world.leads)
 
     cache = PictureCache(Path(config.cache or run / "cache"), always=config.cache is not None)
     photos = _content(config, cache)
@@ -102,26 +121,46 @@ def train(
     sources = [Pictures.found(Path(style), config.style_size, cache) for style in config.style]
     styles = [StyleTarget.of(source, encoder, device) for source in sources]
     pairs = Pairs.found(Path(config.pairs), config.size) if config.pairs else None
-    trainer = Trainer(config, encoder, styles, device)
+    trainer = Trainer(config, encoder, styles, device, world)
     schedule = Schedule(config)
     weight = StyleWeight(config, schedule, device)
 
     def photo_batch(step: int) -> Tensor:
         rng = generator(config.seed, step)
-        return random_crops(photos, config.batch, config.size, PHOTO_ZOOM, rng)
+        return random_crops(photos, config.batch, config.size, PHOTO_ZOOM, rng, world.mine)
 
-    found = newest_checkpoint(checkpoint) if resume else None
-    began_as = start(trainer, config.base, photo_batch(0).to(device)) if found is None else None
+    found = newest_checkpoint(checkpoint) if resume and world.leads else None
+    began_as = None
+    if found is None and world.leads:
+        rng, few = generator(config.seed, 0), slice(START_PHOTOS)
+        photo = random_crops(photos, config.batch, config.size, PHOTO_ZOOM, rng, few)
+        began_as = start(trainer, config.base, photo.to(device))
     guards = Guards(trainer)  # the first state that it can go back to is this one
     position, damage = Position(0, 0.0), None
-    if found is not None:
-        position, tensors, damage = found
+
+    def load(position: Position, tensors: Tensors) -> None:
         restore(tensors, trainer.nets, trainer.optimisers)
         memory = dict(position.memory)
         weight.load_state(memory.pop("style_weight", None), tensors)
         guards.load_state(memory, tensors)
-    open_run(run, config)  # only now: settings that cannot be trained leave nothing behind
-    log = Log(run / "log.jsonl", position.step)
+
+    def state(step: int, seconds: float) -> tuple[Position, Tensors]:
+        (memory, tensors), (own, rows) = guards.state(), weight.state()
+        tensors |= rows | capture(trainer.nets, trainer.optimisers)
+        return Position(step, seconds, memory | own), tensors
+
+    if found is not None:
+        position, tensors, damage = found
+        load(position, tensors)
+    # The first worker's state is the others', too; none of them has made the folder before all are
+    # here and have looked at it.
+    begun = world.received(lambda: encode(*state(position.step, position.seconds)))
+    if begun is not None:
+        position, tensors = decode(begun)
+        load(position, tensors)
+    if world.leads:
+        open_run(run, config)  # only now: settings that cannot be trained leave nothing behind
+    log = Log(run / "log.jsonl" if world.leads else None, position.step)
     if damage is not None:
         log.tell(position.step, damage)
     if began_as is not None:
@@ -131,9 +170,7 @@ def train(
         return time.monotonic() - began + position.seconds
 
     def save() -> None:
-        (memory, tensors), (own, rows) = guards.state(), weight.state()
-        tensors |= rows | capture(trainer.nets, trainer.optimisers)
-        save_checkpoint(checkpoint, Position(step, seconds(), memory | own), tensors)
+        save_checkpoint(checkpoint, *state(step, seconds()))
 
     def show() -> None:
         _show(trainer, photos, run, stage)
@@ -153,8 +190,11 @@ def train(
     else:
         batches = prefetch(photo_batch, step)
     with stop_signals() as stopped, closing(batches), events.begin(run, step):
-        while not stopped.is_set():
+        while True:
             fraction = schedule.fraction(step, seconds() + 2 * (previews.cost + reports.cost))
+            fraction, interrupted = world.agree(fraction, stopped.is_set())
+            if interrupted:
+                break
             if fraction >= until and step > 0:
                 stage = schedule.stage(fraction)
                 break
@@ -185,7 +225,7 @@ def train(
                 log.tell(step, cache.trouble)
 
             now = time.monotonic()
-            if now - last_log >= LOG_EVERY or step in (first + 1, config.steps):
+            if world.leads and (now - last_log >= LOG_EVERY or step in (first + 1, config.steps)):
                 last_log = now
                 speed = (step - first) * config.batch / max(now - loop_began, 1e-6)
                 shown = previews.due() and log.attempt(step, "preview", previews.timed(show))
@@ -212,15 +252,17 @@ def train(
         skipped = {p: why for source in (photos, *sources) for p, why in source.skipped.items()}
         return TrainResult(
             run, model_path, step, seconds(), speed, skipped, int(trainer.skipped),
-            tuple(log.events), finished, stopped.is_set(),
+            tuple(log.events), finished, interrupted,
         )  # fmt: skip
 
-    finished = until >= 1 and not stopped.is_set()
+    finished = until >= 1 and not interrupted
     if step > first and finished:
         for event in guards.settle(step, photo):
             log.tell(step, event)
+    if not world.leads:
+        return result(finished)
     log.attempt(step, "checkpoint", save)
-    if stopped.is_set():
+    if interrupted:
         log.attempt(step, "report", lambda: write_report(run))
         return result(finished=False)
     model = _model(trainer, config, photos, step, weight.at(1.0), repaired=stage == "repair")

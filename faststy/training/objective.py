@@ -11,7 +11,7 @@ and the repairer, with the generator held, `content weighted by M + λ_held·sty
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,12 @@ from faststy.nn.lost_content import CONTENT_TAP as CONTENT_TAP
 from faststy.nn.lost_content import lost_content as lost_content
 
 EPS = 1e-6
+
+Whole = Callable[[Tensor], Tensor]
+
+
+def as_it_is(part: Tensor) -> Tensor:
+    return part
 
 
 def relative_distance(a: Tensor, b: Tensor) -> Tensor:
@@ -102,21 +108,30 @@ def _towards(logits: Tensor, form: str, *, real: bool, player: str) -> Tensor:
 
 
 def stability_loss(
-    painted_moved: Tensor, moved_painting: Tensor, moved_photo: Tensor, valid: Tensor
+    painted_moved: Tensor,
+    moved_painting: Tensor,
+    moved_photo: Tensor,
+    valid: Tensor,
+    whole: Whole = as_it_is,
 ) -> Tensor:
     """`Σ v·(G(W(x)) − W(G(x)))² / Σ v·((W(G(x)) − mean)² + (W(x) − mean)²)`, a small warp `W`.
 
     `valid` [N, 1, H, W] is 1 where the warp looked inside the picture. Both paintings get
     gradients. The photo's own variation is in the denominator for the start of the training, when
-    the painting is still flat: its noise would drown every other term.
+    the painting is still flat: its noise would drown every other term. Of a worker with a part of
+    the batch this is its part of the loss, where `whole` makes the sum over all of a part's sum.
     """
     mean = moved_painting.mean((2, 3), keepdim=True)
     photo = moved_photo - moved_photo.mean((2, 3), keepdim=True)
-    return _moved_distance(painted_moved - mean, moved_painting - mean, photo, valid)
+    return _moved_distance(painted_moved - mean, moved_painting - mean, photo, valid, whole)
 
 
 def fine_stability_loss(
-    painted_moved: Tensor, moved_painting: Tensor, moved_photo: Tensor, valid: Tensor
+    painted_moved: Tensor,
+    moved_painting: Tensor,
+    moved_photo: Tensor,
+    valid: Tensor,
+    whole: Whole = as_it_is,
 ) -> Tensor:
     """The stability loss of the finest details alone, for a `W` that shifts by whole pixels.
 
@@ -124,13 +139,13 @@ def fine_stability_loss(
     what differs here. Finest details: what a binomial 3x3 blur takes away.
     """
     fine = [x - blur(x) for x in (painted_moved, moved_painting, moved_photo)]
-    return _moved_distance(fine[0], fine[1], fine[2], valid)
+    return _moved_distance(fine[0], fine[1], fine[2], valid, whole)
 
 
-def _moved_distance(a: Tensor, b: Tensor, photo: Tensor, valid: Tensor) -> Tensor:
+def _moved_distance(a: Tensor, b: Tensor, photo: Tensor, valid: Tensor, whole: Whole) -> Tensor:
     error = (valid * (a - b).square()).sum()
     energy = (valid * (b.detach().square() + photo.square())).sum()
-    return error / (energy + EPS)
+    return error / (whole(energy) + EPS)
 
 
 def weighted_content_loss(painted: Tensor, photo: Tensor, weight: Tensor) -> Tensor:

@@ -17,7 +17,8 @@ from faststy.nn.repairer import Repairer
 from faststy.training import objective
 from faststy.training.adam import Adam
 from faststy.training.config import TrainConfig
-from faststy.training.dataset import Pictures, below, generator, random_crops
+from faststy.training.dataset import Pictures, below, generator, of_samples, random_crop
+from faststy.training.distributed import Alone
 
 Terms = dict[str, Tensor]
 
@@ -61,6 +62,8 @@ class Trainer:
     Args:
         encoder: frozen, `[N, 3, H, W]` in 0...1 to four taps.
         styles: one target per style of the generator.
+        world: the workers that share a batch. Each is given its samples of it, and all end a step
+            with the same weights and terms: those of the whole batch.
     """
 
     def __init__(
@@ -69,8 +72,10 @@ class Trainer:
         encoder: nn.Module,
         styles: Sequence[StyleTarget],
         device: torch.device,
+        world: Alone | None = None,
     ) -> None:
         self.config, self.encoder, self.styles, self.device = config, encoder, styles, device
+        self.world = world or Alone()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.generator = Generator(GeneratorConfig.named(config.model, len(styles)))
@@ -120,19 +125,19 @@ class Trainer:
         """Move the generator; with `adversarial`, the discriminator first.
 
         Args:
-            photo: [N, 3, H, W] in 0...1, on the trainer's device.
+            photo: [N, 3, H, W] in 0...1, on the trainer's device; this worker's of the batch.
             style_weight: λ of this step.
             pair: photos and their painted targets in the first style, for the paired term.
         Returns:
             every term (unweighted, 0-dim, detached) and their weighted `total`.
         """
         config, rng = self.config, generator(self.config.seed, step, stream=1)
-        style, index = self._draw_styles(len(photo), rng)
+        style, index = self._own_styles(len(photo), rng)
         painted = self.generator(photo, style)
-        terms: Terms = {}
+        judged: Terms = {}
         if adversarial:
             real = self._real_patches(index, photo.shape[-1], rng)
-            terms["discriminator"] = self._train_discriminator(real, painted, style)
+            judged["discriminator"] = self._train_discriminator(real, painted, style)
 
         # A random offset keeps the encoder's lattice off the generator's: a grid would show.
         offset = below(rng, ENCODER_LATTICE), below(rng, ENCODER_LATTICE)
@@ -149,8 +154,9 @@ class Trainer:
         }
         if adversarial:
             weights["adversarial"] = config.adversarial_weight
+        shares = self._shares(len(photo), photo_taps[tap])
         losses = ops.combined_loss(
-            self._weights(weights),
+            self._weights(weights) * shares,
             logits=self._judged(painted, style) if adversarial else (),
             form=config.adversarial,
             grams=[(ops.gram(t), grams[index]) for t, grams in zip(taps, self._grams, strict=True)],
@@ -159,18 +165,16 @@ class Trainer:
             variation=self._variation,
             colours=self._colours[index],
         )
-        terms |= _named(losses, weights)
+        terms = _named(losses.terms * shares, weights)
         total = losses.total
         if config.stability_weight > 0:
             terms["stability"] = self._stability(photo, painted, style, rng)
             total = total + config.stability_weight * terms["stability"]
         if pair is not None:
-            before, after = (t.to(self.device) for t in pair)
-            terms["paired"] = objective.paired_loss(self.generator(before), after)
+            terms["paired"] = self._paired(*pair)
             total = total + config.paired_weight * terms["paired"]
 
-        terms["total"] = total
-        self._step("generator", total)
+        terms = self._step("generator", total, terms)
         self.painted = painted.detach()
         with torch.no_grad():
             decay = min(0.98, (step + 1) / (step + 10))
@@ -178,46 +182,53 @@ class Trainer:
                 self.average.parameters(), self.generator.parameters(), strict=True
             ):
                 slow.lerp_(fast, 1 - decay)
-        return {name: value.detach() for name, value in terms.items()}
+        return judged | terms
 
     def repair(self, step: int, photo: Tensor, style_weight: float) -> Terms:
         """Move the repairer (and the discriminator that watches it); the generator is held."""
         rng = generator(self.config.seed, step, stream=1)
-        style, index = self._draw_styles(len(photo), rng)
+        style, index = self._own_styles(len(photo), rng)
         with torch.no_grad():
-            painted = erased(self.average(photo, style), rng)
+            painted = erased(self.average(photo, style), self._own_random(len(photo), rng))
             painted_taps = self.encoder(painted)
             photo_taps = self.encoder(photo, taps=objective.CONTENT_TAP + 1)
             target = objective.lost_content(painted_taps, photo_taps)
         lost, residual = self.repairer(painted, photo)
         # Detached, so that the map stays a judgement and does not become a dial of the loss.
         repaired = painted + lost.detach() * residual
-        terms: Terms = {}
         real = self._real_patches(index, photo.shape[-1], rng)
-        terms["discriminator"] = self._train_discriminator(real, repaired, style)
+        judged = {"discriminator": self._train_discriminator(real, repaired, style)}
         taps = self.encoder(repaired)
         grams = [grams[index] for grams in self._grams]
         tap = objective.CONTENT_TAP
         weights = {name: REPAIR_WEIGHTS[name] for name in ("repair", "adversarial")}
+        shares = self._shares(len(photo))
         losses = ops.combined_loss(
-            self._weights(weights),
+            self._weights(weights) * shares,
             logits=self._judged(repaired, style),
             form=self.config.adversarial,
             repair=(taps[tap], photo_taps[tap], target),
         )
-        terms |= _named(losses, weights)
-        # Held, not bettered: the style distance costs only where it passes the painting's own.
+        terms = _named(losses.terms * shares, weights)
         with torch.no_grad():
             held = objective.style_loss(painted_taps, grams)
-        terms["style_excess"] = F.relu(objective.style_loss(taps, grams) - REPAIR_SLACK * held)
-        terms["map"] = F.mse_loss(F.interpolate(lost, target.shape[-2:], mode="area"), target) / (
-            target.var() + objective.EPS
-        )
-        excess = style_weight * REPAIR_WEIGHTS["style_excess"] * terms["style_excess"]
-        terms["total"] = losses.total + excess + REPAIR_WEIGHTS["map"] * terms["map"]
-        self._step("repairer", terms["total"])
+        excess = objective.style_loss(taps, grams) - REPAIR_SLACK * held
+        error = F.mse_loss(F.interpolate(lost, target.shape[-2:], mode="area"), target)
+        own = torch.stack([excess.detach(), target.mean(), target.square().mean()])
+        whole, mean, square = self.mean(own, len(photo)).unbind()
+        # Held, not bettered: the style distance costs only where it passes the painting's own.
+        terms["style_excess"] = torch.where(whole > 0, excess, 0) * shares[0]
+        variance = (square - mean.square()).clamp_min(0)
+        terms["map"] = error / (variance + objective.EPS) * shares[0]
+        held_back = style_weight * REPAIR_WEIGHTS["style_excess"] * terms["style_excess"]
+        total = losses.total + held_back + REPAIR_WEIGHTS["map"] * terms["map"]
+        terms = self._step("repairer", total, terms)
         self.painted = repaired.detach()
-        return {name: value.detach() for name, value in terms.items()}
+        return judged | terms
+
+    def mean(self, own: Tensor, count: int) -> Tensor:
+        """The mean over the whole batch of what is `own` for `count` samples; without gradient."""
+        return self.world.sum(own.detach() * (count / self.world.batch(count)))
 
     # -- their parts ---------------------------------------------------------------------------
 
@@ -226,11 +237,19 @@ class Trainer:
         index = torch.randint(len(self.styles), (count,), generator=rng).to(self.device)
         return F.one_hot(index, len(self.styles)).float(), index
 
+    def _own_styles(self, count: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        style, index = self._draw_styles(self.world.batch(count), rng)
+        return style[self.world.mine], index[self.world.mine]
+
+    def _own_random(self, count: int, rng: torch.Generator) -> list[torch.Generator]:
+        return of_samples(self.world.batch(count), rng)[self.world.mine]
+
     def _real_patches(self, index: Tensor, size: int, rng: torch.Generator) -> Tensor:
         crops = [
-            random_crops(self.styles[i].pictures, 1, size, STYLE_ZOOM, rng) for i in index.tolist()
+            random_crop(self.styles[i].pictures, size, STYLE_ZOOM, own)
+            for i, own in zip(index.tolist(), self._own_random(len(index), rng), strict=True)
         ]
-        patches = torch.cat(crops).contiguous(memory_format=torch.channels_last)
+        patches = torch.stack(crops).contiguous(memory_format=torch.channels_last)
         return patches.to(self.device, non_blocking=True)
 
     def _train_discriminator(self, real: Tensor, fake: Tensor, style: Tensor) -> Tensor:
@@ -239,8 +258,8 @@ class Trainer:
             self.discriminator(fake.detach(), style),
             self.config.adversarial,
         ).total
-        self._step("discriminator", loss)
-        return loss
+        share = len(fake) / self.world.batch(len(fake))
+        return self._step("discriminator", loss * share, {})["total"]
 
     def _judged(self, painted: Tensor, style: Tensor) -> list[Tensor]:
         """Logits per scale, with gradients for the painting alone."""
@@ -252,33 +271,60 @@ class Trainer:
     def _weights(self, weights: dict[str, float]) -> Tensor:
         return torch.tensor([weights.get(name, 0.0) for name in ops.TERMS], device=self.device)
 
+    def _shares(self, count: int, content: Tensor | None = None) -> Tensor:
+        """This worker's share of each of `ops.TERMS`: of a mean over samples, its share of them; of
+        the content term, a ratio of sums, its share of the energy of the features `content`."""
+        shares = torch.full((len(ops.TERMS),), count / self.world.batch(count), device=self.device)
+        if content is not None and count < self.world.batch(count):
+            energy = content.square().sum()
+            shares[ops.TERMS.index("content")] = energy / self.world.sum(energy)
+        return shares
+
     def _stability(
         self, photo: Tensor, painted: Tensor, style: Tensor, rng: torch.Generator
     ) -> Tensor:
-        """The small-motion term, on half of the batch."""
-        count = max(1, len(photo) // 2)
+        """The small-motion term, on half of the batch; this worker's part of it."""
+        half = max(1, self.world.batch(len(photo)) // 2)
         whole_pixels = below(rng, 2) == 1
         motion = random_shift if whole_pixels else random_warp
-        grid, valid = (t.to(self.device) for t in motion(count, photo.shape[-1], rng))
+        moves = motion(half, photo.shape[-1], rng, self.world.mine)
+        grid, valid = (t.to(self.device) for t in moves)
+        count = len(grid)
         moved_photo = warp(photo[:count], grid)
         painted_moved = self.generator(moved_photo, style[:count])
         seen = painted_moved, warp(painted[:count], grid), moved_photo, valid
-        loss = objective.stability_loss(*seen)
+        whole = self.world.sum
+        loss = objective.stability_loss(*seen, whole)
         if whole_pixels:
-            loss = loss + self.config.lattice_weight * objective.fine_stability_loss(*seen)
+            fine = objective.fine_stability_loss(*seen, whole)
+            loss = loss + self.config.lattice_weight * fine
         return loss
 
-    def _step(self, name: str, loss: Tensor) -> None:
-        """One step of the optimiser `name`; one whose gradient is not finite changes nothing."""
+    def _paired(self, before: Tensor, after: Tensor) -> Tensor:
+        """The paired term; this worker's part of it, which may be none of the few pairs."""
+        own, target = (t[self.world.mine].to(self.device) for t in (before, after))
+        if len(own) == 0:
+            return torch.zeros((), device=self.device)
+        return objective.paired_loss(self.generator(own), target) * (len(own) / len(before))
+
+    def _step(self, name: str, loss: Tensor, terms: Terms) -> Terms:
+        """One step of the optimiser `name`; one whose gradient is not finite changes nothing.
+
+        `loss` and `terms` are this worker's parts; returns those of the whole batch, and `total`.
+        """
         optimiser = self.optimisers[name]
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        self.skipped += optimiser.step(loss, MAX_GRADIENT)
+        values = torch.stack([loss.detach(), *(value.detach() for value in terms.values())])
+        gradients = [w.grad for w in optimiser.weights if w.grad is not None]
+        self.world.sum_([*gradients, values])
+        self.skipped += optimiser.step(values[0], MAX_GRADIENT)
+        return dict(zip((*terms, "total"), (*values[1:], values[0]), strict=True))
 
 
-def _named(losses: ops.Losses, names: Iterable[str]) -> Terms:
-    terms = dict(zip(ops.TERMS, losses.terms.unbind(), strict=True))
-    return {name: terms[name] for name in names}
+def _named(terms: Tensor, names: Iterable[str]) -> Terms:
+    named = dict(zip(ops.TERMS, terms.unbind(), strict=True))
+    return {name: named[name] for name in names}
 
 
 def _inner(x: Tensor, offset: tuple[int, int]) -> Tensor:
@@ -287,38 +333,49 @@ def _inner(x: Tensor, offset: tuple[int, int]) -> Tensor:
     return x[..., offset[0] : offset[0] + height, offset[1] : offset[1] + width]
 
 
-def erased(painted: Tensor, rng: torch.Generator) -> Tensor:
+def erased(painted: Tensor, random: Sequence[torch.Generator]) -> Tensor:
     """`painted` [N, C, H, W] with a square of about half of the samples painted over.
 
-    By flat colour or by another painting: content that is lost for sure, to learn the map from.
+    By flat colour or by another part of the painting: content that is lost for sure, to learn the
+    map from. `random` are each sample's random numbers.
     """
     out, side = painted.clone(), min(painted.shape[-2:])
-    for i in range(len(painted)):
+    for i, rng in enumerate(random):
         if below(rng, 2):
             size = side // 8 + below(rng, side // 3)
             top, left = (below(rng, length - size) for length in painted.shape[-2:])
             square = (slice(None), slice(top, top + size), slice(left, left + size))
-            over = (
-                painted[i].mean((1, 2), keepdim=True) if below(rng, 2) else painted[i - 1][square]
-            )
+            if below(rng, 2):
+                over = painted[i].mean((1, 2), keepdim=True)
+            else:
+                halves = [length // 2 for length in painted.shape[-2:]]
+                over = painted[i].roll(halves, (1, 2))[square]
             out[i][square] = over
     return out
 
 
-def random_shift(count: int, size: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-    """A random shift by up to 4 whole pixels: grid [N, H, W, 2] and validity [N, 1, H, W]."""
-    shift = torch.randint(-4, 5, (count, 2, 1, 1), generator=rng).float()
+def random_shift(
+    count: int, size: int, rng: torch.Generator, mine: slice = slice(None)
+) -> tuple[Tensor, Tensor]:
+    """A random shift by up to 4 whole pixels: grid [N, H, W, 2] and validity [N, 1, H, W].
+
+    Only those in `mine` of `count`.
+    """
+    shift = torch.randint(-4, 5, (count, 2, 1, 1), generator=rng)[mine].float()
     return _moved(shift.expand(-1, -1, size, size))
 
 
-def random_warp(count: int, size: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+def random_warp(
+    count: int, size: int, rng: torch.Generator, mine: slice = slice(None)
+) -> tuple[Tensor, Tensor]:
     """A smooth random motion of a few pixels: sampling grid [N, H, W, 2] and validity [N, 1, H, W].
 
-    A shift of up to 4 px, a turn and zoom of up to 3 %, and a low-frequency wobble.
+    A shift of up to 4 px, a turn and zoom of up to 3 %, and a low-frequency wobble. Only those in
+    `mine` of `count`.
     """
-    shift = (torch.rand(count, 2, 1, 1, generator=rng) * 2 - 1) * 4
-    linear = (torch.rand(count, 2, 2, generator=rng) * 2 - 1) * 0.03
-    wobble = (torch.rand(count, 2, 4, 4, generator=rng) * 2 - 1) * 1.5
+    shift = (torch.rand(count, 2, 1, 1, generator=rng)[mine] * 2 - 1) * 4
+    linear = (torch.rand(count, 2, 2, generator=rng)[mine] * 2 - 1) * 0.03
+    wobble = (torch.rand(count, 2, 4, 4, generator=rng)[mine] * 2 - 1) * 1.5
     flow = torch.einsum("nij,jhw->nihw", linear, _positions(size)) + shift
     return _moved(flow + F.interpolate(wobble, (size, size), mode="bicubic", align_corners=True))
 

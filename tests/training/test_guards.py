@@ -34,6 +34,7 @@ def trainer(form="hinge", rate=2e-3):
         optimisers={"generator": Adam(net, 0.01, (0.9, 0.99))},
         painted=PHOTO,
         average=lambda photo: photo,
+        mean=lambda own, count: own,
         skipped=torch.zeros(()),
         weight=net.weight,
     )

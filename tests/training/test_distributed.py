@@ -1,0 +1,213 @@
+"""Two real processes over gloo against one: the same gradients, terms and run."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from faststy.errors import FaststyError
+from faststy.nn.encoder import load_encoder
+from faststy.training import loop
+from faststy.training.config import TrainConfig
+from faststy.training.dataset import Pictures, generator, random_crops
+from faststy.training.distributed import Worker, joined
+from faststy.training.loop import train
+from faststy.training.step import StyleTarget, Trainer
+
+PROGRAM = """
+from faststy.training import chore, loop
+loop.LOG_EVERY, chore.SHARE = 0.0, 1.0
+from faststy.cli import main
+main()
+"""
+SETTINGS = {"model": "nano", "size": 64, "batch": 5, "style_size": 64, "device": "cpu"}
+STARTED: list[subprocess.Popen] = []
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path, monkeypatch):
+    """A folder to work in, with two styles and two photos, and one thread for each process."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    (tmp_path / "content").mkdir()
+    y, x = np.mgrid[:80, :90]
+    for i, name in enumerate(("content/a.png", "content/b.png", "one.png", "two.png")):
+        waves = [127 + 120 * np.sin((x * (i + 1) + y * c) / 7) for c in range(3)]
+        Image.fromarray(np.stack(waves, -1).astype(np.uint8)).save(name)
+    yield tmp_path
+    while STARTED:
+        with STARTED.pop() as process:  # closes its pipes, too
+            process.kill()
+
+
+def workers(*command):
+    """Two processes, with the variables that torchrun sets."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    pair = []
+    for rank in range(2):
+        own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_PORT": port}
+        env = {**os.environ, "MASTER_ADDR": "127.0.0.1", **{k: str(v) for k, v in own.items()}}
+        pipe = subprocess.PIPE
+        pair.append(
+            subprocess.Popen(
+                [sys.executable, *command], env=env, text=True, stdout=pipe, stderr=pipe
+            )
+        )
+    STARTED.extend(pair)
+    return pair
+
+
+def ends(process):
+    """Exit status, standard output and standard error."""
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out, err
+
+
+# --------------------------------------------------------------------------- a step
+
+
+def take_steps(out):
+    """A step of each kind; every gradient and every term of them goes to the file `out`."""
+    torch.set_num_threads(1)
+    config = TrainConfig(style=("one.png", "two.png"), steps=10, **SETTINGS)
+    encoder = load_encoder()
+    targets = [
+        StyleTarget.of(Pictures.found(Path(style), 64), encoder, torch.device("cpu"))
+        for style in config.style
+    ]
+    photos = Pictures.found(Path("content"), 80)
+    kept = {}
+    with joined(config.batch, "run", "cpu") as world:
+
+        def keep(kind, terms, *names):
+            for name in names:
+                gradients = [weight.grad.flatten() for weight in trainer.nets[name].parameters()]
+                kept[f"{kind} gradient {name}"] = torch.cat(gradients)
+            for name, value in terms.items():
+                kept[f"{kind} {name}"] = value.clone()
+
+        for step in (0, 1):  # a smooth motion, and one by whole pixels
+            trainer = Trainer(config, encoder, targets, torch.device("cpu"), world)
+            trainer.set_learning_rate(1e-3)  # so small that rounding is not magnified
+            rng = generator(config.seed, step)
+            photo = random_crops(photos, config.batch, 64, (1.0, 1.2), rng, world.mine)
+            pair = torch.rand(2, 3, 3, 64, 64, generator=rng).unbind()
+            terms = trainer.perceptual(step, photo, 2.0, pair, adversarial=True)
+            keep(f"{step} perceptual", terms, "generator", "discriminator")
+            keep(f"{step} repair", trainer.repair(step, photo, 2.0), "repairer", "discriminator")
+        kept["contrast"] = trainer.mean(photo.std((2, 3)).mean(), len(photo))
+        if world.leads:
+            save_file(kept, out)
+
+
+def test_the_gradients_and_terms_of_two_workers_are_those_of_one():
+    """Of a batch of 5 photos, 2 styles and 3 pairs, which no worker has the same share of."""
+    pair = workers(__file__, "two.safetensors")
+    take_steps("one.safetensors")
+    for process in pair:
+        code, _, err = ends(process)
+        assert code == 0, err
+    one, two = load_file("one.safetensors"), load_file("two.safetensors")
+    assert one.keys() == two.keys()
+    assert {"0 perceptual stability", "1 perceptual paired", "1 repair map"} < one.keys()
+    for name, value in one.items():
+        error = (two[name] - value).norm() / value.norm().clamp_min(1e-3)
+        assert error < 1e-4, name
+
+
+# --------------------------------------------------------------------------- a run
+
+
+def rows():
+    lines = Path("run/log.jsonl").read_text().splitlines()
+    return [row for line in lines if "terms" in (row := json.loads(line))]
+
+
+def wait_for_steps(process, goal):
+    deadline = time.monotonic() + 120
+    log = Path("run/log.jsonl")
+    while not log.exists() or log.read_text().count("\n") < goal:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def test_a_run_that_loses_a_worker_goes_on_with_another_number(monkeypatch):
+    monkeypatch.setattr(loop, "LOG_EVERY", 0.0)
+    arguments = ["one.png", "--content", "content", "--steps", "30", "--checkpoint-every", "0.01"]
+    for name, value in SETTINGS.items():
+        arguments += [f"--{name.replace('_', '-')}", str(value)]
+
+    # Any worker may be told to stop; all do, at the same step, and the first one tells.
+    first, second = workers("-c", PROGRAM, "train", *arguments)
+    wait_for_steps(first, 4)
+    second.send_signal(signal.SIGTERM)
+    (code, out, err), other = ends(first), ends(second)
+    assert (code, out) == (130, ""), err
+    assert "stopped; go on with: faststy train --resume --out run" in err
+    assert other == (130, "", "")
+    stopped = len(rows())
+    assert not Path("run/model.safetensors").exists()
+
+    first, second = workers("-c", PROGRAM, "train", "--resume", "--steps", "30")
+    wait_for_steps(first, stopped + 8)
+    second.kill()
+    code, _, err = ends(first)
+    assert code == 2, err
+    assert err.rstrip().endswith(
+        "another worker was lost; go on from the last checkpoint, with any number of workers: "
+        "faststy train --resume --out run"
+    )
+    assert len(rows()) < 30
+
+    config = TrainConfig(
+        style=("one.png",), content="content", steps=30, checkpoint_every=0.01, **SETTINGS
+    )
+    assert train(config, resume=True).finished
+    broken = rows()
+    assert [row["step"] for row in broken] == list(range(1, 31))
+    Path("run").rename("broken")
+    train(config)
+    for here, there in zip(broken, rows(), strict=True):
+        assert (here["stage"], here["style_weight"]) == (there["stage"], there["style_weight"])
+    # The optimiser magnifies rounding: where a gradient is zero, only its sign counts at first.
+    for here, there in zip(broken[:2], rows()[:2], strict=True):
+        assert here["terms"] == pytest.approx(there["terms"], rel=2e-3)
+
+
+# --------------------------------------------------------------------------- alone, and too many
+
+
+def test_one_process_is_alone(monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    with joined(1, "run", "auto") as world:
+        part = torch.tensor(2.0)
+        assert type(world) is not Worker
+        assert world.leads
+        assert world.sum(part) is part
+        assert world.agree(0.25, True) == (0.25, True)
+        assert world.received(lambda: b"state") is None
+
+
+def test_samples_go_in_turns_and_each_worker_needs_two():
+    taken = [list(range(9))[Worker(rank, 3, 9, "run").mine] for rank in range(3)]
+    assert taken == [[0, 3, 6], [1, 4, 7], [2, 5, 8]]
+    with pytest.raises(FaststyError, match="batch is 4; with 3 workers it must be at least 6"):
+        Worker(0, 3, 4, "run")
+
+
+if __name__ == "__main__":
+    take_steps(sys.argv[1])
