@@ -10,7 +10,7 @@ clock, and what is remembered goes into the checkpoint, so that a resumed run is
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -118,12 +118,26 @@ class Guards:
     def settle(self, step: int, photo: Tensor) -> list[str]:
         """At the end, before the model is saved: what is not well goes back to its last good state.
 
-        Judges what is shipped, the average, on `photo` [N, 3, H, W].
+        Judges what is shipped, the average, on `photo` [N, 3, H, W]. Where no state was good yet,
+        flat paintings go back to the start of the training, unless that paints flat, too.
         """
-        with torch.no_grad():
-            seen = self._fetch(_contrast(self.trainer.average(photo)), photo)
-        why = self._complaint(seen, flat=seen.flat and self.memory.good_step > 0)
-        return [] if why is None else [f"step {step}: {why}; {self._go_back()}"]
+        seen = self._look(photo)
+        why = self._complaint(seen, flat=seen.flat)
+        if why is None:
+            return []
+        memory, state = replace(self.memory), capture(self.trainer.nets, self.trainer.optimisers)
+        answer = self._go_back()
+        merely_flat = self._complaint(seen, flat=False) is None
+        if merely_flat and memory.good_step == 0 and self._look(photo).flat:
+            restore(state, self.trainer.nets, self.trainer.optimisers)
+            self.memory = memory
+            return []
+        return [f"step {step}: {why}; {answer}"]
+
+    @torch.no_grad()
+    def _look(self, photo: Tensor) -> Seen:
+        """What the last steps were like, and what the average paints."""
+        return self._fetch(_contrast(self.trainer.average(photo)), photo)
 
     def _judge(self, step: int, photo: Tensor) -> list[str]:
         memory, events = self.memory, []

@@ -215,6 +215,11 @@ def test_what_ships_is_judged_at_the_end():
     young = Run()(20)
     young.trainer.average = lambda photo: photo * 0
     assert young.guards.settle(20, PHOTO) == []  # nothing better is known
+    assert young.trainer.weight == 20
+    assert young.guards.memory.returns == 0
+    young.trainer.average = lambda photo: photo * (young.trainer.weight == 0)
+    assert "flat; back to the state of step 0" in young.guards.settle(20, PHOTO)[0]
+    assert young.trainer.weight == 0
     run = Run()(60)(7, style=1e9)
     assert "exploded" in run.guards.settle(67, PHOTO)[0]
 
