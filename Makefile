@@ -6,6 +6,7 @@
 # make sanitize the tests of the ops with the C++ code checked by ASan and UBSan
 # make bench    all benchmarks, 15 minutes; results, charts and tables go to benchmarks/
 # make bench-guard   whether a change made something slower: the ratios of benchmarks/guards.toml
+# make soak     108 short runs with settings that nobody should choose: none may end dead; 6 minutes
 # make gpu      tests and benchmarks of a machine with a CUDA device, into OUT; needs no make dev
 # make gallery  docs/gallery.jpg, the bundled photos in all ready styles
 # make clean    remove what these made
@@ -13,7 +14,7 @@
 # PYTHON makes the environment. TORCH is what pip installs as torch: the CPU build, unless you say
 # `make dev TORCH=torch==2.13.0` (with CUDA, on Linux). FASTSTY_BUILD_EXT: see setup.py.
 
-.PHONY: dev demo test lint sanitize bench bench-guard gpu gallery clean
+.PHONY: dev demo test lint sanitize bench bench-guard soak gpu gallery clean
 .DELETE_ON_ERROR:
 
 PYTHON ?= python3
@@ -83,6 +84,9 @@ bench: .venv/ready
 
 bench-guard: .venv/ready
 	$(BIN)/python benchmarks/guard.py
+
+soak: .venv/ready
+	OMP_NUM_THREADS=1 $(BIN)/python tools/soak.py --out benchmarks/results
 
 gallery: .venv/ready
 	$(BIN)/python tools/make_gallery.py --out docs/gallery.jpg

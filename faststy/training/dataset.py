@@ -102,9 +102,11 @@ def cut(picture: Tensor, box: tuple[int, int, int], size: int, flip: bool) -> Te
     return crop.flip(-1) if flip else crop
 
 
-def of_samples(count: int, rng: torch.Generator) -> list[torch.Generator]:
-    """Random numbers for each of `count` samples: any of them can be made without the others."""
-    seeds = torch.randint(2**63 - 1, (count,), generator=rng)
+def of_samples(
+    count: int, rng: torch.Generator, mine: slice = slice(None)
+) -> list[torch.Generator]:
+    """Random numbers for each of those in `mine` of `count` samples: others need not be made."""
+    seeds = torch.randint(2**63 - 1, (count,), generator=rng)[mine]
     return [torch.Generator().manual_seed(seed) for seed in seeds.tolist()]
 
 
@@ -126,7 +128,7 @@ def random_crops(
     mine: slice = slice(None),
 ) -> Tensor:
     """Those in `mine` of `count` random crops, as [n, 3, size, size] in 0...1, channels_last."""
-    crops = [random_crop(pictures, size, zoom, own) for own in of_samples(count, rng)[mine]]
+    crops = [random_crop(pictures, size, zoom, own) for own in of_samples(count, rng, mine)]
     return torch.stack(crops).contiguous(memory_format=torch.channels_last)
 
 

@@ -242,7 +242,7 @@ class Trainer:
         return style[self.world.mine], index[self.world.mine]
 
     def _own_random(self, count: int, rng: torch.Generator) -> list[torch.Generator]:
-        return of_samples(self.world.batch(count), rng)[self.world.mine]
+        return of_samples(self.world.batch(count), rng, self.world.mine)
 
     def _real_patches(self, index: Tensor, size: int, rng: torch.Generator) -> Tensor:
         crops = [

@@ -1,9 +1,11 @@
-"""tools/ablation.py and tools/make_gallery.py: a few steps of each."""
+"""tools/ablation.py, tools/make_gallery.py and tools/soak.py: a few steps of each."""
 
+import json
 import re
 import runpy
 import sys
-from dataclasses import asdict
+from collections import Counter
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -66,3 +68,41 @@ def test_a_gallery_of_any_model(place, run):
     run("make_gallery.py", "-m", "model.safetensors", "--out", "sheet.jpg")
     with Image.open(place / "sheet.jpg") as sheet:
         assert min(sheet.size) > 250
+
+
+@pytest.fixture
+def soak(monkeypatch):
+    """The names of tools/soak.py."""
+    monkeypatch.setattr(sys, "argv", ["soak.py"])
+    names = runpy.run_path(str(TOOLS / "soak.py"))
+    monkeypatch.setitem(names["STEPS"], "nano", 2)
+    return names
+
+
+def test_soak_draws_every_value_equally_often_and_the_same_again(soak):
+    drawn = [soak["settings_of"](number) for number in range(120)]
+    assert drawn == [soak["settings_of"](number) for number in range(120)]
+    for name, values in soak["CHOICES"].items():
+        counts = Counter(settings[name] for settings in drawn)
+        assert {counts[value] / values.count(value) for value in values} == {120 / len(values)}
+
+
+def test_soak_judges_what_a_run_left_and_writes_a_table(soak, tmp_path):
+    outcome = soak["soak"](0, tmp_path / "run")
+    assert outcome.verdict in ("sound", "flat")
+    bad = replace(outcome, verdict="not finite", contrast=float("nan"), skipped_steps=3)
+    soak["write"]([outcome, bad], tmp_path, 1.0)
+    text = (tmp_path / "soak.md").read_text(encoding="utf-8")
+    assert "2 short runs" in text
+    assert text.count("| not finite |") == 1
+    assert json.loads((tmp_path / "soak.json").read_text())["runs"][1]["contrast"] is None
+
+
+@pytest.mark.parametrize(("value", "verdict"), [(0.0, "flat"), (float("nan"), "not finite")])
+def test_soak_knows_dead_models(soak, tmp_path, value, verdict):
+    net = Generator(GeneratorConfig.named("nano", 1))
+    for weight in net.parameters():
+        weight.data.fill_(value)
+    info = ModelInfo(styles=["a"], generator=asdict(net.config))
+    save_model(Model(net, None, info), tmp_path / "m.safetensors")
+    assert soak["judged"](tmp_path / "m.safetensors")[0] == verdict
