@@ -203,7 +203,7 @@ std::tuple<Tensor, Tensor> conv3x3_fwd(std::vector<Tensor> inputs, Tensor weight
   conv.padded = (conv.k + MOST_LANES - 1) / MOST_LANES * MOST_LANES;
   const std::vector<float> scales = padded(scale, conv.k, conv.padded, 1);
   const std::vector<float> biases = padded(bias, conv.k, conv.padded, 0);
-  std::vector<float> transformed;
+  thread_local std::vector<float> transformed;
   conv.w = static_cast<const float*>(weight.const_data_ptr());
   conv.u = aligned(transformed, 36 * conv.c * conv.padded);
   conv.scale = scales.data(), conv.bias = biases.data();

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <memory>
 #include <tuple>
 #include <vector>
 
@@ -69,7 +70,8 @@ void widen(const float* means, int64_t count, float* out) {
 
 struct Detail {
   int64_t height, width, down, across;  // of the frame, and in blocks
-  std::vector<float> brightness, means;
+  std::unique_ptr<float[]> brightness;
+  std::vector<float> means;
   static constexpr int64_t BORDER = 1;
 
   Detail(const uint8_t* frame, int64_t h, int64_t w)
@@ -77,13 +79,13 @@ struct Detail {
         width(w),
         down((h + BLOCK - 1) / BLOCK),
         across((w + BLOCK - 1) / BLOCK),
-        brightness(h * w),
+        brightness(std::make_unique_for_overwrite<float[]>(h * w)),
         means(down * (across + 2 * BORDER)) {
     for_each(down, BLOCK * width, [&](int64_t block) {
       std::vector<float> sums(across * BLOCK);
       for (int64_t i = 0; i < BLOCK; ++i) {
         const int64_t y = block * BLOCK + i;
-        float* line = brightness.data() + std::min(y, height - 1) * width;
+        float* line = brightness.get() + std::min(y, height - 1) * width;
         if (y < height) luma(frame + y * width * 3, line, width);
         add(line, sums.data(), width);  // the last row goes on
       }
@@ -109,7 +111,7 @@ struct Detail {
     float* smooth = room + step;
     mix(means.data() + block * step, means.data() + other * step, std::abs(place), line, step);
     widen<BLOCK>(line + BORDER, across, smooth);
-    const float* bright = brightness.data() + y * width;
+    const float* bright = brightness.get() + y * width;
     for (int64_t i = 0; i < width; ++i) out[i] = bright[i] - smooth[i];
   }
 };

@@ -313,7 +313,7 @@ def _from_stream(stream: BinaryIO, name: str, pixel_limit: int) -> Picture:
     if not stream.read(1):
         raise FaststyError(f"{name}: the file is empty (zero bytes)")
     stream.seek(start)
-    with _without_pillow_limit():
+    with without_pillow_limit():
         try:
             Image.init()  # registers all formats that this build of Pillow has
             image = Image.open(stream, formats=[f for f in _READABLE if f in Image.OPEN])
@@ -332,7 +332,7 @@ _limit_lock = threading.RLock()
 
 
 @contextlib.contextmanager
-def _without_pillow_limit() -> Iterator[None]:
+def without_pillow_limit() -> Iterator[None]:
     """Lifts Pillow's own pixel limit, which is global, lower than ours and warns on the way."""
     with _limit_lock:
         limit = Image.MAX_IMAGE_PIXELS
@@ -356,7 +356,7 @@ def _from_image(image: Image.Image, name: str, pixel_limit: int) -> Picture:
     # Several threads decode ordinary pictures at once; only huge ones wait for the lock.
     huge = pixels > (Image.MAX_IMAGE_PIXELS or pixels)
     try:
-        with _without_pillow_limit() if huge else contextlib.nullcontext():
+        with without_pillow_limit() if huge else contextlib.nullcontext():
             image.load()
     except MemoryError as error:
         message = f"{name}: not enough memory for {width} x {height}"
@@ -365,7 +365,7 @@ def _from_image(image: Image.Image, name: str, pixel_limit: int) -> Picture:
         raise FaststyError(f"{name}: damaged or cut off ({error})") from error
 
     format = image.format
-    exif = _kept_exif(image)
+    exif = kept_exif(image)
     image = _upright(image)
     alpha = _alpha(image)
     rgb, icc_profile = _to_rgb(image)
@@ -383,7 +383,7 @@ def _upright(image: Image.Image) -> Image.Image:
         return image
 
 
-def _kept_exif(image: Image.Image) -> bytes | None:
+def kept_exif(image: Image.Image) -> bytes | None:
     """The metadata worth keeping: not the layout of the old file, nor its thumbnail."""
     try:
         old, new = image.getexif(), Image.Exif()

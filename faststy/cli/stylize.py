@@ -18,7 +18,8 @@ import click
 from faststy.cli import _options
 
 if TYPE_CHECKING:
-    from faststy.stylization.stylizer import Painting
+    from faststy.stylization.realtime import Dials
+    from faststy.stylization.stylizer import Stylizer
 
 STREAM = "-"
 
@@ -155,6 +156,18 @@ def command(
     for job, progress in _with_progress(jobs):
         start = time.perf_counter()
         try:
+            if mask is None and size is None and not save_map:
+                dials: Dials = {
+                    "style": weights,
+                    "strength": strength,
+                    "repair": repair,
+                    "keep_color": keep_color,
+                }
+                painted_size = _paint_in_strips(stylizer, job, memory, progress, dials)
+                if painted_size is not None:
+                    seconds = time.perf_counter() - start
+                    summary.painted.append(_entry(job, painted_size, seconds))
+                    continue
             source = sys.stdin.buffer if job.source is None else job.source
             photo = read_picture(source, name=job.name)
             painting = stylizer.paint(
@@ -186,7 +199,7 @@ def command(
         _write(job.target, data)
         if heat is not None:
             _write(job.map_target, heat)
-        summary.painted.append(_entry(job, painting, time.perf_counter() - start))
+        summary.painted.append(_entry(job, painting.picture.size, time.perf_counter() - start))
     summary.seconds = round(time.perf_counter() - begin, 3)
 
     if summary.skipped:
@@ -199,6 +212,36 @@ def command(
         raise FaststyError(f"none of {len(jobs)} pictures could be painted")
     if summary.skipped:
         sys.exit(1)
+
+
+def _paint_in_strips(
+    stylizer: Stylizer,
+    job: Job,
+    memory: int | None,
+    progress: Callable[[float], None],
+    dials: Dials,
+) -> tuple[int, int] | None:
+    """From file to file what memory cannot hold: its size, or None if it is painted otherwise."""
+    from faststy.stylization import strips, tiles
+
+    if job.source is None or job.target is None:
+        return None
+    picture = strips.look_at(job.source, job.target)
+    if picture is None:
+        return None
+    limit = memory or tiles.available_memory()
+    if tiles.side_within(limit, stylizer.model.generator, picture.size) is None:
+        return None
+    if not strips.is_available():
+        gigabytes = tiles.PER_PIXEL * picture.size[0] * picture.size[1] / 1e9
+        click.echo(
+            f"faststy: {job.name} is held in memory as a whole, {gigabytes:.1f} GB; "
+            "pip install 'faststy[large]' paints it in strips",
+            err=True,
+        )
+        return None
+    strips.paint_file(stylizer, picture, job.target, memory=memory, progress=progress, **dials)
+    return picture.size
 
 
 def plan(inputs: tuple[str, ...], out: str | None, label: str, save_map: bool) -> list[Job]:
@@ -326,8 +369,8 @@ def _write(target: Path | None, data: bytes) -> None:
         write_data(data, target)
 
 
-def _entry(job: Job, painting: Painting, seconds: float) -> dict[str, Any]:
-    width, height = painting.picture.size
+def _entry(job: Job, size: tuple[int, int], seconds: float) -> dict[str, Any]:
+    width, height = size
     entry: dict[str, Any] = {"input": job.name, "output": str(job.target)}
     if job.map_target is not None:
         entry["map"] = str(job.map_target)

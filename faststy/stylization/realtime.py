@@ -33,6 +33,7 @@ T = TypeVar("T")
 Frame = npt.NDArray[np.uint8]
 ENTRANCE = "stem_norm"  # the first norm: what it sees depends on the frame alone
 AIM_EVERY = 10  # frames from one look at a frame's own statistics to the next: it takes a while
+SETTLED = 0.05  # a frame whose entrance moved less since then, in deviations, needs no look
 CUT = 0.5  # statistics that differ by more from one frame to the next are of another scene
 
 
@@ -84,6 +85,7 @@ class FramePainter:
         self._aim: dict[str, Tensor] = {}  # what they move towards
         self._frames_since = 0
         self._entrance = torch.empty(0)  # what the first norm saw of the last frame
+        self._looked_at = torch.empty(0)  # that of the frame whose own statistics are the aim
         self._stale = True  # those are of other frames
         self._held = False  # those are for frames of all sizes
         self._size: tuple[int, ...] = ()
@@ -192,7 +194,7 @@ class FramePainter:
             return ops.to_pixels(generator(ops.from_pixels(frames), self._weights()))
         painted = ops.to_pixels(self._net(frames, collect=True))
         seen = self._net.seen
-        self._frames_since = 0
+        self._frames_since, self._looked_at = 0, seen[ENTRANCE].clone()
         if not self._aim:
             self._aim = {name: moments.clone() for name, moments in seen.items()}
             self._statistics = NormStatistics(
@@ -208,6 +210,7 @@ class FramePainter:
     def _take_aim(self, frames: Tensor, settings: _Settings) -> None:
         """Now and then: the frame's own statistics are what those that paint move towards.
 
+        None are taken while the entrance stays where it was: no norm moves further than the first.
         What the norms of the painting net see will not do: each sees the delay of those before it,
         and a change would overshoot.
         """
@@ -216,9 +219,12 @@ class FramePainter:
             self._frames_since >= min(max(int(settings.half_life), 1), AIM_EVERY)
         ):
             self._frames_since = 0
-            if _is_flat(frames):
-                return
+            assert self._net is not None
             assert self._watcher is not None
+            entrance = self._net.seen[ENTRANCE]
+            if float(jump(self._looked_at, entrance)) < SETTLED or _is_flat(frames):
+                return
+            self._looked_at = entrance.clone()
             self._watcher(frames, collect=True)
             NormStatistics(self._aim).approach(self._watcher.seen, 1)
 

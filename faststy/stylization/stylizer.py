@@ -159,7 +159,9 @@ class Stylizer:
         photo = photo.with_rgb(scale_down(photo.rgb, size))
         soft = None if mask is None else _soft_mask(mask, photo.size)
         filled = _fill_transparent(photo)
-        side = tiles.side_within(memory or tiles.available_memory(), self.model.generator, filled)
+        side = tiles.side_within(
+            memory or tiles.available_memory(), self.model.generator, filled.size
+        )
         try:
             if side is None:
                 rgb, lost = self._paint_whole(filled, soft, weights, strength, repair, keep_color)

@@ -67,12 +67,12 @@ def halo_of(generator: Generator) -> int:
     return reach + -reach % ALIGNMENT
 
 
-def side_within(memory: int, generator: Generator, picture: Image.Image) -> int | None:
+def side_within(memory: int, generator: Generator, size: tuple[int, int]) -> int | None:
     """Sides of tiles with which painting takes at most `memory` bytes; None: no tiles are needed.
 
     Too little memory gives the smallest tiles.
     """
-    pixels = picture.width * picture.height
+    pixels = size[0] * size[1]
     left = memory - PROGRAM - PER_PIXEL * pixels
     if left >= PER_PIXEL_WHOLE * pixels:
         return None
@@ -96,14 +96,21 @@ def available_memory() -> int:
 
 def samples(picture: Image.Image) -> Tensor:
     """Parts of a picture, spread over it, uint8 [N, h, w, 3]: all of it where it is small."""
-    width, height = picture.size
     side = SAMPLE_SIDE
-    if width * height <= SAMPLES**2 * side**2 or min(width, height) < side:
+    corners = sample_corners(*picture.size)
+    if corners is None:
         return torch.from_numpy(np.array(picture))[None]
-    steps = np.linspace(0, 1, SAMPLES)
-    corners = [(int((width - side) * x), int((height - side) * y)) for y in steps for x in steps]
     parts = [np.asarray(picture.crop((x, y, x + side, y + side))) for x, y in corners]
     return torch.from_numpy(np.stack(parts))
+
+
+def sample_corners(width: int, height: int) -> list[tuple[int, int]] | None:
+    """Left and top of each sample, from top to bottom; None where all of a picture is taken."""
+    side = SAMPLE_SIDE
+    if width * height <= SAMPLES**2 * side**2 or min(width, height) < side:
+        return None
+    steps = np.linspace(0, 1, SAMPLES)
+    return [(int((width - side) * x), int((height - side) * y)) for y in steps for x in steps]
 
 
 def paint_tiles(

@@ -120,6 +120,24 @@ def test_a_change_does_not_overshoot(stylizer):
     assert path < 1.5 * total  # rounding included
 
 
+def test_a_calm_scene_is_not_looked_at_again(stylizer, monkeypatch):
+    """Only what moved since the last look gets another one, however slowly it moves."""
+    painter, rng = stylizer.painter(half_life=3.0), np.random.default_rng(0)
+    noise = rng.integers(60, 120, (64, 64, 3))
+    looks = []
+    painter(noise.astype(np.uint8))
+    watch = painter._watcher.forward
+    monkeypatch.setattr(
+        painter._watcher, "forward", lambda *a, **k: looks.append(1) or watch(*a, **k)
+    )
+    for _ in range(20):
+        painter((noise + rng.integers(0, 2)).astype(np.uint8))
+    assert not looks
+    for i in range(40):
+        painter((noise + i).astype(np.uint8))
+    assert 3 <= len(looks) <= 40 // 3
+
+
 def test_a_cut_starts_anew(stylizer):
     painter = stylizer.painter(repair=0.0)
     for phase in np.arange(0, 0.5, 0.1):

@@ -119,8 +119,8 @@ def test_the_halo_is_what_the_nets_reach(stylizer, photo):
 def test_memory_decides():
     generator = Generator(GeneratorConfig(8, 4))
     picture = Image.new("RGB", (4000, 3000))
-    assert tiles.side_within(64 << 30, generator, picture) is None
-    sides = [tiles.side_within(m << 20, generator, picture) for m in (1, 1000, 2000, 4000)]
+    assert tiles.side_within(64 << 30, generator, picture.size) is None
+    sides = [tiles.side_within(m << 20, generator, picture.size) for m in (1, 1000, 2000, 4000)]
     assert sides == sorted(sides)
     assert sides[0] == tiles.SMALLEST
     assert tiles.SMALLEST < sides[1] <= tiles.LARGEST

@@ -1,0 +1,129 @@
+"""A picture from file to file in strips is the same picture painted in memory in tiles."""
+
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+import torch
+from PIL import ExifTags, Image, ImageCms
+
+from faststy.errors import FaststyError
+from faststy.model_file import Model, ModelInfo
+from faststy.nn.generator import Generator, GeneratorConfig
+from faststy.nn.repairer import Repairer
+from faststy.pictures import read_picture
+from faststy.stylization import strips, tiles
+from faststy.stylization.stylizer import Stylizer
+
+SIZE = (1090, 1111)
+TOO_LITTLE = 1  # bytes: the smallest tiles
+needs_libvips = pytest.mark.skipif(not strips.is_available(), reason="libvips is not installed")
+
+
+@pytest.fixture(scope="module")
+def stylizer():
+    torch.manual_seed(1)
+    config = GeneratorConfig(channels=8, blocks=1, styles=1)
+    generator, repairer = Generator(config).eval(), Repairer(8).eval()
+    with torch.no_grad():
+        for parameter in [*generator.parameters(), *repairer.head.parameters()]:
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    info = ModelInfo(["rain"], asdict(config), {"channels": 8})
+    return Stylizer(Model(generator, repairer, info), "cpu")
+
+
+@pytest.fixture(scope="module")
+def photo():
+    rng = np.random.default_rng(0)
+    small = Image.fromarray(rng.integers(0, 256, (70, 70, 3), np.uint8))
+    return small.resize(SIZE, Image.Resampling.BICUBIC)
+
+
+@pytest.fixture
+def save(photo, tmp_path):
+    """Writes a picture, with what is added to the photo's options."""
+
+    def save(name, picture=photo, **options):
+        picture.save(tmp_path / name, **options)
+        return tmp_path / name
+
+    return save
+
+
+@needs_libvips
+@pytest.mark.parametrize(
+    ("source", "target"), [("a.png", "b.png"), ("a.tiff", "b.tif"), ("a.jpg", "b.png")]
+)
+def test_strips_are_the_tiles(stylizer, save, tmp_path, source, target):
+    path, told = save(source, **({"quality": 95} if source == "a.jpg" else {})), []
+    picture = strips.look_at(path, tmp_path / target)
+    strips.paint_file(
+        stylizer, picture, tmp_path / target, memory=TOO_LITTLE, progress=told.append, repair=0.5
+    )
+    truth = stylizer.paint(path, memory=TOO_LITTLE, repair=0.5).picture.rgb
+    # Decoders of JPEG round differently, and what they give is painted.
+    most = 4 if source == "a.jpg" else 0
+    with Image.open(tmp_path / target) as painted:
+        off = np.abs(np.asarray(painted).astype(int) - np.asarray(truth))
+    assert off.max() <= most
+    assert len(told) == 9
+    assert told == sorted(told)
+    assert told[-1] == 1
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([source, target])
+
+
+@needs_libvips
+@pytest.mark.parametrize("target", ["b.png", "b.jpg"])
+def test_profile_and_metadata_are_kept(stylizer, save, tmp_path, target):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Artist] = "Ada"
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    path = save("a.png", icc_profile=profile, exif=exif)
+    strips.paint_file(
+        stylizer, strips.look_at(path, tmp_path / target), tmp_path / target, memory=TOO_LITTLE
+    )
+    found = read_picture(tmp_path / target)
+    assert found.icc_profile == profile
+    kept = Image.Exif()
+    kept.load(found.exif)
+    assert kept[ExifTags.Base.Artist] == "Ada"
+    truth = np.asarray(stylizer.paint(path, memory=TOO_LITTLE).picture.rgb).astype(int)
+    assert np.abs(np.asarray(found.rgb) - truth).mean() < 3  # JPEG
+
+
+@needs_libvips
+def test_a_damaged_picture_leaves_nothing(stylizer, save, tmp_path):
+    path = save("a.png")
+    picture = strips.look_at(path, tmp_path / "b.png")
+    path.write_bytes(path.read_bytes()[:-100_000])
+    (tmp_path / "b.png").write_bytes(b"old")
+    with pytest.raises(FaststyError, match=r"a\.png: damaged or cut off"):
+        strips.paint_file(stylizer, picture, tmp_path / "b.png", memory=TOO_LITTLE)
+    assert (tmp_path / "b.png").read_bytes() == b"old"
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_what_cannot_be_read_in_strips(photo, save, tmp_path):
+    png, turned = tmp_path / "b.png", Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6
+    assert strips.look_at(save("a.png"), png).size == SIZE
+    assert strips.look_at(save("a.png"), tmp_path / "b.webp") is None
+    for path in (
+        save("a.bmp"),
+        save("grey.png", photo.convert("L")),
+        save("alpha.png", photo.convert("RGBA")),
+        save("small.png", photo.resize((300, 3000))),
+        save("progressive.jpg", progressive=True),
+        save("turned.jpg", exif=turned),
+        tmp_path / "none.png",
+    ):
+        assert strips.look_at(path, png) is None, path
+
+
+def test_memory_decides():
+    generator = Generator(GeneratorConfig(8, 4))
+    sides = [strips.side_within(m << 20, generator, 16384) for m in (1, 900, 1200, 8000)]
+    assert sides == sorted(sides)
+    assert sides[0] == tiles.SMALLEST
+    assert sides[1] < sides[2]
+    assert sides[-1] == tiles.LARGEST
