@@ -87,6 +87,8 @@ def soak(number: int, folder: Path) -> Outcome:
     began = time.monotonic()
     try:
         result = train(config)
+        if not result.finished:
+            raise KeyboardInterrupt
         verdict, contrast = judged(result.model)
     except FaststyError as error:
         return Outcome(drawn, str(error), math.nan, 0, [], time.monotonic() - began)
@@ -120,13 +122,16 @@ def judged(path: Path) -> tuple[str, float]:
 def table(outcomes: list[Outcome], about: dict[str, str]) -> str:
     """The outcomes as Markdown."""
     bad = [o for o in outcomes if o.verdict != "sound"]
+    ends = [(f"step {STEPS[o.settings['model']]}: ", o.events[-1:]) for o in outcomes]
+    begun = sum(e[0].startswith(at) and "state of step 0," in e[0] for at, e in ends if e)
     answered = sum(any("back to the state" in event for event in o.events) for o in outcomes)
     lines = [
         "# Soak",
         "",
         f"{len(outcomes)} short runs of `tools/soak.py`: {len(bad)} ended non-finite or flat. In "
         f"{answered} the guards went back to an earlier state, in "
-        f"{sum(o.skipped_steps > 0 for o in outcomes)} updates were skipped.",
+        f"{sum(o.skipped_steps > 0 for o in outcomes)} updates were skipped; {begun} ended back at "
+        "their start, having learned nothing that was better.",
         "",
         ", ".join(f"{name} {value}" for name, value in about.items()) + ".",
         "",

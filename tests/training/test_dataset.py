@@ -57,6 +57,14 @@ def test_another_seed_step_or_stream_gives_other_crops(folder):
     assert not torch.equal(base[0], base[1])
 
 
+def test_some_of_the_crops_are_made_without_the_others(folder):
+    every = crops(Pictures.found(folder, 70), 3, 5)
+    pictures = Pictures.found(folder, 70)
+    for mine in (slice(1, None, 2), slice(0, None, 2), slice(3)):
+        own = random_crops(pictures, 4, 32, ZOOM, generator(3, 5), mine)
+        assert torch.equal(own, every[mine])
+
+
 def test_large_seeds_are_told_apart():
     draws = {uniform(generator(seed, 0), 0, 1) for seed in (0, 1, 2**32, 2**32 + 1, 2**63 - 1)}
     assert len(draws) == 5

@@ -12,9 +12,18 @@ from PIL import Image
 from faststy.nn.encoder import load_encoder
 from faststy.training import objective
 from faststy.training.config import TrainConfig
-from faststy.training.dataset import Pictures, generator
+from faststy.training.dataset import Pictures, generator, of_samples
 from faststy.training.picture_cache import load_tensor
-from faststy.training.step import ENCODER_LATTICE, StyleTarget, Trainer, _inner, random_warp, warp
+from faststy.training.step import (
+    ENCODER_LATTICE,
+    StyleTarget,
+    Trainer,
+    _inner,
+    erased,
+    random_shift,
+    random_warp,
+    warp,
+)
 
 CPU = torch.device("cpu")
 
@@ -298,6 +307,20 @@ def test_the_repairer_learns_the_map(make, photo):
     assert sum(t["map"] for t in terms[-3:]) < 0.8 * sum(t["map"] for t in terms[:3])
 
 
+@pytest.mark.parametrize("batch", [1, 40])
+def test_about_half_of_the_paintings_lose_a_square(batch):
+    painted = torch.rand(batch, 3, 64, 72)
+    random = of_samples(batch, generator(0, 0))
+    out = [erased(painted, of_samples(batch, generator(0, step))) for step in range(40 // batch)]
+    changed = [(o != painted).any(1) for o in out]
+    lost = torch.cat(changed).flatten(1).float().mean(1)  # share of each painting
+    assert 0.25 < (lost > 0).float().mean() < 0.75
+    assert lost[lost > 0].min() > 0.01
+    assert lost.max() < 0.5
+    own = erased(painted[batch // 2 :], random[batch // 2 :])
+    assert torch.equal(own, out[0][batch // 2 :])  # each by its own numbers
+
+
 # --------------------------------------------------------------------------- rates and motion
 
 
@@ -334,6 +357,13 @@ def test_a_warp_is_a_small_smooth_motion_that_looks_inside():
     assert 0.4 < valid.mean() < 0.95
     other, _ = random_warp(20, size, generator(0, 1))
     assert not torch.equal(other, grids)
+
+
+@pytest.mark.parametrize("motion", [random_shift, random_warp])
+def test_some_of_the_motions_are_made_without_the_others(motion):
+    every, mine = motion(5, 32, generator(0, 0)), slice(1, None, 2)
+    for own, whole in zip(motion(5, 32, generator(0, 0), mine), every, strict=True):
+        torch.testing.assert_close(own, whole[mine], atol=1e-6, rtol=0)
 
 
 def test_the_offset_takes_a_lattice_off():
