@@ -26,11 +26,11 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a.double() - b).norm() / b.norm().clamp_min(1e-12))
 
 
-def split_everything(monkeypatch: pytest.MonkeyPatch, l2: float = 0.0) -> None:
+def split_everything(monkeypatch: pytest.MonkeyPatch, l2: float = 0.0, tile: int = 64) -> None:
     """Small tiles, and no whole planes: what large pictures get, on small ones."""
     rows = {
-        "instance_norm_fwd": (tuning.NormRow(64, 1, l2),),
-        "instance_norm_bwd": (tuning.NormRow(32, 1, l2),),
+        "instance_norm_fwd": (tuning.NormRow(tile, 1, l2),),
+        "instance_norm_bwd": (tuning.NormRow(tile // 2, 1, l2),),
     }
     monkeypatch.setattr(tuning, "NORM_TABLE", rows)
     monkeypatch.setattr(tuning, "MIN_STEPS", 1)
@@ -149,7 +149,7 @@ def test_split_grams(monkeypatch: pytest.MonkeyPatch, c: int) -> None:
 )
 def test_past_2_31_elements(monkeypatch: pytest.MonkeyPatch, shape: Any, strides: Any) -> None:
     """Tensors that reach past 2³¹ elements, of which few are touched."""
-    split_everything(monkeypatch)
+    split_everything(monkeypatch, tile=512)
     extent = sum((n - 1) * s for n, s in zip(shape, strides, strict=True)) + 1
     assert extent > 2**31
     if DEVICE == "cpu":  # memory that is never touched costs nothing
