@@ -143,8 +143,9 @@ def plane_plan(x: Tensor, strides: Strides, row: NormRow, read: int = 1) -> Plan
     # One program of many warps per multiprocessor, so that few units are under way.
     at_a_time = multiprocessors(x.device) * read * narrow * hw * x.element_size()
     if at_a_time <= l2 and _fill(n * ceil_div(c, narrow), x.device) >= MIN_FILL:
-        # 16 values a thread fit into registers only where they come as 32 bytes, in a row.
-        roomy = x.element_size() == 2 and not fast_c and hw % 8 == 0 and read == 1
+        # Registers: for more where values come 16 bytes at a time, in a row. Fewer values there would
+        # let two programs share a multiprocessor, and twice as many units be under way.
+        roomy = not fast_c and hw % 8 == 0 and x.element_size() // read <= 2
         return _plan("looped", x, narrow, (4 if roomy else 2) * row.tile // narrow, row)
     block_c = wide = min(power_of_2(c), 64) if fast_c else 1
     channel_bytes = read * hw * x.element_size()
