@@ -143,9 +143,9 @@ def plane_plan(x: Tensor, strides: Strides, row: NormRow, read: int = 1) -> Plan
     # One program of many warps per multiprocessor, so that few units are under way.
     at_a_time = multiprocessors(x.device) * read * narrow * hw * x.element_size()
     if at_a_time <= l2 and _fill(n * ceil_div(c, narrow), x.device) >= MIN_FILL:
-        # Registers: for more where values come 16 bytes at a time, in a row. Fewer values there would
-        # let two programs share a multiprocessor, and twice as many units be under way.
-        roomy = not fast_c and hw % 8 == 0 and x.element_size() // read <= 2
+        # 8 values a thread, backward 4 where addresses take registers, too. Backward, 4 everywhere
+        # would let two programs share a multiprocessor, and twice as many units be under way.
+        roomy = read > 1 and not fast_c and hw % 8 == 0
         return _plan("looped", x, narrow, (4 if roomy else 2) * row.tile // narrow, row)
     block_c = wide = min(power_of_2(c), 64) if fast_c else 1
     channel_bytes = read * hw * x.element_size()
@@ -204,9 +204,9 @@ def gram_rows(x: Tensor, backward: bool = False) -> tuple[GramRow, ...]:
     elif backward and c > (128 if x.dtype == torch.bfloat16 else 64):
         row = GRAM_MANY_BACKWARD
     rows = [row, row._replace(waves=1), row._replace(waves=4)]
-    if row.num_stages > 2:
+    if row.num_stages > 2 and x.element_size() == 2:  # in float32 these spill
         rows.append(row._replace(num_stages=2))
-    if row.block_p > 32:
+    if row.block_p > 32 and x.element_size() == 2:
         rows.append(row._replace(block_p=row.block_p // 2))
     return tuple(rows)
 
