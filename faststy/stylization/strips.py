@@ -1,8 +1,8 @@
 """Pictures too large for memory, from file to file: read, painted and written in strips.
 
 libvips decodes and encodes (`pip install 'faststy[large]'`). Nobody holds a whole picture: a first
-pass reads the samples that the norm statistics are of, a second one paints rows of tiles, which wait
-on the disk, 3 bytes a pixel beside the target, until all are there and the encoder reads them.
+pass reads the samples that the norm statistics are of, a second one paints rows of tiles. These
+wait on the disk, 3 bytes a pixel beside the target, until all are there and the encoder reads them.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ _SAVE_OPTIONS: dict[str, dict[str, object]] = {  # as those of faststy.pictures
     "PNG": {"compression": 3, "filter": "all"},
     "TIFF": {"compression": "lzw"},
 }
+CHUNK = 64  # rows that libvips gives at a time
 _LONGEST_SIDE = {"JPEG": 65_500}
 
 
@@ -69,8 +70,8 @@ def is_available() -> bool:
 def look_at(path: Path, target: Path) -> Large | None:
     """The picture at `path` if it can be painted in strips into `target`, else None.
 
-    That is an upright opaque one of 8-bit RGB, in a JPEG, PNG or TIFF that is not interlaced, larger
-    than what the samples for its statistics take; and a target that is JPEG, PNG or TIFF.
+    That is an upright opaque one of 8-bit RGB, in a JPEG, PNG or TIFF that is not interlaced,
+    larger than what the samples for its statistics take; and a target in one of these formats.
     """
     format = format_of(target)
     if format not in _SAVE_OPTIONS:
@@ -138,7 +139,10 @@ def paint_file(
     painter.hold(_samples(picture))
     target.parent.mkdir(parents=True, exist_ok=True)
     halo, folder = tiles.halo_of(generator), target.resolve().parent
-    with replacing(target.resolve()) as file, tempfile.TemporaryDirectory(TEMPORARY, dir=folder) as at:
+    with (
+        replacing(target.resolve()) as file,
+        tempfile.TemporaryDirectory(TEMPORARY, ".", dir=folder) as at,
+    ):
         raw = os.path.join(at, "painted")
         with open(raw, "wb") as rows:
             for painted in _paint(picture, side, halo, painter, progress):
@@ -211,11 +215,15 @@ class _Reader:
         import pyvips
 
         width = self._picture.size[0]
+        rows = np.empty((bottom - top, width, 3), np.uint8)
         try:
-            pixels = self._region.fetch(0, top, width, bottom - top)
+            for y in range(top, bottom, CHUNK):  # each is held three times for a moment
+                part = rows[y - top : y - top + CHUNK]
+                pixels = self._region.fetch(0, y, width, len(part))
+                part[:] = np.frombuffer(pixels, np.uint8).reshape(part.shape)
         except pyvips.Error as error:
             raise self._damaged(error) from error
-        return np.frombuffer(pixels, np.uint8).reshape(bottom - top, width, 3)
+        return rows
 
     def _damaged(self, error: Exception) -> FaststyError:
         return FaststyError(f"{self._picture.path}: damaged or cut off ({_last_line(error)})")
