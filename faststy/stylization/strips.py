@@ -146,7 +146,7 @@ def paint_file(
         raw = os.path.join(at, "painted")
         with open(raw, "wb") as rows:
             for painted in _paint(picture, side, halo, painter, progress):
-                rows.write(painted)
+                rows.write(painted.data)
         _encode(raw, picture, format_of(target), file.fileno())
 
 
