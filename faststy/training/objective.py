@@ -6,7 +6,7 @@ The generator minimises
 
     content + λ·(style + colour) + adversarial·V + stability + tv + paired
 
-and the repairer, with the generator held, `content weighted by M + λ_held·style + V + map`.
+and the repairer, with the generator held, `content weighted by M + λ·(style + excess) + V + map`.
 """
 
 from __future__ import annotations

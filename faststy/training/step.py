@@ -24,7 +24,7 @@ Terms = dict[str, Tensor]
 
 ENCODER_LATTICE = 8  # the encoder's coarsest stride, px
 STYLE_ZOOM = (0.7, 1.4)  # real patches are shown to the discriminator at these scales
-REPAIR_WEIGHTS = {"repair": 4.0, "style_excess": 1.0, "adversarial": 0.05, "map": 1.0}
+REPAIR_WEIGHTS = {"repair": 4.0, "style": 1.0, "style_excess": 2.0, "adversarial": 0.05, "map": 1.0}
 REPAIR_SLACK = 1.03  # the repair may cost this factor of style distance before it is punished
 MAX_GRADIENT = 50.0  # norm; usual ones are 5 to 30, so only bursts are clipped
 DOMAIN_PICTURES = 24  # of a folder of styles, averaged into its targets
@@ -185,24 +185,29 @@ class Trainer:
         return judged | terms
 
     def repair(self, step: int, photo: Tensor, style_weight: float) -> Terms:
-        """Move the repairer (and the discriminator that watches it); the generator is held."""
-        rng = generator(self.config.seed, step, stream=1)
-        style, index = self._own_styles(len(photo), rng)
+        """Move the repairer (and the discriminator that watches it); the generator is held.
+
+        One style per step: the Gram matrices of its crops together are nearly those of a whole
+        picture. A single crop's say more of what it happens to show than of the style.
+        """
+        rng, count = generator(self.config.seed, step, stream=1), len(photo)
+        style, index = (
+            drawn.expand(count, *drawn.shape[1:]) for drawn in self._draw_styles(1, rng)
+        )
         with torch.no_grad():
-            painted = erased(self.average(photo, style), self._own_random(len(photo), rng))
+            painted = erased(self.average(photo, style), self._own_random(count, rng))
             painted_taps = self.encoder(painted)
             photo_taps = self.encoder(photo, taps=objective.CONTENT_TAP + 1)
             target = objective.lost_content(painted_taps, photo_taps)
         lost, residual = self.repairer(painted, photo)
         # Detached, so that the map stays a judgement and does not become a dial of the loss.
-        repaired = painted + lost.detach() * residual
+        repaired = self.repairer.apply_repair(painted, lost.detach(), residual, 1.0)
         real = self._real_patches(index, photo.shape[-1], rng)
         judged = {"discriminator": self._train_discriminator(real, repaired, style)}
         taps = self.encoder(repaired)
-        grams = [grams[index] for grams in self._grams]
         tap = objective.CONTENT_TAP
         weights = {name: REPAIR_WEIGHTS[name] for name in ("repair", "adversarial")}
-        shares = self._shares(len(photo))
+        shares = self._shares(count)
         losses = ops.combined_loss(
             self._weights(weights) * shares,
             logits=self._judged(repaired, style),
@@ -210,21 +215,36 @@ class Trainer:
             repair=(taps[tap], photo_taps[tap], target),
         )
         terms = _named(losses.terms * shares, weights)
+        distance = self._style_together(taps, index[0], count)
         with torch.no_grad():
-            held = objective.style_loss(painted_taps, grams)
-        excess = objective.style_loss(taps, grams) - REPAIR_SLACK * held
+            held = self._style_together(painted_taps, index[0], count)
+        # Every worker knows the distance of all; the values, which are added, are its share of it.
+        terms["style"] = distance - distance.detach() * (1 - shares[0])
+        # What passes the painting's own style distance costs more.
+        excess = F.relu(distance - REPAIR_SLACK * held)
+        terms["style_excess"] = excess - excess.detach() * (1 - shares[0])
         error = F.mse_loss(F.interpolate(lost, target.shape[-2:], mode="area"), target)
-        own = torch.stack([excess.detach(), target.mean(), target.square().mean()])
-        whole, mean, square = self.mean(own, len(photo)).unbind()
-        # Held, not bettered: the style distance costs only where it passes the painting's own.
-        terms["style_excess"] = torch.where(whole > 0, excess, 0) * shares[0]
+        mean, square = self.mean(
+            torch.stack([target.mean(), target.square().mean()]), count
+        ).unbind()
         variance = (square - mean.square()).clamp_min(0)
         terms["map"] = error / (variance + objective.EPS) * shares[0]
-        held_back = style_weight * REPAIR_WEIGHTS["style_excess"] * terms["style_excess"]
-        total = losses.total + held_back + REPAIR_WEIGHTS["map"] * terms["map"]
+        total = losses.total + REPAIR_WEIGHTS["map"] * terms["map"]
+        for name in ("style", "style_excess"):
+            total = total + style_weight * REPAIR_WEIGHTS[name] * terms[name]
         terms = self._step("repairer", total, terms)
         self.painted = repaired.detach()
         return judged | terms
+
+    def _style_together(self, taps: Sequence[Tensor], style: Tensor, count: int) -> Tensor:
+        """The style loss of the whole batch as of one picture, with gradients for own samples."""
+        distances = []
+        for tap, targets in zip(taps, self._grams, strict=True):
+            own = ops.gram(tap).mean(0)
+            share = count / self.world.batch(count)
+            whole = self.mean(own, count) + share * (own - own.detach())
+            distances.append(objective.relative_distance(whole[None], targets[style][None]))
+        return torch.stack(distances).mean()
 
     def mean(self, own: Tensor, count: int) -> Tensor:
         """The mean over the whole batch of what is `own` for `count` samples; without gradient."""

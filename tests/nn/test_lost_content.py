@@ -23,14 +23,15 @@ def judge():
 
 @pytest.fixture(scope="module")
 def paintings():
-    """Each bundled photo, painted in another ready style: (photo, painting, another painting)."""
+    """The bundled photos, each in three ready styles: (photo, painting, another painting)."""
     model = load_model(assets.model())
     photos = [to_tensor(scale_down(read_picture(path).rgb, SIDE)) for path in assets.photos()]
     found = []
     with torch.inference_mode():
-        for index, photo in enumerate(photos):
+        for index in range(len(model.info.styles)):
+            photo, before = (photos[i % len(photos)] for i in (index, index - 1))
             style = F.one_hot(torch.tensor(index), len(model.info.styles)).float()
-            other = F.interpolate(photos[index - 1], photo.shape[-2:], mode="bilinear")
+            other = F.interpolate(before, photo.shape[-2:], mode="bilinear")
             found.append((photo, model.generator(photo, style), model.generator(other, style)))
     return found
 
@@ -51,30 +52,33 @@ def f1(found, true):
 
 
 def erased(paintings, fill):
-    """(photo, painting with squares erased, mask): with a flat colour, or with another painting."""
+    """(photo, painting, the same with squares erased by `fill`, mask): flat, or another painting."""
     for seed, (photo, painted, other) in enumerate(paintings):
         mask = squares(*photo.shape[-2:], seed)
         flat = painted.mean((2, 3), keepdim=True)
-        yield photo, torch.where(mask, flat if fill == "flat" else other, painted), mask
+        yield photo, painted, torch.where(mask, flat if fill == "flat" else other, painted), mask
 
 
-# Over twelve styles and photos 0.75 and 0.81: strong styles lose content elsewhere, too.
-@pytest.mark.parametrize(("fill", "least"), [("flat", 0.7), ("texture", 0.75)])
-def test_erased_regions_are_found(judge, paintings, fill, least):
-    scores = []
-    for photo, painted, mask in erased(paintings, fill):
+# `strict` counts what the style itself lost elsewhere as found wrongly; `least` does not.
+@pytest.mark.parametrize(("fill", "least", "strict"), [("flat", 0.8, 0.7), ("texture", 0.8, 0.75)])
+def test_erased_regions_are_found(judge, paintings, fill, least, strict):
+    scores, strict_scores = [], []
+    for photo, painted, damaged, mask in erased(paintings, fill):
         with torch.inference_mode():
             taps = judge(photo)
-            found = lost_regions(lost_content(judge(painted), taps), taps)
+            found = lost_regions(lost_content(judge(damaged), taps), taps)
+            before = lost_regions(lost_content(judge(painted), taps), taps)
             structured = lost_regions(torch.ones_like(found, dtype=torch.float32), taps)
-        true = F.interpolate(mask.float(), found.shape[-2:], mode="area") > 0.5
         # In a flat sky there is nothing to lose.
-        scores.append(f1(found, true & structured))
+        true = structured & (F.interpolate(mask.float(), found.shape[-2:], mode="area") > 0.5)
+        scores.append(f1(found & (true | ~before), true))
+        strict_scores.append(f1(found, true))
     assert np.mean(scores) >= least
+    assert np.mean(strict_scores) >= strict
 
 
 def test_a_photo_itself_lost_nothing_and_a_blank_everything(judge, paintings):
-    for photo, _, _ in paintings:
+    for photo, _, _ in paintings[:4]:
         taps = judge(photo)
         assert lost_content(taps, taps).max() < 1e-5
         assert not lost_regions(lost_content(taps, taps), taps).any()

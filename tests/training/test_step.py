@@ -301,6 +301,18 @@ def test_a_repair_step_moves_the_repairer_and_its_judge_only(make, photo):
     assert moved(before["discriminator"], trainer.discriminator)
 
 
+def test_the_repair_takes_the_style_of_a_batch_as_of_one_picture(make, photo, targets):
+    trainer = make(styles=2)
+    taps = trainer.encoder(photo)
+    expected = []
+    for tap, target in zip(taps, targets[1].grams, strict=True):
+        flat = torch.cat(list(tap.double()), dim=1).flatten(1)  # crops side by side
+        gram = flat @ flat.T / flat.numel()
+        expected.append((gram - target).square().sum() / target.square().sum())
+    got = trainer._style_together(taps, torch.tensor(1), len(photo))
+    assert float(got) == pytest.approx(float(torch.stack(expected).mean()), rel=1e-4)
+
+
 def test_the_repairer_learns_the_map(make, photo):
     trainer = make(learning_rate=1e-3)
     terms = [trainer.repair(step, photo, 1.0) for step in range(25)]
