@@ -24,7 +24,7 @@ Terms = dict[str, Tensor]
 
 ENCODER_LATTICE = 8  # the encoder's coarsest stride, px
 STYLE_ZOOM = (0.7, 1.4)  # real patches are shown to the discriminator at these scales
-REPAIR_WEIGHTS = {"repair": 4.0, "style": 1.0, "style_excess": 2.0, "adversarial": 0.05, "map": 1.0}
+REPAIR_WEIGHTS = {"repair": 4.0, "style": 0.2, "style_excess": 2.0, "adversarial": 0.05, "map": 1.0}
 REPAIR_SLACK = 1.03  # the repair may cost this factor of style distance before it is punished
 MAX_GRADIENT = 50.0  # norm; usual ones are 5 to 30, so only bursts are clipped
 DOMAIN_PICTURES = 24  # of a folder of styles, averaged into its targets

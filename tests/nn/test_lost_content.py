@@ -52,7 +52,7 @@ def f1(found, true):
 
 
 def erased(paintings, fill):
-    """(photo, painting, the same with squares erased by `fill`, mask): flat, or another painting."""
+    """(photo, painting, the same with squares erased, mask): flat, or by another painting."""
     for seed, (photo, painted, other) in enumerate(paintings):
         mask = squares(*photo.shape[-2:], seed)
         flat = painted.mean((2, 3), keepdim=True)
