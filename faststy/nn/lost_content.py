@@ -11,7 +11,7 @@ from faststy import ops
 
 CONTENT_TAP = 2  # of the encoder; stands for relu3_1
 STRUCTURE = 0.3  # of the map's largest value: less is a flat photo
-LOST = 0.88  # of what could be lost: paintings that keep their photo stay below
+LOST = 0.85  # of what could be lost: paintings that keep their photo stay below
 EPS = 1e-6
 
 
