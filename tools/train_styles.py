@@ -9,9 +9,9 @@ of paintings under the same names: pictures, or a folder of them. Interrupted, t
 --resume goes on. The shipped file: 1,310 photos (ImageNet samples, BSDS500), 70 minutes on one core
 of an AMD EPYC, 11,419 steps of the generator and 1,200 of the repairer.
 
-With --repairer only the repairer of --out is trained on; the generator keeps its weights. The shipped
-one went on so twice on a busy core: for 780 s (870 steps or so) with the weight of the style at 1.0, and for
-400 s (310 or so) as it is now, `REPAIR_WEIGHTS` in faststy/training/step.py.
+With --repairer only the repairer of --out is trained on; the generator keeps its weights. The
+shipped one went on so twice, on a busy core: 780 s (about 870 steps) with the style weighing 1.0,
+then 400 s (about 310) with 0.2 as now, see `REPAIR_WEIGHTS` in faststy/training/step.py.
 """
 
 from __future__ import annotations
