@@ -24,7 +24,13 @@ Terms = dict[str, Tensor]
 
 ENCODER_LATTICE = 8  # the encoder's coarsest stride, px
 STYLE_ZOOM = (0.7, 1.4)  # real patches are shown to the discriminator at these scales
-REPAIR_WEIGHTS = {"repair": 4.0, "style": 0.2, "style_excess": 2.0, "adversarial": 0.05, "map": 1.0}
+REPAIR_WEIGHTS = {
+    "repair": 4.0,
+    "style_together": 0.2,
+    "style_excess": 2.0,
+    "adversarial": 0.05,
+    "map": 1.0,
+}
 REPAIR_SLACK = 1.03  # the repair may cost this factor of style distance before it is punished
 MAX_GRADIENT = 50.0  # norm; usual ones are 5 to 30, so only bursts are clipped
 DOMAIN_PICTURES = 24  # of a folder of styles, averaged into its targets
@@ -219,7 +225,7 @@ class Trainer:
         with torch.no_grad():
             held = self._style_together(painted_taps, index[0], count)
         # Every worker knows the distance of all; the values, which are added, are its share of it.
-        terms["style"] = distance - distance.detach() * (1 - shares[0])
+        terms["style_together"] = distance - distance.detach() * (1 - shares[0])
         # What passes the painting's own style distance costs more.
         excess = F.relu(distance - REPAIR_SLACK * held)
         terms["style_excess"] = excess - excess.detach() * (1 - shares[0])
@@ -230,7 +236,7 @@ class Trainer:
         variance = (square - mean.square()).clamp_min(0)
         terms["map"] = error / (variance + objective.EPS) * shares[0]
         total = losses.total + REPAIR_WEIGHTS["map"] * terms["map"]
-        for name in ("style", "style_excess"):
+        for name in ("style_together", "style_excess"):
             total = total + style_weight * REPAIR_WEIGHTS[name] * terms[name]
         terms = self._step("repairer", total, terms)
         self.painted = repaired.detach()
