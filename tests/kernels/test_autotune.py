@@ -151,7 +151,7 @@ def test_tune_runs_every_row_and_calls_measure_nothing(
         ]  # fmt: skip
         for f in found:
             assert f.best == tuning.rows(f.kernel, x)[-1]
-            assert f.rows == len(tuning.rows(f.kernel, x)) > 3
+            assert f.rows == len(tuning.rows(f.kernel, x)) > 2
             assert f.seconds < f.default_seconds
         assert sum(f.rows for f in found) == len(calls)
         assert tuning.norm_row("instance_norm_bwd", x) == found[1].best
