@@ -24,7 +24,7 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shapes = suite.Shapes(cuda=[], cpu=[(1, 4, 32, 32)])
     monkeypatch.setitem(suite.OPS, "gram", suite.OPS["gram"]._replace(shapes=shapes))
     path = tmp_path / "guards.toml"
-    guard.save([guard.Guard("ops", CASE, "eager", "cpu", 0.1, 1.0, "2026-01-01")], path)
+    guard.save([guard.Guard("ops", CASE, "eager", "cpu", 0.1, 123.0, "2026-01-01")], path)
     return path
 
 
@@ -44,7 +44,7 @@ def test_the_guard_holds_until_an_op_becomes_slow(
     assert guard.main([], file) == 1
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["again", "again", "FAILS", "1"]
-    assert "floor 0.10; it was 1.00× on 2026-01-01" in lines[2]
+    assert "floor 0.10; it was 123.00× on 2026-01-01" in lines[2]
 
 
 def test_a_wrong_result_does_not_pass(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,7 +70,7 @@ def test_renew_measures(file: Path) -> None:
     assert guard.main(["--renew"], file) == 0
     (new,) = guard.load(file)
     assert new.date > "2026-01-01"
-    assert 0 < new.floor < new.measured != 1.0
+    assert 0 < new.floor < new.measured < 100
     assert guard.main([], file) == 0
 
 
