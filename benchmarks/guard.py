@@ -33,7 +33,7 @@ else:
 FILE = Path(__file__).with_name("guards.toml")
 SECONDS = 0.1  # of warm-up and of rounds; twice as long at each further attempt
 ATTEMPTS = 3
-MARGIN = 0.6  # a new floor is this much of the lower end of the interval: other machines differ
+MARGIN = 0.7  # a new floor is this much of the lower end of the interval: other machines differ
 HEAD = """\
 # Floors of ratios (how many times as long a baseline takes as we do), held by `make bench-guard`.
 # `python benchmarks/guard.py --renew` measures the ratios and writes this file. A floor lies well
