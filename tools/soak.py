@@ -3,9 +3,10 @@
     python tools/soak.py --runs 108 --out benchmarks/results
 
 Every run draws its settings from its number: style, λ, learning rate (up to 450 times the usual
-one), form and weight of the adversarial term, model, batch and stages. What it leaves is judged by
-painting the bundled photos: weights and paintings must be finite, and paintings must have more than
-FLAT of the photos' contrast. Writes soak.json and soak.md; exit status 1 where a run failed.
+one), form and weight of the adversarial term, model, batch, precision and stages. What it leaves is
+judged by painting the bundled photos: weights and paintings must be finite, and paintings must have
+more than FLAT of the photos' contrast. Writes soak.json and soak.md; exit status 1 where a run
+failed.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "adversarial": ("bce", "hinge", "lsgan"),
     "adversarial_weight": (0.0, 0.6, 20.0),
     "batch": (1, 2),
+    "precision": ("float32", "bfloat16"),
     "stages": (STAGES[:1], STAGES[:2], STAGES, STAGES),
 }
 SIDE = 96  # px, short side of the photos that are painted at the end
@@ -138,9 +140,9 @@ def table(outcomes: list[Outcome], about: dict[str, str]) -> str:
         "Contrast: of the flattest painting, as a share of its photo's. Returns: to the last good "
         "state. Skipped: updates that were not finite.",
         "",
-        "| # | model | style | λ | learning rate | adversarial | batch | stages | returns "
-        "| skipped | contrast | verdict |",
-        "|--:|---|---|--:|--:|---|--:|--:|--:|--:|--:|---|",
+        "| # | model | style | λ | learning rate | adversarial | batch | precision | stages "
+        "| returns | skipped | contrast | verdict |",
+        "|--:|---|---|--:|--:|---|--:|---|--:|--:|--:|--:|---|",
     ]
     for o in outcomes:
         s = o.settings

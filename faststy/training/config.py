@@ -16,6 +16,7 @@ else:
 
 STAGES = ("perceptual", "adversarial", "repair")
 MODELS = ("nano", "fast", "quality")  # the sizes of faststy.nn.generator, named without torch
+PRECISIONS = ("auto", "float32", "bfloat16")
 DEFAULT_SECONDS = 180.0
 
 
@@ -50,6 +51,7 @@ class TrainConfig:
     learning_rate: float = 2e-3
     encoder: str = "faststy"
     device: str = "auto"
+    precision: str = "auto"  # of convolutions: bfloat16 where the device is fast with it
     seed: int = 0
     checkpoint_every: float = 30.0  # seconds
     tensorboard: bool = False  # also write event files into the run's folder
@@ -81,6 +83,7 @@ class TrainConfig:
         ordered = tuple(stage for stage in STAGES if stage in self.stages)
         starts = ordered[:1] == STAGES[:1]
         self._require(ordered == tuple(self.stages) and starts, "stages", STAGE_RULE)
+        self._require(self.precision in PRECISIONS, "precision", f"one of {', '.join(PRECISIONS)}")
         forms = ("bce", "hinge", "lsgan")
         self._require(self.adversarial in forms, "adversarial", f"one of {', '.join(forms)}")
 

@@ -19,6 +19,7 @@ from faststy.training.adam import Adam
 from faststy.training.config import TrainConfig
 from faststy.training.dataset import Pictures, below, generator, of_samples, random_crop
 from faststy.training.distributed import Alone
+from faststy.training.precision import in_precision, precision_named
 
 Terms = dict[str, Tensor]
 
@@ -82,6 +83,7 @@ class Trainer:
     ) -> None:
         self.config, self.encoder, self.styles, self.device = config, encoder, styles, device
         self.world = world or Alone()
+        self.precision = precision_named(config.precision, device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.generator = Generator(GeneratorConfig.named(config.model, len(styles)))
@@ -119,6 +121,7 @@ class Trainer:
 
     # -- steps ---------------------------------------------------------------------------------
 
+    @in_precision
     def perceptual(
         self,
         step: int,
@@ -190,6 +193,7 @@ class Trainer:
                 slow.lerp_(fast, 1 - decay)
         return judged | terms
 
+    @in_precision
     def repair(self, step: int, photo: Tensor, style_weight: float) -> Terms:
         """Move the repairer (and the discriminator that watches it); the generator is held.
 
@@ -340,7 +344,8 @@ class Trainer:
         """
         optimiser = self.optimisers[name]
         optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        with torch.autocast(self.device.type, enabled=False):
+            loss.backward()  # type: ignore[no-untyped-call]
         values = torch.stack([loss.detach(), *(value.detach() for value in terms.values())])
         gradients = [w.grad for w in optimiser.weights if w.grad is not None]
         self.world.sum_([*gradients, values])

@@ -30,7 +30,11 @@ loop.LOG_EVERY, chore.SHARE = 0.0, 1.0
 from faststy.cli import main
 main()
 """
-SETTINGS = {"model": "nano", "size": 64, "batch": 5, "style_size": 64, "device": "cpu"}
+# In float32: what bfloat16 rounds depends on how many samples a worker has.
+SETTINGS = {
+    "model": "nano", "size": 64, "batch": 5, "style_size": 64,
+    "device": "cpu", "precision": "float32",
+}  # fmt: skip
 STARTED: list[subprocess.Popen] = []
 
 

@@ -50,7 +50,9 @@ def targets(folder, encoder):
     return [StyleTarget.of(pictures, encoder, CPU) for pictures in found]
 
 
-CONFIG = TrainConfig(style=("a",), model="nano", size=64, batch=2, steps=10, seed=1)
+CONFIG = TrainConfig(
+    style=("a",), model="nano", size=64, batch=2, steps=10, seed=1, precision="float32"
+)
 
 
 @pytest.fixture
@@ -75,6 +77,25 @@ def state(net):
 
 def moved(before, net):
     return {name for name, p in net.named_parameters() if not torch.equal(before[name], p)}
+
+
+@pytest.mark.parametrize("stage", ["perceptual", "adversarial", "repair"])
+def test_bfloat16_gives_the_terms_of_float32_within_its_rounding(make, photo, stage):
+    found = {}
+    for precision in ("float32", "bfloat16"):
+        trainer = make(precision=precision)
+        if stage == "repair":
+            found[precision] = trainer.repair(0, photo, 2.0)
+        else:
+            adversarial = stage == "adversarial"
+            found[precision] = trainer.perceptual(0, photo, 2.0, adversarial=adversarial)
+        assert all(p.dtype == torch.float32 for p in trainer.generator.parameters())
+        assert trainer.skipped == 0
+    for name, value in found["float32"].items():
+        half = found["bfloat16"][name]
+        assert half.dtype == torch.float32, name
+        assert abs(half - value) < 0.03 * abs(value) + 0.01, name
+    assert any(found["bfloat16"][name] != value for name, value in found["float32"].items())
 
 
 # --------------------------------------------------------------------------- style targets
