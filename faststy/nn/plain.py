@@ -19,7 +19,8 @@ from faststy.nn.repairer import Repairer
 from faststy.ops.conv3x3 import Activation
 
 Moments = Mapping[str, Tensor]
-"""Mean and variance, float32 [2, C], of what each norm of a generator sees, by the norm's name."""
+"""Mean and variance, float32 [2, C], of what each norm of a generator sees, by the norm's name;
+[N, 2, C] for a batch of N frames with statistics of their own."""
 
 
 class PlainConv(nn.Module):
@@ -54,7 +55,8 @@ class PlainConv(nn.Module):
         self.register_buffer("weight", weight.contiguous())
         self.register_buffer("scale", torch.ones_like(weight[:, 0, 0, 0]) if norm else None)
         self.register_buffer("bias", torch.zeros_like(weight[:, 0, 0, 0]) if norm else bias)
-        self.seen: Tensor | None = None  # moments of the last frame
+        self.seen: Tensor | None = None  # moments of the last frame or batch
+        self.given: Tensor | None = None  # moments [N, 2, K], one for each frame of the next batch
 
     def fix(self, moments: Tensor) -> None:
         """Normalise by `moments` [2, K] from now on."""
@@ -81,21 +83,27 @@ class PlainConv(nn.Module):
     ) -> Tensor:
         """[N, C, H, W], or several with C channels together, to [N, K, H, W].
 
-        `look` notes the moments in `seen`; `collect` first fixes the norm to them.
+        `look` notes the moments in `seen`, [N, 2, K] where each frame is given its own; `collect`
+        first fixes the norm to them.
         """
-        if collect and self.normalised:
-            x, self.seen = ops.conv3x3(inputs, self.weight, moments=True)
-            self.fix(self.seen)
-            statistics = (self.seen[0], torch.rsqrt(self.seen[1] + self.eps))
+        given = self.given
+        if self.normalised and (collect or given is not None):
+            x, seen = ops.conv3x3(inputs, self.weight, moments=collect)
+            if given is None:
+                self.seen = given = seen
+                self.fix(seen)
+            else:
+                self.seen = moments_of_each(x) if look else None
+            mean, variance = given.unbind(-2)
             return ops.instance_norm(
                 x,
                 self.norm_weight,
                 self.norm_bias,
                 activation=activation,
                 residual=residual,
-                statistics=statistics,
+                statistics=(mean, torch.rsqrt(variance + self.eps)),
             )
-        x, moments = ops.conv3x3(
+        x, seen = ops.conv3x3(
             inputs,
             self.weight,
             self.scale,
@@ -104,8 +112,15 @@ class PlainConv(nn.Module):
             residual=residual,
             moments=look and self.normalised,
         )
-        self.seen = moments if look and self.normalised else None
+        self.seen = seen if look and self.normalised else None
         return x
+
+
+def moments_of_each(x: Tensor) -> Tensor:
+    """Mean and variance of each frame of [N, C, H, W], float32 [N, 2, C]."""
+    eps = 1e-6
+    mean, rstd = ops.instance_statistics(x, eps)
+    return torch.stack([mean, (rstd**-2 - eps).clamp_(min=0)], dim=1)
 
 
 def plain_kernel(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
@@ -162,7 +177,7 @@ class PlainGenerator(nn.Module):
 
     @property
     def seen(self) -> dict[str, Tensor]:
-        """The moments of the last frame, when they were looked at."""
+        """The moments of the last frame or batch, when they were looked at."""
         return {name: conv.seen for name, conv in self.norms.items() if conv.seen is not None}
 
     def fix(self, moments: Moments) -> None:
@@ -176,13 +191,21 @@ class PlainGenerator(nn.Module):
             conv.fold()
 
     @torch.no_grad()
-    def forward(self, frames: Tensor, look: bool = False, collect: bool = False) -> Tensor:
+    def forward(
+        self,
+        frames: Tensor,
+        look: bool = False,
+        collect: bool = False,
+        moments: Moments | None = None,
+    ) -> Tensor:
         """Paint frames.
 
         Args:
             frames: [N, H, W, 3] uint8, any H and W from 1.
             look: note what the first norm sees, which depends on the frames alone, for `seen`.
             collect: take the statistics of these frames, of all together, and keep them fixed.
+            moments: [N, 2, C] each, what to normalise each of the frames by, this once; what `look`
+                notes is then of each frame, too.
         Returns:
             [N, 3, H, W] RGB in the dtype of the weights, channels_last. The photo's 0...255 are
             0...1; results are not clamped to it.
@@ -191,6 +214,8 @@ class PlainGenerator(nn.Module):
         cells = whole_cells(frames)
         dtype = self.head.weight.dtype
         all_norms = {"collect": collect}
+        for name, conv in self.norms.items():
+            conv.given = None if moments is None else moments[name]
 
         h = self.stem(cell_pixels(cells, SCALE, dtype), activation="relu", look=look, **all_norms)
         for first, second in zip(self.blocks[::2], self.blocks[1::2], strict=True):

@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from faststy.nn.generator import SCALE, CellStem, conv3x3, pad_to_cells
-from faststy.ops.reference import LUMA as LUMA
 from faststy.ops.reference import detail, structure
 
 HINTS = 3  # of `structure`

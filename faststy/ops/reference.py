@@ -315,12 +315,18 @@ LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 CELL = 4  # pixels of a position of the nets, each way
 
 
+def luminance(x: Tensor) -> Tensor:
+    """That of RGB [N, 3, H, W] as [N, 1, H, W]."""
+    # The weights are no tensor: it would come from the host, which a CUDA graph cannot record.
+    return LUMA[0] * x[:, :1] + LUMA[1] * x[:, 1:2] + LUMA[2] * x[:, 2:]
+
+
 def detail(x: Tensor, block: int = 8) -> Tensor:
     """High-pass luminance of [N, 3, H, W] as [N, 1, H, W]: outlines and structure, no colour.
 
     The luminance less its means over blocks of pixels, which are interpolated.
     """
-    luma = (x * x.new_tensor(LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
+    luma = luminance(x)
     height, width = x.shape[-2:]
     # Whole blocks: whatever the size, a block lies where it lies in any larger picture.
     whole = F.pad(luma, (0, -width % block, 0, -height % block), mode="replicate")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from faststy import ops
 from faststy.nn.plain import PlainGenerator, PlainRepairer
+from faststy.stylization import batches
 from faststy.stylization.statistics import NormStatistics
 from faststy.stylization.stylizer import (
     Style,
@@ -68,10 +70,14 @@ class FramePainter:
         dials: style, strength, repair and keep_color as in a call of the stylizer, and
             half_life: after so many frames the statistics have gone half the way to those of new
             frames. 0: each frame has its own, as a picture has; infinite: those of the first one.
+
+    Attributes:
+        in_batches: it paints several frames together: on a GPU, as a CPU gains nothing by that.
     """
 
     def __init__(self, stylizer: Stylizer, **dials: Unpack[Dials]) -> None:
         self._stylizer, self._lock = stylizer, threading.Lock()
+        self.in_batches = stylizer.device.type == "cuda"
         model = stylizer.model
         self._repairer = None
         self._dtype = torch.float16 if stylizer.device.type == "cuda" else torch.float32
@@ -89,7 +95,7 @@ class FramePainter:
         self._stale = True  # those are of other frames
         self._held = False  # those are for frames of all sizes
         self._size: tuple[int, ...] = ()
-        self._graph: _Graph | None = None
+        self._step = batches.Recorder(self._paint_slowly)
         self.set(**dials)
 
     @property
@@ -123,65 +129,98 @@ class FramePainter:
         """Forgets the statistics, as after a jump in time."""
         self._stale = True
 
+    @property
+    def at_a_time(self) -> int:
+        """How many frames `batch` is best given next."""
+        if not self.in_batches or self._stale:
+            return 1
+        return min(batches.SIZES[0], self._until_look(self._settings))
+
     def __call__(self, frame: Frame) -> Frame:
         """Paints `frame`, uint8 ``[H, W, 3]``, into a new array. Raises ValueError for another."""
-        if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or 0 in frame.shape:
-            expected = "expected uint8 [H, W, 3]"
-            raise ValueError(f"frame is {frame.dtype} {list(frame.shape)}; {expected}")
-        with self._lock, torch.inference_mode():
-            settings = self._settings
-            frames = torch.from_numpy(np.require(frame, requirements=["C", "W"]))[None]
-            frames = frames.to(self._stylizer.device)
-            painted = self._paint(frames, settings)
-            if settings.keep_color or settings.strength < 1:
-                painted = _finish(frames, painted, settings)
-            return np.ascontiguousarray(painted[0].cpu().numpy())
+        return self.batch([frame])[0]
 
-    def _paint(self, frames: Tensor, settings: _Settings) -> Tensor:
-        """By the model alone, uint8 as `frames`, [1, H, W, 3]."""
+    def batch(self, frames: Sequence[Frame]) -> list[Frame]:
+        """What calls with each of `frames` would give, which may differ in size; on a GPU sooner.
+
+        Painted together there, frames also share memory: who keeps one keeps all.
+        """
+        for frame in frames:
+            if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or not frame.size:
+                expected = "expected uint8 [H, W, 3]"
+                raise ValueError(f"frame is {frame.dtype} {list(frame.shape)}; {expected}")
+        painted: list[Frame] = []
+        with self._lock, torch.inference_mode():
+            while len(painted) < len(frames):
+                painted += self._paint_some(frames[len(painted) :], self._settings)
+        return painted
+
+    def _paint_some(self, frames: Sequence[Frame], settings: _Settings) -> list[Frame]:
+        """Paints the first of `frames`, or finds that there the scene changes."""
         if self._net is None or settings.style != self._style:
             self._make_net(settings.style)
-        if frames.shape != self._size and not self._held:
-            self._size = frames.shape
+        if frames[0].shape != self._size and not self._held:
+            self._size = frames[0].shape
             self._stale = True
-        stale, self._stale = self._stale, False
-        if not stale and settings.half_life > 0:
-            step = self._step if frames.device.type == "cpu" else self._replayed
-            painted, moved = step(frames, settings)
-            if float(moved) <= CUT:
-                self._take_aim(frames, settings)
-                return painted
-        return self._repair(self._start(frames), frames, settings)
+        if self._stale or settings.half_life == 0:
+            self._stale = False
+            photo = self._on_device(frames[:1])
+            return _arrays(self._finish(self._start(photo), photo, settings))
+        # The statistics of a batch are known beforehand: those of a frame are looked at after it.
+        most = self._until_look(settings) if self.in_batches else 1
+        photos = self._on_device(frames[: batches.length(frames, most)])
+        painted, *entrances = batches.to_host(*self._step(photos, settings))
+        cut = self._cut(entrances[0]) if entrances else None
+        if cut is not None:
+            self._stale = True  # what is left is painted again
+        elif entrances:
+            self._entrance = entrances[0][-1]
+            self._frames_since += len(photos)
+            self._take_aim(photos[-1:], settings)
+        return _arrays(painted[:cut])
 
-    def _step(self, frames: Tensor, settings: _Settings) -> tuple[Tensor, Tensor]:
-        """Paints by the statistics, moves these, and tells how far what the first norm sees moved.
+    def _on_device(self, frames: Sequence[Frame]) -> Tensor:
+        if self.in_batches:
+            return batches.to_device(frames, self._stylizer.device)
+        return torch.from_numpy(np.require(frames[0], requirements=["C", "W"]))[None]
 
-        All that is kept is changed in place, so that a CUDA graph can do it again.
-        """
+    def _paint_slowly(self, frames: Tensor, settings: _Settings) -> tuple[Tensor, ...]:
+        """Paints by the statistics and moves these, in place; also what the first norm sees of
+        each frame, [N, 2, C], unless they never move."""
         assert self._net is not None
-        if settings.half_life == math.inf:
-            painted = ops.to_pixels(self._net(frames))
-            return self._repair(painted, frames, settings), torch.zeros(())
-        self._statistics.approach(self._aim, 1 - 0.5 ** (1 / settings.half_life))
-        self._net.fix(self._statistics.moments)
-        painted = ops.to_pixels(self._net(frames, look=True))
-        moved = jump(self._entrance, self._net.seen[ENTRANCE])
-        self._entrance.copy_(self._net.seen[ENTRANCE])
-        return self._repair(painted, frames, settings), moved
+        look = settings.half_life < math.inf
+        share = 1 - 0.5 ** (1 / settings.half_life)  # 0 when it is infinite
+        if self.in_batches:
+            each = self._statistics.on_the_way(self._aim, share, len(frames))
+            painted = self._net(frames, look=look, moments=each)
+        else:
+            if look:
+                self._statistics.approach(self._aim, share)
+                self._net.fix(self._statistics.moments)
+            painted = self._net(frames, look=look)
+        done = self._finish(ops.to_pixels(painted), frames, settings)
+        seen = self._net.seen.get(ENTRANCE)
+        if seen is None:
+            return (done,)
+        return done, seen.view(len(frames), *seen.shape[-2:])
 
-    def _replayed(self, frames: Tensor, settings: _Settings) -> tuple[Tensor, Tensor]:
-        """`_step` as one launch."""
-        if self._graph is None or self._graph.key != (frames.shape, settings):
-            self._graph = None  # its memory first
-            self._graph = _Graph(self._step, frames, settings)
-        return self._graph(frames)
+    def _cut(self, entrances: Tensor) -> int | None:
+        """The first frame of a batch that is of another scene than the one before it, if any."""
+        pairs = itertools.pairwise([self._entrance, *entrances])
+        jumps = (float(jump(before, after)) for before, after in pairs)
+        return next((i for i, distance in enumerate(jumps) if not distance <= CUT), None)
 
-    def _repair(self, painted: Tensor, frames: Tensor, settings: _Settings) -> Tensor:
-        strength = 1.0 if settings.repair is None else settings.repair
-        if self._repairer is None or strength == 0:
+    def _finish(self, painted: Tensor, photo: Tensor, settings: _Settings) -> Tensor:
+        """Repair, colours and strength, on uint8 [N, H, W, 3]."""
+        repair = 1.0 if settings.repair is None else settings.repair
+        if self._repairer is not None and repair > 0:
+            painted = self._repairer(painted, photo, repair)
+        if not settings.keep_color and settings.strength == 1:
             return painted
-        repaired: Tensor = self._repairer(painted, frames, strength)
-        return repaired
+        x, y = (ops.from_pixels(frames, channels_last=True) for frames in (photo, painted))
+        if settings.keep_color:
+            y = with_colors_of(x, y)
+        return ops.to_pixels(blend(x, y, settings.strength))
 
     def _start(self, frames: Tensor) -> Tensor:
         """Paints by the frames' own statistics, and begins with these."""
@@ -194,39 +233,40 @@ class FramePainter:
             return ops.to_pixels(generator(ops.from_pixels(frames), self._weights()))
         painted = ops.to_pixels(self._net(frames, collect=True))
         seen = self._net.seen
-        self._frames_since, self._looked_at = 0, seen[ENTRANCE].clone()
+        self._frames_since = 0
+        self._entrance = self._looked_at = seen[ENTRANCE].cpu().clone()
         if not self._aim:
             self._aim = {name: moments.clone() for name, moments in seen.items()}
             self._statistics = NormStatistics(
                 {name: moments.clone() for name, moments in seen.items()}
             )
-            self._entrance = seen[ENTRANCE].clone()
         else:  # in place, where a CUDA graph looks
             NormStatistics(self._aim).approach(seen, 1)
             self._statistics.approach(seen, 1)
-            self._entrance.copy_(seen[ENTRANCE])
         return painted
 
-    def _take_aim(self, frames: Tensor, settings: _Settings) -> None:
-        """Now and then: the frame's own statistics are what those that paint move towards.
+    def _until_look(self, settings: _Settings) -> int:
+        """How many frames there are up to the one whose own statistics are looked at."""
+        if settings.half_life == math.inf:
+            return batches.SIZES[0]
+        return max(1, _aim_every(settings.half_life) - self._frames_since)
+
+    def _take_aim(self, frame: Tensor, settings: _Settings) -> None:
+        """Now and then: the last frame's own statistics are what those that paint move towards.
 
         None are taken while the entrance stays where it was: no norm moves further than the first.
         What the norms of the painting net see will not do: each sees the delay of those before it,
         and a change would overshoot.
         """
-        self._frames_since += 1
-        if settings.half_life < math.inf and (
-            self._frames_since >= min(max(int(settings.half_life), 1), AIM_EVERY)
-        ):
-            self._frames_since = 0
-            assert self._net is not None
-            assert self._watcher is not None
-            entrance = self._net.seen[ENTRANCE]
-            if float(jump(self._looked_at, entrance)) < SETTLED or _is_flat(frames):
-                return
-            self._looked_at = entrance.clone()
-            self._watcher(frames, collect=True)
-            NormStatistics(self._aim).approach(self._watcher.seen, 1)
+        if self._frames_since < _aim_every(settings.half_life):
+            return
+        self._frames_since = 0
+        if float(jump(self._looked_at, self._entrance)) < SETTLED or _is_flat(frame):
+            return
+        self._looked_at = self._entrance
+        assert self._watcher is not None
+        self._watcher(frame, collect=True)
+        NormStatistics(self._aim).approach(self._watcher.seen, 1)
 
     def _make_net(self, style: dict[str, float]) -> None:
         self._style = style
@@ -235,38 +275,12 @@ class FramePainter:
             PlainGenerator(generator, self._weights(), self._dtype) for _ in range(2)
         )
         self._statistics, self._aim = NormStatistics({}), {}
-        self._graph = None
+        self._step = batches.Recorder(self._paint_slowly)
         self._stale, self._held = True, False
 
     def _weights(self) -> Tensor:
         weights = [self._style.get(name, 0.0) for name in self._stylizer.styles]
         return torch.tensor(weights, device=self._stylizer.device)
-
-
-class _Graph:
-    """`step(frames, settings)`, recorded once for frames of one shape and replayed."""
-
-    def __init__(
-        self,
-        step: Callable[[Tensor, _Settings], tuple[Tensor, Tensor]],
-        frames: Tensor,
-        settings: _Settings,
-    ) -> None:
-        self.key = (frames.shape, settings)
-        self._frames = frames.clone()
-        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):  # what is made at the first call must not be recorded
-            step(self._frames, settings)
-        torch.cuda.current_stream().wait_stream(side)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            self._results = step(self._frames, settings)
-
-    def __call__(self, frames: Tensor) -> tuple[Tensor, Tensor]:
-        self._frames.copy_(frames)
-        self._graph.replay()
-        return self._results
 
 
 def jump(before: Tensor, after: Tensor) -> Tensor:
@@ -278,16 +292,17 @@ def jump(before: Tensor, after: Tensor) -> Tensor:
     return distance
 
 
+def _aim_every(half_life: float) -> int:
+    """From how many frames the last one's own statistics are looked at."""
+    return int(min(max(half_life, 1), AIM_EVERY))
+
+
 def _is_flat(frames: Tensor) -> bool:
     return bool(frames.amin() == frames.amax())
 
 
-def _finish(photo: Tensor, painted: Tensor, settings: _Settings) -> Tensor:
-    """Colours and strength, on uint8 [1, H, W, 3]."""
-    x, y = (ops.from_pixels(frames, channels_last=True) for frames in (photo, painted))
-    if settings.keep_color:
-        y = with_colors_of(x, y)
-    return ops.to_pixels(blend(x, y, settings.strength))
+def _arrays(frames: Tensor) -> list[Frame]:
+    return list(frames.cpu().contiguous().numpy())
 
 
 def _is_native() -> bool:
@@ -295,26 +310,40 @@ def _is_native() -> bool:
 
 
 def stream(
-    frames: Iterable[Frame], painter: FramePainter, size: int
+    frames: Iterable[Frame], painter: FramePainter, size: int | None = None
 ) -> Generator[Frame, None, None]:
     """`frames` painted, in their order: read in one thread, painted in another.
 
-    `size` frames wait at most before and after the painter.
+    `size` frames wait at most before and after the painter, by default 2, or a batch. One that
+    paints in batches takes of what waits; it waits for no frame but the first.
     """
+    size = size or (batches.SIZES[0] if painter.in_batches else 2)
 
     def painted() -> Iterator[Frame]:
         # A camera that gives no more frames must not hold us.
-        with contextlib.closing(ahead(frames, size, patience=1)) as ready:
-            yield from map(painter, ready)
+        waiting = groups_ahead(frames, size, lambda: painter.at_a_time, patience=1)
+        with contextlib.closing(waiting):
+            for group in waiting:
+                yield from painter.batch(group)
 
     return ahead(painted(), size)
 
 
-def ahead(items: Iterable[T], size: int, patience: float | None = None) -> Generator[T, None, None]:
+def ahead(items: Iterable[T], size: int) -> Generator[T, None, None]:
+    """`groups_ahead`, one by one."""
+    with contextlib.closing(groups_ahead(items, size, lambda: 1)) as groups:
+        for (item,) in groups:
+            yield item
+
+
+def groups_ahead(
+    items: Iterable[T], size: int, most: Callable[[], int], patience: float | None = None
+) -> Generator[list[T], None, None]:
     """`items`, taken by a thread of its own, up to `size` of them before they are asked for.
 
-    An exception comes in its place. Closing the iterator ends the thread, and closes `items` there
-    if it is a generator; it waits for that, `patience` seconds at most.
+    They come as they wait: one, or up to `most()` of them together. An exception comes in its
+    place. Closing the iterator ends the thread, and closes `items` there if it is a generator; it
+    waits for that, `patience` seconds at most.
     """
     ready: deque[T] = deque()
     changed = threading.Condition()
@@ -348,9 +377,9 @@ def ahead(items: Iterable[T], size: int, patience: float | None = None) -> Gener
                 changed.wait_for(lambda: ready or ended)
                 if not ready:
                     break
-                item = ready.popleft()
+                group = [ready.popleft() for _ in range(min(most(), len(ready)))]
                 changed.notify_all()
-            yield item
+            yield group
         if problem is not None:
             raise problem
     finally:

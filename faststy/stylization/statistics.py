@@ -43,6 +43,18 @@ class NormStatistics:
         for name, moments in self.moments.items():
             moments.lerp_(others[name], share)
 
+    def on_the_way(
+        self, others: Mapping[str, Tensor], share: float, steps: int
+    ) -> dict[str, Tensor]:
+        """The moments after each of so many steps of `approach`, float32 ``[steps, 2, C]``; takes
+        these steps."""
+        each = {}
+        for name, moments in self.moments.items():
+            step = torch.arange(1, steps + 1, device=moments.device)[:, None, None]
+            each[name] = torch.lerp(others[name], moments, (1 - share) ** step)
+            moments.copy_(each[name][-1])
+        return each
+
     def given_to(self, generator: Generator) -> Generator:
         """A copy of `generator` that normalises by these, whatever it sees."""
         fixed = copy.deepcopy(generator)

@@ -19,7 +19,7 @@ from torch import Tensor
 from faststy import assets
 from faststy.errors import FaststyError
 from faststy.model_file import Model, load_model
-from faststy.nn.repairer import LUMA
+from faststy.ops.reference import luminance
 from faststy.pictures import Picture, PictureSource, read_picture, scale_down
 from faststy.stylization import tiles
 from faststy.tensors import to_image, to_tensor
@@ -241,19 +241,20 @@ class Stylizer:
         frames: Iterable[Frame],
         *,
         painter: FramePainter | None = None,
-        ahead: int = 2,
+        ahead: int | None = None,
         **dials: Unpack[Dials],
     ) -> Generator[Frame, None, None]:
         """Paints `frames`, uint8 arrays ``[H, W, 3]``, in their order, in real time.
 
         Frames are read in one thread and painted in another, at most `ahead` of them before and
-        after the painter. An exception of `frames` comes in its place.
+        after the painter. A GPU paints the frames that wait together. An exception of `frames`
+        comes in its place.
 
         Args:
             frames: any iterable; frames may change their size.
             painter: one made by :meth:`painter`, whose dials can be turned meanwhile; or
             dials: the arguments of :meth:`painter`.
-            ahead: how many frames wait at each side, at least 1.
+            ahead: how many frames wait at each side, at least 1; by default 2, on a GPU 5.
 
         Raises what :meth:`painter` raises, before a frame is read.
         """
@@ -332,9 +333,8 @@ def with_colors_of(photo: Tensor, painted: Tensor) -> Tensor:
     Luminance transfer of Gatys et al. 2016, "Preserving Color in Neural Artistic Style Transfer".
     Where a colour does not exist that light or dark, it is made paler, never another hue.
     """
-    weights = photo.new_tensor(LUMA).view(1, 3, 1, 1)
-    light = (painted * weights).sum(1, keepdim=True)
-    chroma = photo - (photo * weights).sum(1, keepdim=True)
+    light = luminance(painted)
+    chroma = photo - luminance(photo)
     room = torch.where(chroma > 0, 1 - light, light) / chroma.abs().clamp_min(1e-6)
     return (light + chroma * room.amin(1, keepdim=True).clamp(0, 1)).clamp(0, 1)
 

@@ -109,3 +109,22 @@ def test_unknown_layers_are_refused():
     generator.more = nn.Conv2d(3, 3, 3, padding=1, padding_mode="reflect")
     with pytest.raises(TypeError, match="layers that PlainGenerator does not know"):
         PlainGenerator(generator, STYLE)
+
+
+@pytest.mark.parametrize("size", [(64, 96), (45, 62)])
+def test_frames_of_a_batch_with_statistics_of_their_own(size):
+    """As one after the other, each by its own fixed ones; and what is seen is of each frame."""
+    plain, frames = PlainGenerator(make_generator(), STYLE), make_frames(3, *size)
+    moments = []
+    for i in range(3):
+        plain(make_frames(1, *size, seed=10 + i), collect=True)
+        moments.append(plain.seen)
+    together = {name: torch.stack([m[name] for m in moments]) for name in moments[0]}
+    painted = plain(frames, look=True, moments=together)
+    seen = plain.seen
+    assert seen.keys() == {"stem_norm"}
+    for i in range(3):
+        plain.fix(moments[i])
+        expected = plain(frames[i : i + 1], look=True)
+        torch.testing.assert_close(painted[i : i + 1], expected, atol=2e-4, rtol=0)
+        torch.testing.assert_close(seen["stem_norm"][i], plain.seen["stem_norm"], atol=1e-5, rtol=0)

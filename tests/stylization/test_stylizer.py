@@ -10,7 +10,8 @@ from PIL import Image
 from faststy.errors import FaststyError
 from faststy.model_file import Model, ModelInfo, save_model
 from faststy.nn.generator import Generator, GeneratorConfig
-from faststy.nn.repairer import LUMA, Repairer
+from faststy.nn.repairer import Repairer
+from faststy.ops.reference import LUMA
 from faststy.pictures import read_picture
 from faststy.stylization.stylizer import Stylizer, blend, mixing_weights, with_colors_of
 

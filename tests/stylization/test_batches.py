@@ -1,0 +1,214 @@
+"""Batches of frames: painted together, what one after the other gives."""
+
+import copy
+import math
+import threading
+
+import numpy as np
+import pytest
+import torch
+from torch.overrides import TorchFunctionMode
+
+from faststy.nn.plain import PlainRepairer
+from faststy.ops import reference
+from faststy.stylization import batches
+from faststy.stylization.statistics import NormStatistics
+from faststy.stylization.stylizer import Stylizer
+from tests.stylization.test_realtime import frame, stylizer
+
+__all__ = ["stylizer"]  # the fixture
+
+
+def scene():
+    """24 frames: a pan where something comes in, a cut to another scene, black, another size."""
+    frames = [frame(0.03 * i) for i in range(15)]
+    for one in frames[4:]:
+        one[10:30, 30:50] = 230
+    noise = np.random.default_rng(1).integers(0, 60, (45, 62, 3))
+    frames += [(noise + 3 * i).astype(np.uint8) for i in range(4)]
+    frames += [np.zeros_like(frames[0]), np.zeros_like(frames[0])]
+    return [*frames, frame(h=30, w=31), frame(0.1, h=30, w=31), frame(0.2, h=30, w=31)]
+
+
+def batching(stylizer, **dials):
+    """A painter that paints on a CPU what a GPU would."""
+    painter = stylizer.painter(**dials)
+    painter.in_batches = True
+    return painter
+
+
+def difference(a, b):
+    return np.abs(a.astype(int) - b).max()
+
+
+@pytest.mark.parametrize(
+    "dials",
+    [
+        {},
+        {"repair": 0.0},
+        {"repair": 0.4, "style": "rain:1,starry night:3"},
+        {"strength": 0.5, "keep_color": True},
+        {"half_life": 0.0},
+        {"half_life": 0.7},
+        {"half_life": 5.0},
+        {"half_life": math.inf},
+    ],
+)
+@pytest.mark.parametrize("length", [3, 24])
+def test_together_as_one_by_one(stylizer, dials, length):
+    one_by_one, together = stylizer.painter(**dials), batching(stylizer, **dials)
+    frames = scene()
+    for i in range(0, len(frames), length):
+        painted = together.batch(frames[i : i + length])
+        assert len(painted) == len(frames[i : i + length])
+        for got, photo in zip(painted, frames[i : i + length], strict=True):
+            assert got.shape == photo.shape
+            assert difference(got, one_by_one(photo)) <= 1
+    for name, moments in one_by_one._statistics.moments.items():
+        torch.testing.assert_close(
+            together._statistics.moments[name], moments, atol=1e-4, rtol=1e-4
+        )
+
+
+def test_a_batch_is_painted_by_few_runs_of_the_net(stylizer, monkeypatch):
+    """What follows a cut is painted anew."""
+    painter = batching(stylizer)
+    frames, runs = scene(), []
+    painter.batch(frames[:1])
+    forward = painter._net.forward
+    monkeypatch.setattr(
+        painter._net, "forward", lambda f, **k: runs.append(len(f)) or forward(f, **k)
+    )
+    painter.batch(frames[1:19])  # the cut is at 15
+    assert runs == [5, 5, 5, 1, 2, 1]
+
+
+def test_each_frame_of_a_batch_has_moments_of_its_own(stylizer):
+    """Against one after the other in float64: mean and variance after each step of the way."""
+    rng = torch.Generator().manual_seed(0)
+    first, aim = (torch.rand(2, 5, generator=rng) for _ in range(2))
+    statistics = NormStatistics({"norm": first.clone()})
+    each = statistics.on_the_way({"norm": aim}, 0.2, 6)["norm"]
+    expected = first.double()
+    for i in range(6):
+        expected = expected + 0.2 * (aim - expected)
+        torch.testing.assert_close(each[i].double(), expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(statistics.moments["norm"], each[-1], atol=0, rtol=0)
+    still = NormStatistics({"norm": first.clone()}).on_the_way({"norm": aim}, 0.0, 3)["norm"]
+    torch.testing.assert_close(still, first.expand(3, 2, 5), atol=0, rtol=0)
+
+
+def test_frames_of_a_stream_are_painted_as_they_wait(stylizer):
+    frames = scene()
+    painter, expected = batching(stylizer), stylizer.painter()
+    painted = stylizer.stream(iter(frames), painter=painter)
+    for got, photo in zip(painted, frames, strict=True):
+        assert difference(got, expected(photo)) <= 1
+
+
+def test_a_stream_waits_for_no_batch_to_be_full(stylizer):
+    """What a live source gave is painted before the next frame is there."""
+    painter = batching(stylizer)
+    seen = threading.Event()
+
+    def source():
+        yield frame()
+        assert seen.wait(20), "the first frame was held back"
+        yield frame(0.1)
+
+    painted = stylizer.stream(source(), painter=painter)
+    next(painted)
+    seen.set()
+    assert len(list(painted)) == 1
+
+
+def test_length_of_a_batch():
+    small, large, other = (np.empty(s, np.uint8) for s in ((9, 9, 3), (2160, 3840, 3), (9, 8, 3)))
+    assert batches.length([small] * 20, 10) == 5
+    assert batches.length([small] * 20, 4) == 2
+    assert batches.length([small] * 3, 10) == 2
+    assert batches.length([small, small, other, small, small], 10) == 2
+    assert batches.length([small, other], 10) == 1
+    assert batches.length([large] * 20, 10) == 2
+    assert batches.length([np.empty((9000, 9000, 3), np.uint8)] * 2, 10) == 1
+
+
+class NothingOfTheHost(TorchFunctionMode):
+    """Fails where a tensor would be filled from numbers of the host: no recording can hold that.
+
+    On the device "meta", where tensors have no contents, whatever asks for these fails by itself.
+    """
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        assert function not in (torch.tensor, torch.as_tensor, torch.Tensor.new_tensor)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    "dials", [{}, {"strength": 0.5, "keep_color": True}, {"half_life": math.inf}]
+)
+@pytest.mark.parametrize("size", [(48, 64), (45, 62)])
+def test_what_is_recorded_asks_no_number_of_the_gpu(stylizer, dials, size):
+    painter = Stylizer(copy.deepcopy(stylizer.model), "cpu").painter(**dials)
+    painter._dtype, painter.in_batches = torch.float16, True
+    painter._make_net(painter._settings.style)
+    net = painter._net.to("meta")
+    painter._repairer = PlainRepairer(painter._stylizer.model.repairer, torch.float16).to("meta")
+    for conv in net.norms.values():
+        conv.norm_weight, conv.norm_bias = conv.norm_weight.to("meta"), conv.norm_bias.to("meta")
+    moments = {name: torch.empty(2, len(c.weight), device="meta") for name, c in net.norms.items()}
+    painter._aim, painter._statistics = moments, NormStatistics(moments)
+    frames = torch.empty((4, *size, 3), dtype=torch.uint8, device="meta")
+    with NothingOfTheHost(), torch.inference_mode():
+        done, *entrances = painter._paint_slowly(frames, painter._settings)
+    assert (done.device.type, done.dtype, done.shape) == ("meta", torch.uint8, frames.shape)
+    assert [tuple(e.shape) for e in entrances] == ([] if "half_life" in dials else [(4, 2, 8)])
+
+
+def test_what_stands_in_for_kernels_asks_none_either():
+    frames = torch.empty((2, 8, 12, 3), dtype=torch.uint8, device="meta")
+    weight = torch.empty((20, 5, 3, 3), dtype=torch.float16, device="meta")
+    with NothingOfTheHost():
+        missing, _ = reference.repair_hints(frames, frames)
+        heads = torch.empty((2, 5, 2, 3), dtype=torch.float16, device="meta")
+        assert reference.repair_apply(frames, missing, heads, 0.5).shape == frames.shape
+        y, _ = reference.conv3x3_fwd([heads], weight, None, None, None, 0.0, False)
+        assert reference.blur_cells_fwd(reference.upsample_fwd(y, 2), 2).shape == (2, 5, 8, 12)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "dials", [{}, {"half_life": math.inf}, {"strength": 0.5, "keep_color": True}]
+)
+def test_on_a_gpu_a_recorded_batch_is_painted_as_frames_are(stylizer, dials):
+    here, there = stylizer.painter(**dials), Stylizer(copy.deepcopy(stylizer.model), "cuda")
+    painter = there.painter(**dials)
+    frames = scene()
+    for _ in range(3):  # as it is, recorded, replayed
+        here.reset()
+        painter.reset()
+        for got, photo in zip(painter.batch(frames), frames, strict=True):
+            assert np.abs(got.astype(int) - here(photo)).mean() < 1  # float16
+    assert painter._step._graphs
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_only_the_last_copy_waits(stylizer):
+    painter = Stylizer(copy.deepcopy(stylizer.model), "cuda").painter(half_life=math.inf)
+    frames = [frame(0.03 * i) for i in range(9)]
+    for _ in range(3):
+        painter.batch(frames)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        painter.batch(frames)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_copies_arrive():
+    frames = [frame(h=20, w=30), frame(1.0, h=20, w=30)[:, ::-1]]
+    device = torch.device("cuda")
+    (back,) = batches.to_host(batches.to_device(frames, device))
+    np.testing.assert_array_equal(back.numpy(), np.stack(frames))
+    assert back.is_pinned()
