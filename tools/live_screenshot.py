@@ -190,6 +190,8 @@ def main(target: Path) -> None:
         Chromium(1180, 820) as browser,
     ):
         threading.Thread(target=server.serve_forever, daemon=True).start()
+        dark = {"name": "prefers-color-scheme", "value": "dark"}
+        browser.send("Emulation.setEmulatedMedia", features=[dark])
         browser.open(server.url)
         browser.wait_for("document.querySelectorAll('.style').length > 1")
         browser.press(".style[data-style='woodcut']")

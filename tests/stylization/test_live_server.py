@@ -3,6 +3,7 @@
 import http.client
 import importlib.util
 import io
+import itertools
 import json
 import socket
 import threading
@@ -226,6 +227,44 @@ def test_connections_are_bounded_and_silent_ones_are_closed(server, monkeypatch)
     assert ask(server, "GET", "/state")[0] == 200
 
 
+def test_several_look_and_one_goes_away_in_the_middle(server):
+    """Each sees new paintings, in order; who breaks off disturbs nobody and keeps no place."""
+    request = f"GET /frame HTTP/1.1\r\nHost: 127.0.0.1:{server.server_port}\r\n\r\n".encode()
+    for _ in range(2 * live_server.MOST_CONNECTIONS):
+        with socket.create_connection(("127.0.0.1", server.server_port), timeout=20) as gone:
+            gone.sendall(request)
+        time.sleep(0.02)
+    seen = [[0], [0]]
+
+    def look(numbers):
+        for _ in range(10):
+            status, headers, _ = ask(server, "GET", f"/frame?after={numbers[-1]}")
+            assert status == 200
+            numbers.append(int(headers["X-Number"]))
+
+    threads = [threading.Thread(target=look, args=(numbers,)) for numbers in seen]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for numbers in seen:
+        assert len(numbers) == 11
+        assert all(b > a for a, b in itertools.pairwise(numbers))
+
+
+def test_a_camera_that_stalls_is_told(server, monkeypatch):
+    monkeypatch.setattr(live_server, "PATIENCE", 0.1)
+    _, headers, _ = ask(server, "GET", "/frame?after=0")
+    server.live._stopped = True
+    number = int(headers["X-Number"])
+    for _ in range(50):
+        status, headers, _ = ask(server, "GET", f"/frame?after={number}")
+        if status == 204:
+            return
+        number = int(headers["X-Number"])
+    raise AssertionError("frames without a camera")
+
+
 def test_a_camera_that_failed_is_told(server):
     server.live.error = "unplugged"
     number = 0
@@ -310,3 +349,40 @@ def test_the_page_in_a_browser(server):
         browser.wait_for("Number(document.querySelector('#latency').textContent) >= 0")
         assert browser.picture().size == (900, 700)
         assert browser.errors == []
+
+
+@pytest.mark.skipif(live_screenshot.find_chromium() is None, reason="there is no chromium here")
+@pytest.mark.parametrize(("width", "height"), [(390, 844), (800, 600), (1280, 800)])
+def test_nothing_is_cut_off_or_overlaps(monkeypatch, width, height):
+    """With twelve styles, from a phone's width on; and a tab that is seen again shows new dials."""
+    names = tuple(f"style_number_{i}" for i in range(12))
+    monkeypatch.setattr(Tinter, "styles", names)
+    with (
+        Live(Tinter(), green_frames(), style={names[0]: 1.0}) as live,
+        LiveServer(live, source="a test", thumbnails=[]) as server,
+        live_screenshot.Chromium(width, height) as browser,
+    ):
+        threading.Thread(target=server.serve_forever, args=(0.01,)).start()
+        try:
+            browser.open(server.url)
+            browser.wait_for("document.querySelector('#message')?.hidden")
+            assert browser.run("document.documentElement.scrollWidth") == width
+            parts = browser.run(
+                """["header", "#stage", "#styles", "#strength", "#mixing", "#colors"].map((e) => {
+                const box = document.querySelector(e).getBoundingClientRect();
+                return [box.left, box.right, box.top, box.bottom]; })"""
+            )
+            for left, right, top, bottom in parts:
+                assert 0 <= left < right <= width
+                assert top < bottom
+            for above, below in itertools.pairwise(parts[:4]):
+                assert above[3] <= below[2]
+            assert parts[1][1] - parts[1][0] >= 0.35 * width  # the picture is not squeezed
+
+            live.set(strength=0.3, style={names[5]: 1.0})
+            browser.run("document.dispatchEvent(new Event('visibilitychange'))")
+            browser.wait_for("document.querySelector('#strength').value === '0.3'")
+            chosen = "document.querySelector('.style[aria-pressed=true]').dataset.style"
+            assert browser.run(chosen) == names[5]
+        finally:
+            server.shutdown()
