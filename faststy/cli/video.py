@@ -207,8 +207,9 @@ def _tell(
     report: VideoReport, source: str, target: Path, weights: dict[str, float], as_json: bool
 ) -> None:
     if report.damage is not None:
+        name = "standard input" if source == STREAM else source
         click.echo(
-            f"faststy: {source}: {report.damage}; {report.frames} frames were painted", err=True
+            f"faststy: {name}: {report.damage}; {report.frames} frames were painted", err=True
         )
     if report.stopped:
         click.echo(f"faststy: stopped; {target} ends after {report.frames} frames", err=True)

@@ -13,7 +13,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -431,6 +431,10 @@ def _open(source: str | BinaryIO, name: str) -> av.container.InputContainer:
         container = av.open(source, "r", metadata_errors="replace")
     except (av.FFmpegError, OSError) as error:
         if isinstance(error, ValueError):  # FFmpeg's "invalid data"
+            if _has_lost_its_index(source):
+                raise FaststyError(
+                    f"{name}: is cut off: the index of its frames, at its end, is missing"
+                ) from error
             raise FaststyError(
                 f"{name}: not a video that faststy reads, or damaged at its beginning"
             ) from error
@@ -439,6 +443,25 @@ def _open(source: str | BinaryIO, name: str) -> av.container.InputContainer:
         container.close()
         raise FaststyError(f"{name}: not a video but a text")
     return container
+
+
+def _has_lost_its_index(source: str | BinaryIO) -> bool:
+    """Whether it begins as an MP4 or MOV file, and has no box `moov` up to its end."""
+    kinds = []
+    with open(source, "rb") if isinstance(source, str) else nullcontext(source) as file:
+        if not file.seekable():
+            return False
+        end = file.seek(0, io.SEEK_END)
+        file.seek(0)
+        while len(header := file.read(16)) >= 8:
+            kinds.append(header[4:8])
+            size = int.from_bytes(header[:4], "big")
+            if size == 1:
+                size = int.from_bytes(header[8:], "big")
+            if size < 8:  # 0 is up to the end
+                break
+            file.seek(min(end, file.tell() - len(header) + size))
+    return kinds[:1] == [b"ftyp"] and b"mdat" in kinds and b"moov" not in kinds
 
 
 def _video_stream(container: av.container.InputContainer, name: str) -> av.VideoStream:

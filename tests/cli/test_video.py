@@ -148,6 +148,9 @@ def test_damage_is_told_and_exit_status_1(film, model, faststy):
     assert err.startswith("faststy: a.mkv: it is cut off at ")
     assert err.endswith(f"; {frames} frames were painted\n")
     assert len(frames_of("b.mp4")) == frames
+    status, _, err = faststy("-", "-m", model, "-o", "c.mp4", stdin=Path("a.mkv").read_bytes())
+    assert status == 1
+    assert err.startswith("faststy: standard input: it is cut off at ")
 
 
 def test_mistakes_are_one_sentence_and_leave_nothing(film, model, faststy):

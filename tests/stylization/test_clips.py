@@ -238,7 +238,7 @@ def test_what_is_no_film_is_one_sentence(film, tmp_path):
         ("missing.mp4", "No such file"),
         ("text.txt", "not a video"),
         ("empty.mp4", "zero bytes"),
-        ("cut.mp4", "not a video"),
+        ("cut.mp4", "is cut off: the index of its frames, at its end, is missing"),
         ("noise.mp4", "not a video"),
         ("song.m4a", "has no video in it, only audio"),
         ("narrow.mkv", "its frames are 2 x 48; faststy paints from 16 x 16 pixels on"),
@@ -248,6 +248,9 @@ def test_what_is_no_film_is_one_sentence(film, tmp_path):
         with pytest.raises(FaststyError, match=reason) as caught:
             open_clip(tmp_path / name)
         assert str(caught.value).startswith(f"{tmp_path / name}: ")
+    for data, reason in [(whole.read_bytes()[:-900], "is cut off"), (b"noise", "not a video")]:
+        with pytest.raises(FaststyError, match=f"^the stream: {reason}"):
+            open_clip(io.BytesIO(data))
     with pytest.raises(FaststyError, match="there is no frame in it at or after 9 s"):
         open_clip(whole, start=9)
     with pytest.raises(FaststyError, match="there is nothing between 2 s and 1 s"):
