@@ -19,7 +19,7 @@ from torch import Tensor
 from faststy import ops
 from faststy.nn.plain import PlainGenerator, PlainRepairer
 from faststy.stylization import batches
-from faststy.stylization.statistics import NormStatistics
+from faststy.stylization.statistics import NormStatistics, is_flat
 from faststy.stylization.stylizer import (
     Style,
     Stylizer,
@@ -118,12 +118,15 @@ class FramePainter:
         self._settings = turned
 
     def hold(self, frames: Tensor) -> None:
-        """Takes the statistics of `frames`, uint8 ``[N, H, W, 3]``, all together, for good."""
+        """Takes the statistics of `frames`, uint8 ``[N, H, W, 3]``, all together, for good.
+
+        If these are flat, of a single colour, it takes those of the first frame that is not.
+        """
         with self._lock, torch.inference_mode():
             self._settings = replace(self._settings, half_life=math.inf)
             self._make_net(self._settings.style)
-            self._start(frames.to(self._stylizer.device))
             self._held, self._stale = True, False
+            self._start(frames.to(self._stylizer.device))
 
     def reset(self) -> None:
         """Forgets the statistics, as after a jump in time."""
@@ -225,7 +228,7 @@ class FramePainter:
     def _start(self, frames: Tensor) -> Tensor:
         """Paints by the frames' own statistics, and begins with these."""
         assert self._net is not None
-        if _is_flat(frames):
+        if is_flat(frames):
             # All variances are 0, and norms would make pictures of rounding errors. The generator's
             # own convolutions have none here. What comes next starts anew.
             self._stale = True
@@ -261,7 +264,7 @@ class FramePainter:
         if self._frames_since < _aim_every(settings.half_life):
             return
         self._frames_since = 0
-        if float(jump(self._looked_at, self._entrance)) < SETTLED or _is_flat(frame):
+        if float(jump(self._looked_at, self._entrance)) < SETTLED or is_flat(frame):
             return
         self._looked_at = self._entrance
         assert self._watcher is not None
@@ -295,10 +298,6 @@ def jump(before: Tensor, after: Tensor) -> Tensor:
 def _aim_every(half_life: float) -> int:
     """From how many frames the last one's own statistics are looked at."""
     return int(min(max(half_life, 1), AIM_EVERY))
-
-
-def _is_flat(frames: Tensor) -> bool:
-    return bool(frames.amin() == frames.amax())
 
 
 def _arrays(frames: Tensor) -> list[Frame]:

@@ -71,6 +71,12 @@ class NormStatistics:
         return plain
 
 
+def is_flat(frames: Tensor) -> bool:
+    """Whether frames [N, H, W, 3] have a single colour, and their statistics no variance."""
+    values = frames.flatten()
+    return torch.equal(values[3:], values[:-3])
+
+
 class FixedNorm2d(nn.Module):
     """`norm` with given moments float32 [2, C] in place of those of its input."""
 

@@ -25,6 +25,7 @@ from faststy.files import TEMPORARY, replacing
 from faststy.nn.generator import Generator
 from faststy.pictures import format_of, kept_exif, without_pillow_limit
 from faststy.stylization import tiles
+from faststy.stylization.statistics import is_flat
 from faststy.stylization.stylizer import Stylizer
 
 if TYPE_CHECKING:
@@ -151,7 +152,7 @@ def paint_file(
 
 
 def _samples(picture: Large) -> Tensor:
-    """What `tiles.samples` takes of a picture in memory, in one pass from top to bottom."""
+    """What `tiles.samples` takes of a picture in memory, in a pass from top to bottom, or two."""
     corners = tiles.sample_corners(*picture.size)
     assert corners is not None
     side = tiles.SAMPLE_SIDE
@@ -160,7 +161,11 @@ def _samples(picture: Large) -> Tensor:
     for top in dict.fromkeys(y for _, y in corners):
         rows = reader.rows(top, top + side)
         parts += [rows[:, x : x + side].copy() for x, y in corners if y == top]
-    return torch.from_numpy(np.stack(parts))
+    found = torch.from_numpy(np.stack(parts))
+    if is_flat(found):
+        reader = _Reader(picture)
+        return tiles.thinned(lambda y: reader.rows(y, y + 1), *picture.size)
+    return found
 
 
 def _paint(

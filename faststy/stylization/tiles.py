@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from faststy.nn.generator import SCALE, Generator
+from faststy.stylization.statistics import is_flat
 
 ALIGNMENT = 64  # pixels: where tiles begin, cells of all kinds begin
 SMALLEST, LARGEST = 512, 2048  # sides of tiles, pixels
@@ -95,13 +96,26 @@ def available_memory() -> int:
 
 
 def samples(picture: Image.Image) -> Tensor:
-    """Parts of a picture, spread over it, uint8 [N, h, w, 3]: all of it where it is small."""
-    side = SAMPLE_SIDE
+    """Parts of a picture, spread over it, uint8 [N, h, w, 3]: all of it where it is small.
+
+    Where they have a single colour, as of a drawing on white, they are `thinned` instead.
+    """
+    side, width = SAMPLE_SIDE, picture.width
     corners = sample_corners(*picture.size)
     if corners is None:
         return torch.from_numpy(np.array(picture))[None]
     parts = [np.asarray(picture.crop((x, y, x + side, y + side))) for x, y in corners]
-    return torch.from_numpy(np.stack(parts))
+    found = torch.from_numpy(np.stack(parts))
+    if is_flat(found):
+        return thinned(lambda y: np.asarray(picture.crop((0, y, width, y + 1))), *picture.size)
+    return found
+
+
+def thinned(row: Callable[[int], npt.NDArray[np.uint8]], width: int, height: int) -> Tensor:
+    """A small picture, uint8 [1, h, w, 3], of every so manieth pixel of rows [1, W, 3]."""
+    step = -(-max(width, height) // (SAMPLES * SAMPLE_SIDE))
+    rows = [row(y)[:, ::step].copy() for y in range(step // 2, height, step)]
+    return torch.from_numpy(np.concatenate(rows))[None]
 
 
 def sample_corners(width: int, height: int) -> list[tuple[int, int]] | None:

@@ -61,8 +61,9 @@ def test_with_its_own_statistics_a_frame_is_painted_as_a_picture(stylizer, dials
         assert np.abs(painted.astype(int) - expected).max() <= 1
 
 
-def test_a_flat_frame_is_painted_as_a_picture(stylizer):
-    black = np.zeros((64, 64, 3), np.uint8)
+@pytest.mark.parametrize("color", [(0, 0, 0), (200, 100, 50), (255, 255, 254)])
+def test_a_flat_frame_is_painted_as_a_picture(stylizer, color):
+    black = np.full((64, 64, 3), color, np.uint8)
     expected = np.asarray(stylizer(black)).astype(int)
     painter = stylizer.painter()
     assert np.abs(painter(black).astype(int) - expected).max() <= 1

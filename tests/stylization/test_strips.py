@@ -73,6 +73,16 @@ def test_strips_are_the_tiles(stylizer, save, tmp_path, source, target):
 
 
 @needs_libvips
+def test_a_drawing_that_no_sample_meets(stylizer, photo, save, tmp_path):
+    picture = Image.new("RGB", SIZE, "white")
+    picture.paste(photo.crop((0, 0, 12, 500)), (262, 300))
+    path = save("a.png", picture)
+    found = strips._samples(strips.look_at(path, tmp_path / "b.png"))
+    assert len(found) == 1
+    torch.testing.assert_close(found, tiles.samples(picture), atol=0, rtol=0)
+
+
+@needs_libvips
 @pytest.mark.parametrize("target", ["b.png", "b.jpg"])
 def test_profile_and_metadata_are_kept(stylizer, save, tmp_path, target):
     exif = Image.Exif()

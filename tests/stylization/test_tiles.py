@@ -88,6 +88,38 @@ def test_statistics_of_samples_are_close_to_those_of_the_whole(stylizer, photo):
     assert np.abs(tiled - whole).mean() < 3
 
 
+def drawing():
+    """On white, where no sample looks."""
+    picture = Image.new("RGB", (1300, 1100), "white")
+    rng = np.random.default_rng(0)
+    drawn = Image.fromarray(rng.integers(0, 256, (12, 6, 3), np.uint8)).resize((80, 160))
+    picture.paste(drawn, (262, 300))
+    return picture
+
+
+def test_a_drawing_that_no_sample_meets(stylizer):
+    """The statistics are those of a thinned picture then, close to those of the whole."""
+    picture = drawing()
+    found = tiles.samples(picture)
+    assert found.shape == (1, 550, 650, 3)
+    np.testing.assert_array_equal(found[0], np.asarray(picture)[1::2, ::2])
+    whole = np.asarray(stylizer(picture, repair=0)).astype(int)
+    tiled = np.asarray(stylizer.paint(picture, repair=0, memory=TOO_LITTLE).picture.rgb)
+    assert np.abs(tiled - whole).mean() < 3
+
+
+@pytest.mark.parametrize("repair", [0.0, 1.0])
+def test_a_flat_picture_is_that_of_the_whole(stylizer, repair):
+    picture = Image.new("RGB", (1300, 1100), (200, 100, 50))
+    whole = np.asarray(stylizer(picture, repair=repair)).astype(int)
+    tiled = np.asarray(stylizer.paint(picture, repair=repair, memory=TOO_LITTLE).picture.rgb)
+    assert np.abs(tiled - whole)[40:-40, 40:-40].max() <= 2
+    picture.paste("black", (640, 600, 641, 601))  # a dot between the pixels that are looked at
+    assert np.ptp(tiles.samples(picture).numpy(), axis=(0, 1, 2)).max() == 0
+    tiled = np.asarray(stylizer.paint(picture, repair=repair, memory=TOO_LITTLE).picture.rgb)
+    assert np.abs(tiled - whole)[40:400, 40:400].max() <= 2
+
+
 @pytest.mark.parametrize("size", [(613, 787), (64, 64), (1, 2000), (257, 256)])
 @pytest.mark.parametrize(("side", "halo"), [(256, 128), (64, 0)])
 def test_tiles_cover_everything_once(size, side, halo):
