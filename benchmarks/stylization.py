@@ -41,6 +41,7 @@ VARIANTS = (
 SIZES = ((256, 256), (512, 512), (1280, 720), (1920, 1080), (3840, 2160))
 FRAMES = 4  # that rotate
 MOTION = 2  # pixels between them
+TOGETHER = 5  # that a call paints, where the frames of a call are several
 TOLERANCE = 3.0  # levels of 255, mean over a frame: bfloat16 has 8 bits
 SLOW = 1920 * 1080  # pixels from which the classic net takes 10 s a frame, and more, on a CPU
 
@@ -218,8 +219,48 @@ def prepare(width: int, height: int, device: torch.device) -> Prepared:
     )
 
 
+def prepare_batch(width: int, height: int, device: torch.device) -> Prepared:
+    """As many frames in a call as wait for a GPU that is faster than what comes after it."""
+    frames = scene(width, height)
+    several = [frames[i % FRAMES] for i in range(TOGETHER)]
+    truth = eager(several, device)(0).astype(np.float32)
+
+    def together(frames: list[Frame]) -> Call:
+        paint = Stylizer.load(device=device).painter(repair=0.0)
+        return lambda i: paint.batch(frames)
+
+    def one_by_one(frames: list[Frame], make: Callable[..., Call]) -> Call:
+        call = make(frames, device)
+        return lambda i: [call(j) for j in range(len(frames))]
+
+    def check(name: str, painted: Any) -> None:
+        off = np.abs(painted[0].astype(np.float32) - truth).mean()
+        if len(painted) != TOGETHER or off > TOLERANCE:
+            raise Wrong(f"{len(painted)} paintings, off by {off:.1f} levels")
+
+    calls, missing = variants(
+        {
+            OURS: partial(together, several),
+            "one by one": partial(one_by_one, several, partial(painter, repair=0.0)),
+            "eager": partial(one_by_one, several, eager),
+        },
+        check,
+    )
+    moved = 2 * TOGETHER * width * height * 3
+    return Prepared(calls, missing, pictures=TOGETHER, bytes=moved, clock="wall")
+
+
 def cases(device: torch.device, quick: bool) -> list[Case]:
-    return [
+    sizes = SIZES[1:2] if quick else SIZES
+    found = [
         Case("stylization", f"{w}×{h}", partial(prepare, w, h, device), headline=h in (512, 1080))
-        for w, h in (SIZES[1:2] if quick else SIZES)
+        for w, h in sizes
     ]
+    if device.type == "cuda":  # a CPU paints one at a time, whatever it is given
+        found += [
+            Case(
+                "stylization", f"{w}×{h}, {TOGETHER} together", partial(prepare_batch, w, h, device)
+            )
+            for w, h in sizes
+        ]
+    return found

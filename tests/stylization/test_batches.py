@@ -3,6 +3,7 @@
 import copy
 import math
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -131,6 +132,44 @@ def test_length_of_a_batch():
     assert batches.length([small, other], 10) == 1
     assert batches.length([large] * 20, 10) == 2
     assert batches.length([np.empty((9000, 9000, 3), np.uint8)] * 2, 10) == 1
+
+
+def test_what_comes_again_is_recorded_and_little_is_kept(monkeypatch):
+    """Once as it is, then recorded once and replayed; with another length or dial anew."""
+    happened = []
+
+    class Graph:
+        def __init__(self, step, frames, key, pool):
+            happened.append(("recorded", *frames.shape, key))
+            self.kind = (frames.shape, key)
+
+        def __call__(self, frames):
+            happened.append(("replayed", *frames.shape, self.kind[1]))
+            return ()
+
+    monkeypatch.setattr(batches, "_Graph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
+
+    def step(frames, key):
+        happened.append(("run", *frames.shape, key))
+        return ()
+
+    def call(length, key):
+        happened.clear()
+        recorder(SimpleNamespace(shape=(length,), device=torch.device("cuda")), key)
+        return [what for what, *kind in happened if kind == [length, key]]
+
+    recorder = batches.Recorder(step)
+    for length, key in [(5, "a"), (2, "a"), (5, "b")]:
+        assert call(length, key) == ["run"]
+        assert call(length, key) == ["recorded", "replayed"]
+        assert call(length, key) == ["replayed"]
+    assert call(5, "a") == ["replayed"]
+    for i in range(20):  # a slider that is moved: each value for a frame or two
+        assert call(1, i) == ["run"]
+        assert call(1, i) == ["recorded", "replayed"]
+    assert len(recorder._graphs) <= batches._GRAPHS
+    assert call(5, "a") == ["run"]
 
 
 class NothingOfTheHost(TorchFunctionMode):
