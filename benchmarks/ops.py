@@ -1,11 +1,13 @@
 """The ops of `faststy.ops` against what people write in PyTorch, and against torch.compile of that.
 
-Every op × shapes × memory layouts × dtypes, forward and forward + backward. Results, gradients too,
-are held against `faststy.ops.reference` in float64. The floor by bytes: each input read once and
-each result written once, forward; and again what backward needs. Operations: a Gram matrix is
-symmetric, so half of a full product.
+Every op × shapes × memory layouts × dtypes, forward and forward + backward; on a CPU fewer shapes
+in half precision, see `cpu_shapes`. Results, gradients too, are held against
+`faststy.ops.reference` in float64. The floor by bytes: each input read once and each result written
+once, forward; and again what backward needs. Operations: a Gram matrix is symmetric, so half of a
+full product.
 
-On a CPU the floor is no bound where tensors fit into its cache.
+On a CPU the floor is no bound where tensors fit into its cache, and where it is that of a matrix
+product in bfloat16: ours sum up in float32, and give Gram matrices in it.
 """
 
 from __future__ import annotations
@@ -28,6 +30,8 @@ from faststy.ops import reference
 VARIANTS = (OURS, "eager", "compiled")
 LAYOUTS = {"channels_last": torch.channels_last, "planar": torch.contiguous_format}
 PACK = 4  # the generator takes cells of 4×4 pixels as channels
+PAINTING = ("conv3x3+relu", "upsample", "blur_cells")
+LARGE = 2**23  # numbers; norms of so many take PyTorch up to a second, in bfloat16 on a CPU
 LOSS_SCALE = 2.0**13  # gradients of Gram matrices are too small for float16 without
 
 # Relative error by norm that is allowed against float64. A ReLU's gradient jumps at zero: among
@@ -410,22 +414,35 @@ def prepare(job: Job, device: torch.device, compiled: bool) -> Prepared:
 
 def jobs(device: torch.device, quick: bool) -> Iterator[Job]:
     cuda = device.type == "cuda"
-    dtypes = list(DTYPES) if cuda else ["float32"]
+    dtypes = list(DTYPES) if cuda else ["float32", "bfloat16", "float16"]
     for dtype in dtypes[:1] if quick else dtypes:
         for layout in LAYOUTS:
             for name, op in OPS.items():
-                shapes = op.shapes.cuda if cuda else op.shapes.cpu
+                shapes = op.shapes.cuda if cuda else cpu_shapes(name, dtype)
                 for shape in shapes[:1] if quick else shapes:
                     for backward in (False, True)[: 1 + bool(op.leaves)]:
                         yield Job(name, shape, layout, dtype, backward)
 
 
+def cpu_shapes(name: str, dtype: str) -> list[tuple[int, ...]]:
+    """The shapes of an op that are measured on a CPU; in half precision fewer."""
+    shapes = OPS[name].shapes.cpu
+    if dtype == "float32":
+        return shapes
+    if name in PAINTING:  # computed by PyTorch, as no CPU paints in half precision
+        return []
+    if dtype == "float16":  # as no CPU trains in it: matrix products take 100 times as long
+        return shapes[:1]
+    return [shape for shape in shapes if math.prod(shape) < LARGE]
+
+
 def cases(device: torch.device, quick: bool) -> list[Case]:
     cuda = device.type == "cuda"
-    compiled = cuda or not quick  # compiling takes longer on a CPU than all the rest
     found = combined_loss.cases(device, quick)
     for job in jobs(device, quick):
         op = OPS[job.op]
+        # On a CPU compiling takes longer than all the rest.
+        compiled = cuda or not (quick or job.dtype == "float16")
         shapes = op.shapes.cuda if cuda else op.shapes.cpu
         first = "bfloat16" if cuda else "float32"
         telling = (first, "channels_last", shapes[0], bool(op.leaves))

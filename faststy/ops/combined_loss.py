@@ -50,7 +50,9 @@ def combined_loss(
 
     All tensors are float16, bfloat16, float32 or float64 on one device, in any memory layout, the
     two of a pair of one dtype; sums are in float32 (float64 for float64). The first of each pair
-    gets gradients, as do `logits` and `picture`; everything else is a constant.
+    gets gradients, as do `logits` and `picture`; everything else is a constant. Gradients are
+    rounded to their dtypes before the total's own gradient scales them: in float16, put a loss
+    scale into `weights`.
 
     Args:
         weights: [6], of the terms in the order of `TERMS`; those of absent terms are not looked at.

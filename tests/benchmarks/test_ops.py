@@ -19,8 +19,7 @@ def two_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "buffers", lambda size, device: 2)
 
 
-PAINTING = {"conv3x3+relu", "upsample", "blur_cells"}  # float32 alone on a CPU
-JOBS = [(op, d) for op in suite.OPS for d in _bench.DTYPES if op not in PAINTING or d == "float32"]
+JOBS = [(op, d) for op in suite.OPS for d in _bench.DTYPES if suite.cpu_shapes(op, d)]
 
 
 @pytest.mark.parametrize(("op", "dtype"), JOBS)
@@ -34,9 +33,12 @@ def test_every_op_is_right_and_so_are_its_baselines(op: str, dtype: str) -> None
         assert prepared.bytes > 0
 
 
-@pytest.mark.parametrize("player", ["generator", "discriminator"])
-def test_the_combined_losses_are_right_and_so_are_their_baselines(player: str) -> None:
-    job = combined_loss.Job(player, "hinge", 2, 64, "float32")
+@pytest.mark.parametrize(
+    ("player", "dtype"),
+    [*(("generator", dtype) for dtype in _bench.DTYPES), ("discriminator", "float32")],
+)
+def test_the_combined_losses_are_right_and_so_are_their_baselines(player: str, dtype: str) -> None:
+    job = combined_loss.Job(player, "hinge", 2, 64, dtype)
     prepared = combined_loss.prepare(job, CPU, compiled=False)
     assert prepared.missing == {}
     assert prepared.calls.keys() == {"ours", "eager"}
@@ -70,6 +72,15 @@ def test_the_quick_form_is_part_of_the_whole() -> None:
     assert {c.name for c in quick} < {c.name for c in whole}
     assert len({c.name for c in whole}) == len(whole)
     assert any(c.headline for c in quick)
+
+
+def test_all_dtypes_are_measured_in_both_layouts_and_float32_comes_first() -> None:
+    jobs = list(suite.jobs(CPU, quick=False))
+    assert list(dict.fromkeys(job.dtype for job in jobs)) == ["float32", "bfloat16", "float16"]
+    for dtype in _bench.DTYPES:
+        known = {(op, layout) for op in suite.OPS for layout in suite.LAYOUTS}
+        missing = known - {(job.op, job.layout) for job in jobs if job.dtype == dtype}
+        assert {op for op, _ in missing} == (set() if dtype == "float32" else set(suite.PAINTING))
 
 
 def test_tuning_takes_each_kind_of_tensor_once(monkeypatch: pytest.MonkeyPatch) -> None:
