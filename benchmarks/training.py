@@ -1,16 +1,19 @@
-"""Whole training steps: ours, ours with the ops off (FASTSTY_IMPL=reference), the classic recipe.
+"""Whole training steps: ours, ours in float32, ours with the ops off, the classic recipe.
 
-A step is forward, backward and the optimisers' step on a batch of the bundled photos. Before it is
-timed, the terms of our first step are held against those of the reference. The floor: what the
-convolutions of our step compute, forward and backward, at the matrix rate of this machine.
+A step is forward, backward and the optimisers' step on a batch of the bundled photos. Ours is in
+the default precision, and so is what has the ops off (FASTSTY_IMPL=reference); where the default is
+float32 there is no variant of that name. Before they are timed, the terms of our first step are
+held against those of the reference in float32. The floor: what the convolutions of our step
+compute, forward and backward, at the matrix rate of this machine in their precision.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from _bench import OURS, Case, Prepared, Wrong, variants
@@ -23,36 +26,52 @@ from faststy.nn.encoder import load_encoder
 from faststy.ops import dispatch
 from faststy.training.config import TrainConfig
 from faststy.training.dataset import Pictures, generator, random_crops
+from faststy.training.precision import precision_named
 from faststy.training.step import StyleTarget, Trainer
 
-VARIANTS = (OURS, "ops off", "classic")
+VARIANTS = (OURS, "float32", "ops off", "classic")
 STAGES = ("perceptual", "adversarial", "repair")
 BATCHES = 8  # that rotate
 STYLE_WEIGHT = 5.0
-TOLERANCE = 1e-3  # of the terms of the first step
+TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 5e-2}  # of the terms of the first step
 
 
-def settings(device: torch.device) -> TrainConfig:
-    """The defaults; on a GPU a larger step, so that it is not all launches."""
-    larger = {"size": 256, "batch": 16} if device.type == "cuda" else {}
-    return TrainConfig(style=(str(assets.styles()["swirl"]),), **larger)
+class Job(NamedTuple):
+    stage: str
+    batch: int
+    size: int
+
+    def __str__(self) -> str:
+        return f"{self.stage} step, {self.batch} × {self.size}²"
 
 
-def batches(config: TrainConfig, device: torch.device) -> list[Tensor]:
-    photos = Pictures(assets.photos(), 2 * config.size)
+def jobs(device: torch.device) -> list[Job]:
+    """All stages at the defaults, on a GPU in larger steps, which are not all launches; and the
+    step at the size that people know from the classic recipe."""
+    batch, size = (16, 256) if device.type == "cuda" else (TrainConfig.batch, TrainConfig.size)
+    return [*(Job(stage, batch, size) for stage in STAGES), Job("adversarial", 4, 256)]
+
+
+def headline(device: torch.device) -> Job:
+    return jobs(device)[1]
+
+
+def batches(job: Job, device: torch.device) -> list[Tensor]:
+    photos = Pictures(assets.photos(), 2 * job.size)
     return [
-        random_crops(photos, config.batch, config.size, (1.0, 2.0), generator(0, i)).to(device)
+        random_crops(photos, job.batch, job.size, (1.0, 2.0), generator(0, i)).to(device)
         for i in range(BATCHES)
     ]
 
 
-def step(stage: str, implementation: str, device: torch.device) -> Call:
+def step(job: Job, implementation: str, precision: str, device: torch.device) -> Call:
     """Steps of our training; a call gives the terms of the loss."""
-    config = settings(device)
+    style = str(assets.styles()["swirl"])
+    config = TrainConfig(style=(style,), size=job.size, batch=job.batch, precision=precision)
     encoder = load_encoder().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    style = StyleTarget.of(Pictures([*assets.styles().values()][:1], 640), encoder, device)
-    trainer = Trainer(config, encoder, [style], device)
-    photos = batches(config, device)
+    target = StyleTarget.of(Pictures([*assets.styles().values()][:1], 640), encoder, device)
+    trainer = Trainer(config, encoder, [target], device)
+    photos = batches(job, device)
     moves: dict[str, Callable[..., Any]] = {
         "perceptual": trainer.perceptual,
         "adversarial": partial(trainer.perceptual, adversarial=True),
@@ -60,70 +79,81 @@ def step(stage: str, implementation: str, device: torch.device) -> Call:
     }
 
     def call(i: int) -> Any:
-        use(implementation)
-        return moves[stage](i, photos[i], STYLE_WEIGHT)
+        with computed_by(implementation):
+            return moves[job.stage](i, photos[i], STYLE_WEIGHT)
 
     return call
 
 
+@contextmanager
+def computed_by(implementation: str) -> Iterator[None]:
+    """What computes the ops meanwhile, as FASTSTY_IMPL chooses at import."""
+    before = dispatch.IMPL
+    try:
+        use(implementation)
+        yield
+    finally:
+        use(before)
+
+
 def use(implementation: str) -> None:
-    """What computes the ops from now on, as FASTSTY_IMPL does at import."""
-    dispatch.IMPL = implementation
-    dispatch._find.cache_clear()
+    if implementation != dispatch.IMPL:
+        dispatch.IMPL = implementation
+        dispatch._find.cache_clear()
 
 
-def classic(device: torch.device) -> Call:
+def classic(job: Job, device: torch.device) -> Call:
     from classic_recipe import classic_step
 
-    config = settings(device)
-    move, photos = classic_step(config.size, device), batches(config, device)
+    move, photos = classic_step(job.size, device), batches(job, device)
     return lambda i: move(photos[i])
 
 
-def makers(stage: str, device: torch.device) -> dict[str, Callable[[], Call]]:
-    return {
-        OURS: partial(step, stage, "auto", device),
-        "ops off": partial(step, stage, "reference", device),
-        "classic": partial(classic, device),
+def makers(job: Job, device: torch.device) -> dict[str, Callable[[], Call]]:
+    every = {
+        OURS: partial(step, job, "auto", "auto", device),
+        "float32": partial(step, job, "auto", "float32", device),
+        "ops off": partial(step, job, "reference", "auto", device),
+        "classic": partial(classic, job, device),
     }
+    if precision_named("auto", device) == torch.float32:
+        del every["float32"]
+    return every
 
 
-def prepare(stage: str, device: torch.device) -> Prepared:
-    made = makers(stage, device)
+def prepare(job: Job, device: torch.device) -> Prepared:
+    precision = precision_named("auto", device)
     with FlopCounterMode(display=False) as counter:
-        truth = made["ops off"]()(0)
+        truth = step(job, "reference", "float32", device)(0)
 
     def check(name: str, terms: Any) -> None:
+        tolerance = TOLERANCES[torch.float32 if name == "float32" else precision]
         for term, value in truth.items() if name != "classic" else ():
-            off = float((terms[term] - value).abs() / (value.abs() + TOLERANCE))
-            if not off < TOLERANCE:
+            off = float((terms[term] - value).abs() / (value.abs() + tolerance))
+            if not off < tolerance:
                 raise Wrong(f"{term} of the first step: {float(terms[term])}, not {float(value)}")
 
-    calls, missing = variants(made, check)
+    calls, missing = variants(makers(job, device), check)
     return Prepared(
         calls,
         missing,
         inputs=BATCHES,
-        pictures=settings(device).batch,
+        pictures=job.batch,
         operations=counter.get_total_flops(),
+        dtype=str(precision).removeprefix("torch."),
         clock="events",
     )
 
 
 def cases(device: torch.device, quick: bool) -> list[Case]:
-    config = settings(device)
+    chosen = [headline(device)] if quick else jobs(device)
     return [
-        Case(
-            "training",
-            f"{stage} step, {config.batch} × {config.size}²",
-            partial(prepare, stage, device),
-            headline=stage == "adversarial",
-        )
-        for stage in (STAGES[1:2] if quick else STAGES)
+        Case("training", str(job), partial(prepare, job, device), job.stage == "adversarial")
+        for job in chosen
     ]
 
 
 if __name__ == "__main__":  # two steps of a variant, for the suite `memory`
     here = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    move = makers("adversarial", here)[sys.argv[1]]()
+    move = makers(headline(here), here)[sys.argv[1]]()
     move(0), move(1)

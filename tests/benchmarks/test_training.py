@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import training as suite
+
+from faststy.ops import dispatch
+from faststy.training import precision
+
+CPU = torch.device("cpu")
+SMALL = suite.Job("adversarial", 1, 64)
+
+
+def test_all_steps_are_right_and_the_ops_are_on_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "processor", lambda: {"avx512_bf16": True})
+    monkeypatch.setattr(suite, "BATCHES", 1)
+    prepared = suite.prepare(SMALL, CPU)
+    assert prepared.missing == {}
+    assert tuple(prepared.calls) == suite.VARIANTS
+    assert prepared.dtype == "bfloat16"
+    assert prepared.operations > 0
+    before = dispatch.IMPL
+    prepared.calls["ops off"](0)
+    assert before == dispatch.IMPL != "reference"
+
+
+def test_where_float32_is_the_default_it_is_one_variant(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "processor", dict)
+    assert tuple(suite.makers(SMALL, CPU)) == ("ours", "ops off", "classic")
+
+
+def test_a_wrong_step_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(suite, "BATCHES", 1)
+    right: Any = suite.step
+
+    def wrong(job: suite.Job, implementation: str, *rest: Any) -> Any:
+        call = right(job, implementation, *rest)
+        off = 1.0 if implementation == "reference" else 1.1
+        return lambda i: {name: value * off for name, value in call(i).items()}
+
+    monkeypatch.setattr(suite, "step", wrong)
+    with pytest.raises(suite.Wrong, match="of the first step"):
+        suite.prepare(SMALL, CPU)
+
+
+def test_the_size_of_the_classic_recipe_is_among_them() -> None:
+    names = [case.name for case in suite.cases(CPU, quick=False)]
+    assert names[:3] == [f"{stage} step, 4 × 128²" for stage in suite.STAGES]
+    assert names[3] == "adversarial step, 4 × 256²"
+    assert [case.name for case in suite.cases(CPU, quick=True)] == names[1:2]
