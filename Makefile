@@ -96,7 +96,7 @@ gallery: .venv/ready
 	$(BIN)/python tools/make_gallery.py --out docs/gallery.jpg
 
 gpu:
-	OUT="$(OUT)" PYTHON="$(PYTHON)" benchmarks/gpu.sh
+	benchmarks/gpu.sh
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache demo faststy/*.so

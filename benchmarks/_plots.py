@@ -1,4 +1,7 @@
-"""Charts of a report, as PNG and SVG: a roofline, and for each suite bars of its ratios."""
+"""Charts of a report, as PNG and SVG: a roofline, and for each suite bars of its ratios.
+
+Those of ops are a chart for each dtype.
+"""
 
 from __future__ import annotations
 
@@ -25,11 +28,18 @@ def draw(report: Report, folder: Path) -> list[Path]:
     with mpl.rc_context(style):
         if any(r["operations"] and r["bytes"] for r in report["cases"]):
             written += _save(_roofline(report), folder / "roofline")
-        for suite in dict.fromkeys(r["suite"] for r in report["cases"]):
-            results = [r for r in report["cases"] if r["suite"] == suite and r["ratios"]]
-            if results:
-                written += _save(_bars(results, report), folder / f"ratios-{suite}")
+        charts: dict[str, list[Any]] = {}
+        for r in report["cases"]:
+            if r["ratios"]:
+                charts.setdefault(_chart(r), []).append(r)
+        for name, results in charts.items():
+            written += _save(_bars(results, report), folder / f"ratios-{name}")
     return written
+
+
+def _chart(result: Any) -> str:
+    """The name of the bar chart that a result is in; ops are too many for one."""
+    return f"ops-{result['dtype']}" if result["suite"] == "ops" else str(result["suite"])
 
 
 def _roofline(report: Report) -> Any:

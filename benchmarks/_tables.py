@@ -165,19 +165,26 @@ def whole(reports: list[tuple[Path, Report]]) -> str:
     parts = []
     for path, report in reports:
         folder = path.parent.relative_to(RESULTS.parent).as_posix()
-        parts.append(f"### {report['machine']['device']}\n\n{head(report)}")
-        parts.append(f"All numbers: [{folder}/{path.name}]({folder}/{path.name}).")
+        links = [f"All numbers: [{folder}/{path.name}]({folder}/{path.name})."]
         charts = sorted(p.name for p in path.parent.glob("*.svg"))
-        parts += [f"![{name.removesuffix('.svg')}]({folder}/{name})" for name in charts]
-        for suite in SUITES:
-            results = [r for r in report["cases"] if r["suite"] == suite]
-            if results:
-                table = markdown(rows(results, report["rates"]))
-                parts.append(f"#### `faststy bench {suite}`\n\n{table}")
-        left = [f"{name}: {why}" for name, why in report["left_out"].items()]
-        if left:
-            parts.append(f"Left out: {'; '.join(left)}.")
+        links += [f"![{name.removesuffix('.svg')}]({folder}/{name})" for name in charts]
+        parts.append(document(report, links))
     return "\n\n".join(parts) or "No results are here yet: `make bench` makes them."
+
+
+def document(report: Report, links: Iterable[str] = ()) -> str:
+    """All tables of a report, in Markdown, and what is not in them; `links` after its head."""
+    parts = [f"### {report['machine']['device']}\n\n{head(report)}", *links]
+    for suite in SUITES:
+        results = [r for r in report["cases"] if r["suite"] == suite]
+        if results:
+            table = markdown(rows(results, report["rates"]))
+            parts.append(f"#### `faststy bench {suite}`\n\n{table}")
+    for what in ("left_out", "wrong"):
+        told = [f"{name}: {why}" for name, why in report[what].items()]
+        if told:
+            parts.append(f"{what.replace('_', ' ').capitalize()}: {'; '.join(told)}.")
+    return "\n\n".join(parts)
 
 
 def summary(reports: list[tuple[Path, Report]]) -> str:

@@ -3,29 +3,36 @@
 # torch, Triton, pytest and what faststy runs on, in some Python, are enough.
 #
 #   [OUT=folder] [PYTHON=python3] [BENCH_SECONDS=480] benchmarks/gpu.sh
+#   REHEARSE=1 OUT=folder [PYTHON=python3] benchmarks/gpu.sh
 #
-# Leaves logs, junit.xml, the results of all suites and their charts in OUT, by default
-# benchmarks/results/<device>/. Exit status: 0; 1 if a step failed (the others still run); 2 without
-# a CUDA device.
+# Leaves logs, junit.xml, the results of all suites with their charts and tables, and guards.toml with
+# floors for this device in OUT, by default benchmarks/results/<device>/. Each suite is a process of
+# its own, which is ended when its share of BENCH_SECONDS is over: what it had measured is kept.
+# REHEARSE goes through all of it on a CPU in short: tests are collected, suites take their quick form.
+# Exit status: 0; 1 if a step failed (the others still run); 2 without a CUDA device.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 repository=$PWD
 BENCH_SECONDS=${BENCH_SECONDS:-480}
+REHEARSE=${REHEARSE:-}
 
-# .venv may hold torch without CUDA while the machine's own Python has it.
+# .venv may hold torch without CUDA while the machine's own Python has it, or the other way round.
+where=(--device cuda)
+[ -n "$REHEARSE" ] && where=(--device cpu --quick)
 device=
-for python in "$repository/.venv/bin/python" "${PYTHON:-python3}"; do
-  device=$("$python" -c 'import torch; torch.cuda.is_available() and print(
-    torch.cuda.get_device_name().replace(" ", "-"))' 2>/dev/null)
+for python in ${PYTHON:+"$PYTHON"} "$repository/.venv/bin/python" python3; do
+  device=$(REHEARSE=$REHEARSE "$python" -c 'import os, torch
+if os.environ["REHEARSE"]: print("rehearsal")
+elif torch.cuda.is_available(): print(torch.cuda.get_device_name().replace(" ", "-"))' 2>/dev/null)
   [ -n "$device" ] && break
 done
 if [ -z "$device" ]; then
-  echo "There is no CUDA device that torch of .venv or ${PYTHON:-python3} can use: nothing was run." >&2
+  echo "There is no CUDA device that torch of ${PYTHON:+$PYTHON, }.venv or python3 can use: nothing was run." >&2
   exit 2
 fi
 python=$("$python" -c 'import sys; print(sys.executable)')
 OUT=${OUT:-benchmarks/results/$device}
-mkdir -p "$OUT" && OUT=$(cd "$OUT" && pwd) || exit 1
+mkdir -p "$OUT/suites" && OUT=$(cd "$OUT" && pwd) || exit 1
 
 # What is built goes to a folder of its own, from which everything runs: so it comes before the
 # package in the repository, which lacks its kernels until it is installed.
@@ -51,16 +58,30 @@ step() { # NAME COMMAND…
   "$@" 2>&1 | tee "$OUT/$name.log" || failed="$failed $name"
 }
 tests() { # ARGUMENTS…
-  "$python" -m pytest -c "$repository/pyproject.toml" --rootdir "$repository" -p no:cacheprovider -q "$@"
+  "$python" -m pytest -c "$repository/pyproject.toml" --rootdir "$repository" -p no:cacheprovider -q \
+    ${REHEARSE:+--collect-only} "$@"
 }
 
 cases=$repository/tests
-step ops tests "$cases/ops" "$cases/kernels" --junitxml "$OUT/junit.xml"
+step tests-ops tests "$cases/ops" "$cases/kernels" --junitxml "$OUT/junit.xml"
 mapfile -t marked < <(grep -rl --include='test_*.py' 'mark\.gpu' "$cases" | grep -v "^$cases/\(ops\|kernels\)/")
-[ ${#marked[@]} -gt 0 ] && step others tests -m gpu "${marked[@]}"
+[ ${#marked[@]} -gt 0 ] && step tests-others tests -m gpu "${marked[@]}"
+
+suites=(startup memory stylization training ops)
+end=$((SECONDS + BENCH_SECONDS)) left=${#suites[@]}
+for suite in "${suites[@]}"; do
+  share=$(((end - SECONDS) / left--))
+  step "$suite" timeout -k 5 "$share" "$python" -m faststy bench "$suite" --json "$OUT/suites/$suite.json" \
+    --seconds $((share - share / 10)) "${where[@]}"
+done
 commit=$(git -C "$repository" describe --always --dirty 2>/dev/null || echo unknown)
-step bench "$python" -m faststy bench --device cuda --seconds "$BENCH_SECONDS" \
-  --json "$OUT/$(date -u +%F)-$commit.json" --plot
+step tables "$python" benchmarks/_join.py "$OUT/$(date -u +%F)-$commit.json" "$OUT"/suites/*.json
+
+cp "$repository/benchmarks/guards.toml" "$OUT/guards.toml"
+if [ -z "$REHEARSE" ]; then # a rehearsal measures too little for floors
+  step guards timeout -k 5 120 "$python" benchmarks/guard.py --renew --file "$OUT/guards.toml"
+  echo "To hold these floors: cp $OUT/guards.toml $repository/benchmarks/"
+fi
 
 echo "Results are in $OUT"
 if [ -n "$failed" ]; then

@@ -6,7 +6,8 @@
 
 A guard fails when the upper end of the ratio's interval is below its floor, three times in a row,
 each with more rounds than the one before. Its case must be one of the quick form of its suite.
-Exit status: 0, or 1 if a guard fails.
+Where there are no guards yet for a kind of device, --renew adds the headlines of the suites.
+Exit status: 0, or 1 if a guard fails, or a result is wrong.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ else:
 FILE = Path(__file__).with_name("guards.toml")
 SECONDS = 0.1  # of warm-up and of rounds; twice as long at each further attempt
 ATTEMPTS = 3
+AGAINST = {"ops": "eager", "training": "ops off", "stylization": "eager"}  # what new guards hold
 MARGIN = 0.7  # a new floor is this much of the lower end of the interval: other machines differ
 HEAD = """\
 # Floors of ratios (how many times as long a baseline takes as we do), held by `make bench-guard`.
@@ -113,6 +115,18 @@ def holds(guard: Guard, device: torch.device) -> bool:
     return False
 
 
+def added(guards: list[Guard], device: torch.device) -> list[Guard]:
+    """Guards yet to be measured, for a kind of device that has none."""
+    if any(g.device.startswith(device.type) for g in guards):
+        return []
+    return [
+        Guard(suite, case.name, against, device.type, 0.0, 0.0, "")
+        for suite, against in AGAINST.items()
+        for case in cases(suite, device, quick=True)
+        if case.headline
+    ]
+
+
 def renewed(guard: Guard, device: torch.device) -> Guard:
     """The guard with the ratio and floor of now; as it is where its baseline is missing."""
     found = ratio_of(guard, device, 10 * SECONDS)
@@ -125,17 +139,32 @@ def renewed(guard: Guard, device: torch.device) -> Guard:
     return new
 
 
+def renew(file: Path, device: torch.device) -> int:
+    """Writes the guards of this device anew, and new ones; what is wrong keeps what it had."""
+    guards, here, wrong = load(file), classes(device), 0
+    kept = []
+    for guard in [*guards, *added(guards, device)]:
+        try:
+            kept.append(renewed(guard, device) if guard.device in here else guard)
+        except Exception as error:  # one broken op must not cost all other floors
+            print(f"WRONG     {guard}: {type(error).__name__}: {error}".splitlines()[0], flush=True)
+            kept.append(guard)
+            wrong += 1
+    save([g for g in kept if g.measured], file)
+    return 1 if wrong else 0
+
+
 def main(argv: list[str] | None = None, file: Path = FILE) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--renew", action="store_true", help="write floors from what is measured")
+    parser.add_argument("--file", type=Path, default=file, help="where the guards are")
     args = parser.parse_args(argv)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    guards, here = load(file), classes(device)
     if args.renew:
-        save([renewed(g, device) if g.device in here else g for g in guards], file)
-        return 0
+        return renew(args.file, device)
+    guards, here = load(args.file), classes(device)
     failed = [g for g in guards if g.device in here and not holds(g, device)]
     if failed:
         print(f"{len(failed)} of {len(guards)} guards fail: a change made these slower")

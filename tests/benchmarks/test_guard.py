@@ -74,6 +74,46 @@ def test_renew_measures(file: Path) -> None:
     assert guard.main([], file) == 0
 
 
+def test_renew_on_a_device_without_guards_adds_the_headlines(
+    file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As on a machine with a CUDA device, which is only told here: what it measures is given."""
+    kept = guard.load(file)
+
+    def measured(
+        case: _bench.Case, device: torch.device, seconds: float, only: Any
+    ) -> dict[str, Any]:
+        assert device.type == "cuda"
+        if "upsample" in case.name:
+            raise _bench.Wrong("result: off by 1")
+        if "gram_loss" in case.name:
+            return {"ratios": {}, "missing": {"eager": "gone"}}
+        ratio = {"median": 4.0, "low": 3.0, "high": 5.0}
+        return {"ratios": dict.fromkeys(only[1:], ratio), "missing": {}}
+
+    monkeypatch.setattr(guard, "measured", measured)
+    monkeypatch.setattr(guard, "device_name", lambda device: "A100")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(ops, "implementations", list)
+    assert guard.main(["--renew", "--file", str(file)]) == 1
+    told = capsys.readouterr().out
+    assert "WRONG     ops: upsample [1, 16, 540, 960] channels_last bfloat16 forward" in told
+    first, *new = guard.load(file)
+    assert [first] == kept
+    assert {g.device for g in new} == {"cuda"}
+    assert {(g.measured, round(g.floor, 2)) for g in new} == {(4.0, 2.1)}
+    held = {(g.suite, g.against): g.case for g in new}
+    assert held.keys() == {("ops", "eager"), ("training", "ops off"), ("stylization", "eager")}
+    assert held["training", "ops off"] == "adversarial step, 16 × 256²"
+    names = " ".join(g.case for g in new)
+    assert "instance_norm+relu [4, 48, 64, 64] channels_last bfloat16 forward+backward" in names
+    assert not any(gone in names for gone in ("upsample", "gram_loss"))
+
+    assert guard.main(["--file", str(file)]) == 0
+    assert guard.main(["--renew"], file) == 0  # nothing is added twice, and what is right stays
+    assert len(guard.load(file)) == 1 + len(new)
+
+
 def test_a_case_that_is_not_there(file: Path) -> None:
     guard.save([guard.Guard("ops", "gone", "eager", "cpu", 1.0, 1.0, "2026-01-01")], file)
     with pytest.raises(FaststyError, match="ops has no quick case 'gone'"):

@@ -11,18 +11,20 @@ def test_charts_show_every_case(report: Any, result: Any, tmp_path: Path) -> Non
     made = report(
         result(name="gram [1]", operations=10**8),
         result(name="gram [2]", operations=10**9),
+        result(name="gram [3]", dtype="bfloat16"),
         result(suite="memory", name="paint", unit="B", bytes=0),
     )
     paths = _plots.draw(made, tmp_path)
-    stems = ["ratios-memory", "ratios-ops", "roofline"]
+    stems = ["ratios-memory", "ratios-ops-bfloat16", "ratios-ops-float32", "roofline"]
     assert sorted(paths) == sorted(tmp_path / (s + x) for s in stems for x in (".png", ".svg"))
     for path in paths:
         if path.suffix == ".png":
             with Image.open(path) as picture:
                 assert len(set(picture.convert("L").tobytes())) > 10
-    svg = (tmp_path / "ratios-ops.svg").read_text()
+    svg = (tmp_path / "ratios-ops-float32.svg").read_text()
     assert "gram [1]" in svg
     assert "gram [2]" in svg
+    assert "gram [3]" not in svg
     assert "copy, matrix product" in (tmp_path / "roofline.svg").read_text()
 
 

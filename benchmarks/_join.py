@@ -1,0 +1,59 @@
+#!/usr/bin/env python3
+"""Joins reports that were measured one after the other on one machine, and draws what they say.
+
+    python benchmarks/_join.py WHOLE.json PART.json...
+
+Writes WHOLE.json, and beside it the charts and tables.md. The machine and the rates of its floors
+are those of the first part. A part that is missing, or no report, is told and left out: what was
+measured before something broke is worth as much. Exit status 1 if all are.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from _bench import Report, read, write
+from _plots import draw
+from _tables import document
+
+from faststy.cli.bench import SUITES
+from faststy.errors import FaststyError
+from faststy.files import write_text
+
+
+def joined(parts: list[Report]) -> Report:
+    """One report of all cases, suite by suite; `parts` has at least one."""
+    first = min(parts, key=lambda part: str(part["machine"]["date"]))
+    whole = {**first, "cases": [], "wrong": {}, "left_out": {}}
+    for part in parts:
+        whole["cases"] = [*whole["cases"], *part["cases"]]
+        for what in ("wrong", "left_out"):
+            whole[what] = whole[what] | part[what]
+    whole["cases"].sort(key=lambda result: SUITES.index(result["suite"]))
+    suites = {suite for part in parts for suite in part["settings"]["suites"]}
+    whole["settings"] = {**first["settings"], "suites": [s for s in SUITES if s in suites]}
+    return whole
+
+
+def main(argv: list[str]) -> int:
+    target, parts = Path(argv[0]), []
+    for path in map(Path, argv[1:]):
+        try:
+            parts.append(read(path))
+        except FaststyError as error:
+            print(error, file=sys.stderr)
+    if not parts:
+        return 1
+    whole = joined(parts)
+    write(whole, target)
+    tables = document(whole)
+    write_text(target.with_name("tables.md"), tables + "\n")
+    print(tables)
+    for path in draw(whole, target.parent):
+        print(f"Drawn: {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import _bench
+import _join
+import pytest
+
+
+def test_parts_become_one_report_with_charts_and_tables(
+    report: Any, result: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ops, memory = report(result()), report(result(suite="memory", name="paint", unit="B", bytes=0))
+    ops["settings"], memory["settings"] = {"suites": ["ops"]}, {"suites": ["memory"]}
+    ops |= {"left_out": {"ops: late": "no time"}, "wrong": {"ops: bad": "Wrong: off by 1"}}
+    parts = [tmp_path / "suites" / f"{name}.json" for name in ("ops", "memory", "broken", "none")]
+    for part, path in zip((ops, memory), parts, strict=False):
+        _bench.write(part, path)
+    parts[2].write_text('{"machine": {}, "ca')
+    whole = tmp_path / "whole.json"
+    assert _join.main([str(whole), *map(str, parts)]) == 0
+    told = capsys.readouterr()
+    assert "broken.json: cannot be read" in told.err
+    assert "none.json: cannot be read" in told.err
+
+    joined = _bench.read(whole)
+    assert [(r["suite"], r["name"]) for r in joined["cases"]] == [
+        ("memory", "paint"),
+        ("ops", "gram"),
+    ]
+    assert joined["settings"] == {"suites": ["memory", "ops"]}
+    assert joined["left_out"] == {"ops: late": "no time"}
+    tables = (tmp_path / "tables.md").read_text()
+    assert tables in told.out
+    assert "| gram | 1.00 ms |" in tables
+    assert "Left out: ops: late: no time." in tables
+    assert "Wrong: ops: bad: Wrong: off by 1." in tables
+    assert (tmp_path / "ratios-memory.svg").is_file()
+
+
+def test_nothing_was_measured(tmp_path: Path) -> None:
+    assert _join.main([str(tmp_path / "whole.json"), str(tmp_path / "none.json")]) == 1
+    assert list(tmp_path.iterdir()) == []
