@@ -199,6 +199,7 @@ class View {
   bool in_place() const { return dtype_ == SCALAR_TYPE<A>; }
   A* sample(int64_t n) const { return reinterpret_cast<A*>(data_) + n * n_stride_; }
   int64_t row_stride() const { return row_stride_; }
+  int64_t channel_stride() const { return c_stride_; }
 
   explicit operator bool() const { return tensor_.has_value(); }
 

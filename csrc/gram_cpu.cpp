@@ -1,15 +1,16 @@
 // Gram matrices on the CPU: the raw ops of faststy/ops/gram.py, whose definitions are in
 // faststy/ops/reference.py.
 //
-// For channels last a matrix product of our own: BLAS computes both halves of a symmetric matrix,
-// and is slow where one side is as short as the channels of a picture. It reads features where they
-// are; those that are to be converted or centred are packed a tile at a time. Contiguous planes are
-// left to the BLAS that torch carries, which is faster there.
+// Matrix products of our own: BLAS computes both halves of a symmetric matrix, and is slow where one
+// side is as short as the channels of a picture. They read features where they are; those that are
+// to be converted or centred are packed a tile at a time. Backward, contiguous planes are left to
+// the BLAS that torch carries, which is faster there.
 
 #include <torch/csrc/stable/library.h>
 
 #include <array>
 #include <cfloat>
+#include <cstring>
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -80,6 +81,56 @@ FASTSTY_CLONES void multiply(int64_t m, int64_t n, int64_t k, const A* a, int64_
     for (; i < rows; ++i) {
       micro<A, symmetric, 1>(k, a + i * row_a, row_a, col_a, panel, b.row_stride,
                              c + i * row_c + j, row_c, n - j);
+    }
+  }
+}
+
+// Added to c [ROWS, COLS]: products of `count` pixels of as many planes of a and of b. Each keeps a
+// vector of sums over pixels, of BYTES, so that planes are read as they lie.
+template <typename A, int64_t BYTES, int64_t ROWS, int64_t COLS>
+__attribute__((always_inline)) inline void dots(int64_t count, const A* a, const A* b,
+                                                int64_t stride, A* c, int64_t row_c) {
+  typedef A Vector __attribute__((vector_size(BYTES)));
+  constexpr int64_t W = BYTES / sizeof(A);
+  Vector sum[ROWS][COLS] = {};
+  int64_t l = 0;
+  for (; l + W <= count; l += W) {
+#pragma GCC unroll 4
+    for (int64_t i = 0; i < ROWS; ++i) {
+      Vector left, right;
+      std::memcpy(&left, a + i * stride + l, BYTES);
+#pragma GCC unroll 4
+      for (int64_t j = 0; j < COLS; ++j) {
+        std::memcpy(&right, b + j * stride + l, BYTES);
+        sum[i][j] += left * right;
+      }
+    }
+  }
+  for (int64_t i = 0; i < ROWS; ++i) {
+    for (int64_t j = 0; j < COLS; ++j) {
+      A total = 0;
+      for (int64_t k = 0; k < W; ++k) total += sum[i][j][k];
+      for (int64_t k = l; k < count; ++k) total += a[i * stride + k] * b[j * stride + k];
+      c[i * row_c + j] += total;
+    }
+  }
+}
+
+// Added to c [m, m], on and above its diagonal and some below: x [m, count] · xᵀ, for planes x.
+template <typename A, int64_t BYTES>
+FASTSTY_CLONES void multiply_planes(int64_t m, int64_t count, const A* x, int64_t stride, A* c,
+                                    int64_t row_c) {
+  constexpr int64_t BLOCK = 4;
+  const int64_t whole = m / BLOCK * BLOCK;
+  for (int64_t j = 0; j < whole; j += BLOCK) {
+    for (int64_t i = 0; i <= j; i += BLOCK) {
+      dots<A, BYTES, BLOCK, BLOCK>(count, x + i * stride, x + j * stride, stride,
+                                   c + i * row_c + j, row_c);
+    }
+  }
+  for (int64_t j = whole; j < m; ++j) {
+    for (int64_t i = 0; i <= j; ++i) {
+      dots<A, BYTES, 1, 1>(count, x + i * stride, x + j * stride, stride, c + i * row_c + j, row_c);
     }
   }
 }
@@ -160,6 +211,12 @@ int64_t tile_pixels(const Layout& layout) {
   return std::clamp<int64_t>(pixels, 1, 4) * Parts::PLANE_COLS;
 }
 
+// As many of planes as stay in a thread's cache while each meets all others.
+int64_t plane_pixels(const Layout& layout) {
+  const int64_t pixels = (1 << 18) / std::max<int64_t>(layout.c, 1) / Parts::PLANE_COLS;
+  return std::clamp<int64_t>(pixels, 1, 16) * Parts::PLANE_COLS;
+}
+
 // ------------------------------------------------------------------------------ BLAS
 
 bool for_blas(const Tensor& x, const Optional& mean, const Layout& layout) {
@@ -187,25 +244,15 @@ template <typename A>
 void gram_into(const Tensor& x, const Optional& mean, const Layout& layout, const Tensor& result) {
   A* gram = result.mutable_data_ptr<A>();
   const double scale = 1.0 / std::max<int64_t>(layout.c * layout.pixels(), 1);
-  if (for_blas(x, mean, layout)) {
-    const Tensor planes = flat(x, layout);
-    bmm(planes, torch::stable::transpose(planes, 1, 2), result);
-    for_each(layout.n, layout.c * layout.c, [&](int64_t n) {
-      A* g = gram + n * layout.c * layout.c;
-      for (int64_t i = 0; i < layout.c; ++i) {
-        for (int64_t j = i; j < layout.c; ++j) {
-          g[i * layout.c + j] = g[j * layout.c + i] = g[i * layout.c + j] * scale;
-        }
-      }
-    });
-    return;
-  }
   const Pixels<A> pixels(x, mean, layout);
-  const int64_t c = layout.c, ld = padded<A>(c), step = tile_pixels(layout);
+  const int64_t c = layout.c, ld = padded<A>(c);
+  const int64_t step = layout.last ? tile_pixels(layout) : plane_pixels(layout);
   const int64_t tiles = (layout.pixels() + step - 1) / step;
   // Chunks of tiles are summed up in the type of the result, and their sums in double.
-  const int64_t chunks = std::clamp<int64_t>(tiles / 8, 1, 64);
-  const bool direct = pixels.in_place() && layout.last && ld == c;
+  const int64_t chunks = std::clamp<int64_t>(layout.last ? tiles / 8 : tiles, 1, 64);
+  const bool direct = pixels.in_place() && (!layout.last || ld == c);
+  const auto multiply_all =
+      has_wide_registers() ? multiply_planes<A, 64> : multiply_planes<A, 32>;
   std::vector<A> sums(layout.n * chunks * c * ld);
 
   for_each(layout.n * chunks, layout.pixels() * c * c / 16 / chunks, [&](int64_t i) {
@@ -214,6 +261,12 @@ void gram_into(const Tensor& x, const Optional& mean, const Layout& layout, cons
     std::vector<A> packed(direct ? 0 : step * ld);
     for (int64_t tile = tiles * chunk / chunks; tile < tiles * (chunk + 1) / chunks; ++tile) {
       const int64_t pixel = tile * step, count = std::min(step, layout.pixels() - pixel);
+      if (!layout.last) {
+        if (!direct) pixels.pack(n, pixel, count, packed.data(), 1, step);
+        const A* planes = direct ? pixels.view().sample(n) + pixel : packed.data();
+        multiply_all(c, count, planes, direct ? pixels.view().channel_stride() : step, sum, ld);
+        continue;
+      }
       const A* rows = packed.data();
       int64_t stride = ld;
       if (direct) {

@@ -11,11 +11,22 @@
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
 #define FASTSTY_CLONES \
   __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#define FASTSTY_HAS_CLONES
 #else
 #define FASTSTY_CLONES
 #endif
 
 namespace faststy {
+
+// Whether the version for 64-byte registers is the one that runs.
+inline bool has_wide_registers() {
+#ifdef FASTSTY_HAS_CLONES
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+#else
+  return false;
+#endif
+}
 
 // As many elements as the widest register holds; compilers split it for narrower ones.
 template <typename A>
