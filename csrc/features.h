@@ -86,7 +86,7 @@ inline constexpr int64_t TILE = 2048;
 
 // A part of feature maps whose planes are treated alike: the matrix [rows, cols] of
 //   channels last: a sample, with pixels as rows and (some) channels as columns;
-//   otherwise:     a plane, cut into rows of 64 pixels, and a rest of less than that. All of its
+//   otherwise:     a plane, cut into rows of 16 pixels, and a rest of less than that. All of its
 //                  columns share one channel.
 struct Part {
   int64_t n, c;  // the sample, and the first of its channels
@@ -110,7 +110,7 @@ struct Part {
 
 class Parts {
  public:
-  static constexpr int64_t PLANE_COLS = 64, MOST_COLS = 1024;
+  static constexpr int64_t PLANE_COLS = 16, MOST_COLS = 1024;
 
   explicit Parts(const Layout& layout) : layout_(layout) {}
 
@@ -207,13 +207,11 @@ class View {
   Rows read(const Tile& tile, A* buffer) const {
     const Rows rows = direct(tile, buffer);
     if (!in_place()) {
-      for (int64_t i = 0; i < tile.rows; ++i) {
-        const int64_t from = offset(tile) + i * row_stride_;
+      each_run(tile, rows, [&](int64_t from, A* to, int64_t count) {
         each_dtype([&](auto zero) {
-          using T = decltype(zero);
-          widen(reinterpret_cast<const T*>(data_) + from, rows.data + i * rows.stride, tile.cols);
+          widen(reinterpret_cast<const decltype(zero)*>(data_) + from, to, count);
         });
-      }
+      });
     }
     return rows;
   }
@@ -248,20 +246,30 @@ class View {
 
   // Writes numbers that are elsewhere.
   void write(const Tile& tile, const Rows& rows) const {
-    for (int64_t i = 0; i < tile.rows; ++i) {
-      const int64_t to = offset(tile) + i * row_stride_;
-      const A* from = rows.data + i * rows.stride;
+    each_run(tile, rows, [&](int64_t to, const A* from, int64_t count) {
       if (in_place()) {
-        std::copy_n(from, tile.cols, reinterpret_cast<A*>(data_) + to);
+        std::copy_n(from, count, reinterpret_cast<A*>(data_) + to);
       } else {
         each_dtype([&](auto zero) {
-          narrow(from, reinterpret_cast<decltype(zero)*>(data_) + to, tile.cols);
+          narrow(from, reinterpret_cast<decltype(zero)*>(data_) + to, count);
         });
       }
-    }
+    });
   }
 
  private:
+  // Runs f(place in this tensor, place in `rows`, count) over the numbers of a tile: at once where
+  // they lie one after the other in both, otherwise row by row.
+  template <typename F>
+  void each_run(const Tile& tile, const Rows& rows, const F& f) const {
+    if (row_stride_ == tile.cols && rows.stride == tile.cols) {
+      return f(offset(tile), rows.data, tile.rows * tile.cols);
+    }
+    for (int64_t i = 0; i < tile.rows; ++i) {
+      f(offset(tile) + i * row_stride_, rows.data + i * rows.stride, tile.cols);
+    }
+  }
+
   template <typename F>
   void each_dtype(const F& f) const {
     switch (dtype_) {

@@ -179,10 +179,13 @@ class Pixels {
           }
         }
       } else {
-        for (int64_t p = 0; p < count; p += part.cols) {
-          const int64_t cols = std::min(part.cols, count - p);
-          const auto from = view_.read(Tile{part, (pixel + p) / part.cols, 1, cols}, buffer);
-          copy(from.data, mean, 0, into + p * pixel_stride, pixel_stride, cols);
+        for (int64_t p = 0; p < count;) {
+          const int64_t rows = std::min(TILE, count - p) / part.cols;
+          const int64_t cols = rows ? part.cols : count - p;  // at the end a row that is not whole
+          const Tile tile{part, (pixel + p) / part.cols, std::max<int64_t>(rows, 1), cols};
+          copy(view_.read(tile, buffer).data, mean, 0, into + p * pixel_stride, pixel_stride,
+               tile.rows * cols);
+          p += tile.rows * cols;
         }
       }
     }
@@ -205,16 +208,20 @@ class Pixels {
   const A* means_ = nullptr;
 };
 
-// Pixels in a tile: so many that what a product does once a tile is little; whole rows of a plane.
+// Tiles have a multiple of so many pixels: whole rows of a plane.
+constexpr int64_t PIXELS = 64;
+static_assert(PIXELS % Parts::PLANE_COLS == 0);
+
+// Pixels in a tile: so many that what a product does once a tile is little.
 int64_t tile_pixels(const Layout& layout) {
-  const int64_t pixels = 4096 / std::max<int64_t>(layout.c, 1) / Parts::PLANE_COLS;
-  return std::clamp<int64_t>(pixels, 1, 4) * Parts::PLANE_COLS;
+  const int64_t pixels = 4096 / std::max<int64_t>(layout.c, 1) / PIXELS;
+  return std::clamp<int64_t>(pixels, 1, 4) * PIXELS;
 }
 
 // As many of planes as stay in a thread's cache while each meets all others.
 int64_t plane_pixels(const Layout& layout) {
-  const int64_t pixels = (1 << 18) / std::max<int64_t>(layout.c, 1) / Parts::PLANE_COLS;
-  return std::clamp<int64_t>(pixels, 1, 16) * Parts::PLANE_COLS;
+  const int64_t pixels = (1 << 18) / std::max<int64_t>(layout.c, 1) / PIXELS;
+  return std::clamp<int64_t>(pixels, 1, 16) * PIXELS;
 }
 
 // ------------------------------------------------------------------------------ BLAS
