@@ -197,7 +197,11 @@ class View {
 
   // Where it can be used as it is, with strides, if it has the type A.
   bool in_place() const { return dtype_ == SCALAR_TYPE<A>; }
-  A* sample(int64_t n) const { return reinterpret_cast<A*>(data_) + n * n_stride_; }
+  A* sample(int64_t n) const { return sample_as<A>(n); }
+  template <typename T>  // the type that the tensor has
+  T* sample_as(int64_t n) const {
+    return reinterpret_cast<T*>(data_) + n * n_stride_;
+  }
   int64_t row_stride() const { return row_stride_; }
   int64_t channel_stride() const { return c_stride_; }
 

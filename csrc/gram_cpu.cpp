@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "features.h"
+#include "gram_bf16.h"
 #include "parallel.h"
 #include "simd.h"
 
@@ -159,6 +160,14 @@ class Pixels {
   bool in_place() const { return !means_ && view_.in_place(); }
   const View<A>& view() const { return view_; }
 
+  // A tile of bfloat16 where it is.
+  HalfTile half_tile(int64_t n, int64_t pixel, int64_t count) const {
+    const int64_t channel_stride = layout_.last ? 1 : view_.channel_stride();
+    const int64_t pixel_stride = layout_.last ? view_.row_stride() : 1;
+    const uint16_t* data = view_.template sample_as<const uint16_t>(n) + pixel * pixel_stride;
+    return {data, layout_.c, count, channel_stride, pixel_stride};
+  }
+
   // Pixels `pixel` … `pixel + count − 1` of sample n as the matrix [count, channels], or the other
   // way round: element (p, c) goes to to[p * pixel_stride + c * channel_stride].
   void pack(int64_t n, int64_t pixel, int64_t count, A* to, int64_t pixel_stride,
@@ -258,6 +267,7 @@ void gram_into(const Tensor& x, const Optional& mean, const Layout& layout, cons
   // Chunks of tiles are summed up in the type of the result, and their sums in double.
   const int64_t chunks = std::clamp<int64_t>(layout.last ? tiles / 8 : tiles, 1, 64);
   const bool direct = pixels.in_place() && (!layout.last || ld == c);
+  const bool halves = x.scalar_type() == ScalarType::BFloat16 && !mean;
   const auto multiply_all =
       has_wide_registers() ? multiply_planes<A, 64> : multiply_planes<A, 32>;
   std::vector<A> sums(layout.n * chunks * c * ld);
@@ -268,6 +278,9 @@ void gram_into(const Tensor& x, const Optional& mean, const Layout& layout, cons
     std::vector<A> packed(direct ? 0 : step * ld);
     for (int64_t tile = tiles * chunk / chunks; tile < tiles * (chunk + 1) / chunks; ++tile) {
       const int64_t pixel = tile * step, count = std::min(step, layout.pixels() - pixel);
+      if constexpr (std::is_same_v<A, float>) {
+        if (halves && add_gram(pixels.half_tile(n, pixel, count), sum, ld)) continue;
+      }
       if (!layout.last) {
         if (!direct) pixels.pack(n, pixel, count, packed.data(), 1, step);
         const A* planes = direct ? pixels.view().sample(n) + pixel : packed.data();
