@@ -24,6 +24,8 @@ using torch::stable::Tensor;
 
 constexpr int64_t CELL = 4;   // pixels of a position of the nets
 constexpr int64_t BLOCK = 8;  // pixels whose mean brightness is no detail
+constexpr int64_t HEADS = 6;  // map, two gates and three corrections
+constexpr float GATE = 4;     // the most that a detail is multiplied by
 
 void check_frames(const Tensor& frames, const char* name) {
   STD_TORCH_CHECK(frames.is_cpu() && frames.scalar_type() == ScalarType::Byte &&
@@ -141,24 +143,24 @@ std::tuple<Tensor, Tensor> repair_hints(const Tensor painted, const Tensor photo
   STD_TORCH_CHECK(height % CELL == 0 && width % CELL == 0 && photo.numel() > 0,
                   "photo: expected whole cells of ", CELL, " pixels");
   const int64_t h = height / CELL, w = width / CELL;
-  Tensor missing = empty(n, 1, height, width), hints = empty(n, 3, h, w);
-  const int64_t size = height * width;
+  const int64_t size = height * width, detail_sizes[] = {n, 2, height, width};
+  Tensor details = torch::stable::empty(detail_sizes, ScalarType::Float);
+  Tensor hints = empty(n, 3, h, w);
   for (int64_t sample = 0; sample < n; ++sample) {
     const Detail a(static_cast<const uint8_t*>(painted.const_data_ptr()) + sample * size * 3,
                    height, width);
     const Detail b(static_cast<const uint8_t*>(photo.const_data_ptr()) + sample * size * 3, height,
                    width);
-    float* lacks = static_cast<float*>(missing.mutable_data_ptr()) + sample * size;
+    float* own = static_cast<float*>(details.mutable_data_ptr()) + sample * 2 * size;
     float* found = static_cast<float*>(hints.mutable_data_ptr()) + sample * h * w * 3;
     std::vector<float> products(h * 3 * w);
     for_each(h, CELL * width * 4, [&](int64_t cell) {
-      std::vector<float> room(2 * width + 2 * (width + 4 * BLOCK));
-      float *one = room.data(), *two = one + width, *rest = two + width;
+      std::vector<float> room(2 * (width + 4 * BLOCK));
       for (int64_t y = cell * CELL; y < (cell + 1) * CELL; ++y) {
-        a.row(y, one, rest);
-        b.row(y, two, rest);
+        float *one = own + y * width, *two = one + size;
+        a.row(y, one, room.data());
+        b.row(y, two, room.data());
         add_products(one, two, w, products.data() + cell * 3 * w);
-        for (int64_t i = 0; i < width; ++i) lacks[y * width + i] = two[i] - one[i];
       }
     });
     for_each(h, w * 40, [&](int64_t y) {
@@ -181,16 +183,17 @@ std::tuple<Tensor, Tensor> repair_hints(const Tensor painted, const Tensor photo
       }
     });
   }
-  return {missing, hints};
+  return {details, hints};
 }
 
-// share = strength · σ(map) and gated = σ(gate) · missing, in place of map and gate.
-FASTSTY_CLONES void gates(float* map, float* gate, const float* missing, float strength,
-                          int64_t width) {
+// share = strength · σ(map) and the gated details, in place of the map and of the first gate.
+FASTSTY_CLONES void gates(float* map, float* more, const float* less, const float* photo,
+                          const float* own, float strength, int64_t width) {
 #pragma omp simd
   for (int64_t i = 0; i < width; ++i) {
     map[i] = strength / (1 + exponential(-map[i]));
-    gate[i] = missing[i] / (1 + exponential(-gate[i]));
+    more[i] = GATE * photo[i] / (1 + exponential(-more[i])) -
+              GATE * own[i] / (1 + exponential(-less[i]));
   }
 }
 
@@ -205,50 +208,53 @@ FASTSTY_CLONES void add_to_pixels(const uint8_t* pixels, const float* x, uint8_t
   }
 }
 
-Tensor repair_apply(const Tensor painted, const Tensor missing, const Tensor heads,
+Tensor repair_apply(const Tensor painted, const Tensor details, const Tensor heads,
                     double strength) {
   check_frames(painted, "painted");
   const int64_t n = painted.size(0), height = painted.size(1), width = painted.size(2);
   const int64_t h = height / CELL, w = width / CELL;
-  STD_TORCH_CHECK(missing.scalar_type() == ScalarType::Float && missing.is_contiguous() &&
-                      missing.numel() == n * height * width,
-                  "missing: expected contiguous float32 [N, 1, H, W]");
+  STD_TORCH_CHECK(details.scalar_type() == ScalarType::Float && details.is_contiguous() &&
+                      details.numel() == 2 * n * height * width,
+                  "details: expected contiguous float32 [N, 2, H, W]");
   STD_TORCH_CHECK(heads.scalar_type() == ScalarType::Float && heads.dim() == 4 &&
-                      heads.size(0) == n && heads.size(1) == 5 && heads.size(2) == h &&
+                      heads.size(0) == n && heads.size(1) == HEADS && heads.size(2) == h &&
                       heads.size(3) == w && heads.stride(1) == 1 && h * CELL == height &&
                       w * CELL == width,
-                  "heads: expected channels_last float32 [N, 5, H/4, W/4]");
+                  "heads: expected channels_last float32 [N, 6, H/4, W/4]");
   const Tensor rows = torch::stable::contiguous(heads, MemoryFormat::ChannelsLast);
   Tensor out = torch::stable::empty_like(painted);
   const float* from = static_cast<const float*>(rows.const_data_ptr());
-  const float* lacks = static_cast<const float*>(missing.const_data_ptr());
+  const float* known = static_cast<const float*>(details.const_data_ptr());
   const uint8_t* before = static_cast<const uint8_t*>(painted.const_data_ptr());
   uint8_t* after = static_cast<uint8_t*>(out.mutable_data_ptr());
   for_each(n * height, width * 20, [&](int64_t row) {
     thread_local std::vector<float> room;
-    room.resize(5 * (w + 2) + 8 * width);
+    room.resize(HEADS * (w + 2) + (HEADS + 3) * width);
     const int64_t y = row % height, cell = y / CELL;
     const float place = (static_cast<float>(y % CELL) + 0.5f) / CELL - 0.5f;
     const int64_t other = std::clamp<int64_t>(cell + (place < 0 ? -1 : 1), 0, h - 1);
-    const float* sample = from + row / height * h * w * 5;
-    const float *near = sample + cell * w * 5, *far = sample + other * w * 5;
-    float* lines[5];
-    for (int64_t k = 0; k < 5; ++k) {
+    const float* sample = from + row / height * h * w * HEADS;
+    const float *near = sample + cell * w * HEADS, *far = sample + other * w * HEADS;
+    float* lines[HEADS];
+    for (int64_t k = 0; k < HEADS; ++k) {
       float* narrow = room.data() + k * (w + 2) + 1;
       for (int64_t i = 0; i < w; ++i) {
-        narrow[i] = near[i * 5 + k] + std::abs(place) * (far[i * 5 + k] - near[i * 5 + k]);
+        const float value = near[i * HEADS + k];
+        narrow[i] = value + std::abs(place) * (far[i * HEADS + k] - value);
       }
       narrow[-1] = narrow[0];
       narrow[w] = narrow[w - 1];
-      float* line = room.data() + 5 * (w + 2) + k * width;
+      float* line = room.data() + HEADS * (w + 2) + k * width;
       widen<CELL>(narrow, w, line);
       lines[k] = line;
     }
     const int64_t start = row * width;
-    gates(lines[0], lines[1], lacks + start, static_cast<float>(strength), width);
-    float* added = lines[4] + width;
+    const float* own = known + (row / height * 2 * height + y) * width;
+    const float* photo = own + height * width;
+    gates(lines[0], lines[1], lines[2], photo, own, static_cast<float>(strength), width);
+    float* added = lines[HEADS - 1] + width;
     for (int64_t i = 0; i < width; ++i) {
-      for (int c = 0; c < 3; ++c) added[3 * i + c] = lines[0][i] * (lines[1][i] + lines[2 + c][i]);
+      for (int c = 0; c < 3; ++c) added[3 * i + c] = lines[0][i] * (lines[1][i] + lines[3 + c][i]);
     }
     add_to_pixels(before + 3 * start, added, after + 3 * start, 3 * width);
   });
@@ -257,7 +263,7 @@ Tensor repair_apply(const Tensor painted, const Tensor missing, const Tensor hea
 
 STABLE_TORCH_LIBRARY_FRAGMENT(faststy_native, m) {
   m.def("repair_hints(Tensor painted, Tensor photo) -> (Tensor, Tensor)");
-  m.def("repair_apply(Tensor painted, Tensor missing, Tensor heads, float strength) -> Tensor");
+  m.def("repair_apply(Tensor painted, Tensor details, Tensor heads, float strength) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(faststy_native, CPU, m) {

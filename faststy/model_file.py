@@ -18,7 +18,8 @@ from faststy.files import write_bytes
 from faststy.nn.generator import Generator, GeneratorConfig
 from faststy.nn.repairer import Repairer
 
-FORMAT = 1  # raised when an older faststy could not read a newer file
+FORMAT = 2  # raised when an older faststy could not read a newer file
+TWO_GATES = 2  # the first with repairers of today's form
 KEY = "faststy"  # one metadata entry: safetensors does not keep the order of several
 
 
@@ -70,7 +71,7 @@ def save_model(
                 tensors[f"{name}.{key}"] = (
                     value.detach().cpu().to(dtype or value.dtype).contiguous()
                 )
-    metadata = {KEY: json.dumps(asdict(model.info), sort_keys=True)}
+    metadata = {KEY: json.dumps(asdict(model.info) | {"format": FORMAT}, sort_keys=True)}
     write_bytes(Path(path), save(tensors, metadata))
 
 
@@ -84,6 +85,8 @@ def load_model(path: str | os.PathLike[str]) -> Model:
     info, tensors = _read(Path(path), weights=True)
     if len(info.styles) != info.generator.get("styles") or not info.styles:
         raise FaststyError(f"{path}: its style names do not match its weights")
+    if info.repairer is not None and info.format < TWO_GATES:
+        raise FaststyError(f"{path}: made by an older faststy, with another repair; train it again")
     try:
         generator = Generator(GeneratorConfig(**info.generator))
         repairer = Repairer(**info.repairer) if info.repairer is not None else None

@@ -135,6 +135,12 @@ def test_a_file_of_a_newer_faststy(path):
     fails(path, r"made by a newer faststy \(9\.1\); upgrade faststy")
 
 
+def test_a_file_whose_repair_was_another(path):
+    rewrite(path, lambda values, _: values.update(format=1))
+    with pytest.raises(FaststyError, match="with another repair; train it again"):
+        load_model(path)
+
+
 def test_a_newer_field_that_older_versions_can_ignore(path):
     rewrite(path, lambda values, _: values.update(mood="calm"))
     assert load_model(path).info.styles == ["rain", "night: 2"]

@@ -58,7 +58,7 @@ def main() -> None:
     sheets = []
     for style in arguments.style:
         before, after = (trained(arguments, style, stages) for stages in (SHORT, FULL))
-        targets = [style_grams(style, 640, judge, device)]
+        targets = [style_grams(style, TrainConfig.style_size, judge, device)]
         results = []
         for model in (before, after):
             named = dict(zip(model.info.styles, targets, strict=True))

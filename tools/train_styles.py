@@ -10,8 +10,8 @@ of paintings under the same names: pictures, or a folder of them. Interrupted, t
 of an AMD EPYC, 11,419 steps of the generator and 1,200 of the repairer.
 
 With --repairer only the repairer of --out is trained on; the generator keeps its weights. The
-shipped one went on so twice, on a busy core: 780 s (about 870 steps) with the style weighing 1.0,
-then 400 s (about 310) with 0.2 as now, see `REPAIR_WEIGHTS` in faststy/training/step.py.
+shipped one went on so on a busy core for 3,300 steps: with the excess of style weighing 2.0 (1,200
+steps), 4.5 (1,600) and 8.0 as now, see `REPAIR_WEIGHTS` in faststy/training/step.py.
 """
 
 from __future__ import annotations
@@ -123,6 +123,7 @@ def main() -> None:
         seconds=arguments.seconds,
         out=arguments.run,
         base="none",
+        style_size=640,  # larger strokes than by default: there is time to learn them
     )
     if arguments.repairer:
         train_repairer(config, arguments.out)

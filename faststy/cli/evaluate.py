@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from faststy.training.config import TrainConfig
+
 if TYPE_CHECKING:
     from faststy.evaluation.evaluate import Evaluation
 
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
     "--style-size",
     metavar="PIXELS",
     type=click.IntRange(16),
-    default=640,
+    default=TrainConfig.style_size,
     show_default=True,
     help="Short side of the style pictures, as in training.",
 )

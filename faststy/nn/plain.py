@@ -255,11 +255,11 @@ class PlainRepairer(nn.Module):
         height, width = photo.shape[1:3]
         painted, photo = whole_cells(painted), whole_cells(photo)
         cells = (cell_pixels(frames, SCALE, self.head.weight.dtype) for frames in (painted, photo))
-        missing, hints = ops.repair_hints(painted, photo)
+        details, hints = ops.repair_hints(painted, photo)
         h = self.stem(*cells, activation="leaky_relu")
         h = self.body1(h, hints.to(h.dtype), activation="leaky_relu")
         h = h + self.body2(h, activation="leaky_relu")
-        return ops.repair_apply(painted, missing, self.head(h), strength)[:, :height, :width]
+        return ops.repair_apply(painted, details, self.head(h), strength)[:, :height, :width]
 
 
 def cell_pixels(frames: Tensor, cell: int, dtype: torch.dtype) -> Tensor:

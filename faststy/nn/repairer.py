@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from faststy.nn.generator import SCALE, CellStem, conv3x3, pad_to_cells
-from faststy.ops.reference import detail, structure
+from faststy.ops.reference import GATE, detail, structure
 
 HINTS = 3  # of `structure`
+START = 0.5  # of both gates, where nothing was learned
 
 
 class Repairer(nn.Module):
     """`R(G(x), x)`: a lost-content map and a residual; `G(x) + strength · map · residual`.
 
-    The residual is a learned gate times the luminance detail that photo and painting differ in
-    (which starts the training from a sensible repair and keeps the painting's palette), plus a
-    learned colour correction that starts from zero.
+    The residual is the photo's luminance detail times a learned gate, less the painting's times
+    another (which starts the training from a sensible repair and keeps the painting's palette),
+    plus a learned colour correction that starts from zero. Gates go to GATE, beyond 1: the map,
+    which they are multiplied by, is rarely near 1.
     """
 
     def __init__(self, channels: int = 24) -> None:
@@ -26,15 +30,16 @@ class Repairer(nn.Module):
         self.stem = CellStem(6, channels)
         self.body1 = conv3x3(channels + HINTS, channels)
         self.body2 = conv3x3(channels, channels)
-        self.head = conv3x3(channels, 5)  # map (1), gate (1) and correction (3)
+        self.head = conv3x3(channels, 6)  # map (1), gates (2) and correction (3)
         nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
+        bias = [0.0, *[math.log(START / (GATE - START))] * 2, 0.0, 0.0, 0.0]
+        self.head.bias = nn.Parameter(torch.tensor(bias))
 
     @torch.no_grad()
     def forget_colours(self) -> None:
         """Back to a colour correction of zero: what other styles taught shifts a new palette."""
         for parameter in self.head.parameters():
-            parameter[2:] = 0
+            parameter[3:] = 0
 
     def forward(self, painted: Tensor, photo: Tensor) -> tuple[Tensor, Tensor]:
         """Compare `painted` and `photo`, both [N, 3, H, W] in 0...1.
@@ -52,8 +57,9 @@ class Repairer(nn.Module):
         out = F.interpolate(self.head(h), scale_factor=SCALE, mode="bilinear", align_corners=False)[
             ..., :height, :width
         ]
-        missing = (photo_detail - painted_detail)[..., :height, :width]
-        return torch.sigmoid(out[:, :1]), torch.sigmoid(out[:, 1:2]) * missing + out[:, 2:]
+        details = torch.cat([photo_detail, -painted_detail], dim=1)[..., :height, :width]
+        gated = GATE * (torch.sigmoid(out[:, 1:3]) * details).sum(1, keepdim=True)
+        return torch.sigmoid(out[:, :1]), gated + out[:, 3:]
 
     @staticmethod
     def apply_repair(painted: Tensor, lost: Tensor, residual: Tensor, strength: float) -> Tensor:

@@ -313,6 +313,7 @@ def blur_cells_fwd(x: Tensor, scale: int) -> Tensor:
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 CELL = 4  # pixels of a position of the nets, each way
+GATE = 4.0  # the most that a detail is multiplied by in a repair, before the map
 
 
 def luminance(x: Tensor) -> Tensor:
@@ -349,15 +350,17 @@ def structure(a: Tensor, b: Tensor) -> Tensor:
 
 
 def repair_hints(painted: Tensor, photo: Tensor) -> tuple[Tensor, Tensor]:
-    """What details the photo has beyond the painting, and the structure of both; from frames."""
+    """The details of painting and photo, [N, 2, H, W], and the structure of both; from frames."""
     a, b = (detail(frames.permute(0, 3, 1, 2).float() / 255) for frames in (painted, photo))
-    return b - a, structure(a, b).contiguous(memory_format=CHANNELS_LAST)
+    return torch.cat([a, b], dim=1), structure(a, b).contiguous(memory_format=CHANNELS_LAST)
 
 
-def repair_apply(painted: Tensor, missing: Tensor, heads: Tensor, strength: float) -> Tensor:
-    """Frames, with `strength · σ(map) · (σ(gate) · missing + correction)` added."""
+def repair_apply(painted: Tensor, details: Tensor, heads: Tensor, strength: float) -> Tensor:
+    """Frames, with `strength · σ(map) · (GATE · (σ(g₁) · photo − σ(g₂) · own) + correction)` added,
+    where photo and own are the details of the photo and of the painting itself."""
     heads = upsample_fwd(heads.float(), CELL)
-    residual = torch.sigmoid(heads[:, 1:2]) * missing + heads[:, 2:]
+    gates = GATE * torch.sigmoid(heads[:, 1:3])
+    residual = gates[:, :1] * details[:, 1:] - gates[:, 1:] * details[:, :1] + heads[:, 3:]
     added = strength * torch.sigmoid(heads[:, :1]) * residual
     x = painted.permute(0, 3, 1, 2).float() / 255 + added
     return to_pixels(x, 1, painted.shape[1], painted.shape[2], 0.0, 1.0)

@@ -17,9 +17,9 @@ def repair_hints(painted: Tensor, photo: Tensor) -> tuple[Tensor, Tensor]:
         painted, photo: uint8 [N, H, W, 3] of one shape, H and W in multiples of 4.
 
     Returns:
-        The details that the photo has beyond the painting, float32 [N, 1, H, W] (`detail` in
-        `faststy.ops.reference`), and how the details of both agree, float32 [N, 3, H/4, W/4],
-        channels_last (`structure` there).
+        The details of painting and photo, float32 [N, 2, H, W], contiguous (`detail` in
+        `faststy.ops.reference`), and how they agree, float32 [N, 3, H/4, W/4], channels_last
+        (`structure` there).
 
     Raises:
         TypeError, ValueError: another dtype or shape.
@@ -30,34 +30,36 @@ def repair_hints(painted: Tensor, photo: Tensor) -> tuple[Tensor, Tensor]:
         raise ValueError(
             f"photo: expected the shape {list(painted.shape)}, got {list(photo.shape)}"
         )
-    missing, hints = torch.ops.faststy.repair_hints(painted.contiguous(), photo.contiguous())
-    return missing, hints
+    details, hints = torch.ops.faststy.repair_hints(painted.contiguous(), photo.contiguous())
+    return details, hints
 
 
-def repair_apply(painted: Tensor, missing: Tensor, heads: Tensor, strength: float) -> Tensor:
+def repair_apply(painted: Tensor, details: Tensor, heads: Tensor, strength: float) -> Tensor:
     """The repaired frames.
 
     Args:
         painted: uint8 [N, H, W, 3], H and W in multiples of 4.
-        missing: float32 [N, 1, H, W], from `repair_hints`.
-        heads: [N, 5, H/4, W/4], what the repairer's net gives: map, gate and three corrections.
+        details: float32 [N, 2, H, W], from `repair_hints`.
+        heads: [N, 6, H/4, W/4], what the repairer's net gives: map, gates of the photo's and of the
+            painting's detail, and three corrections.
         strength: 0 to 1.
 
     Returns:
-        uint8 [N, H, W, 3]: `painted + strength · σ(map) · (σ(gate) · missing + correction)`, with
-        `heads` interpolated.
+        uint8 [N, H, W, 3]: `painted + strength · σ(map) · (residual + correction)`, where the
+        residual is GATE times the photo's detail times σ(its gate), less the same of the painting;
+        with `heads` interpolated.
 
     Raises:
         TypeError, ValueError: another dtype or shape.
     """
     _frames(painted, "painted")
     n, height, width, _ = painted.shape
-    shape = (n, 5, height // CELL, width // CELL)
-    checks.shaped(heads, "heads", {"[N, 5, H/4, W/4]": shape}, painted)
-    checks.shaped(missing, "missing", {"[N, 1, H, W]": (n, 1, height, width)}, painted)
+    shape = (n, 6, height // CELL, width // CELL)
+    checks.shaped(heads, "heads", {"[N, 6, H/4, W/4]": shape}, painted)
+    checks.shaped(details, "details", {"[N, 2, H, W]": (n, 2, height, width)}, painted)
     heads = heads.contiguous(memory_format=CHANNELS_LAST)
     repaired: Tensor = torch.ops.faststy.repair_apply(
-        painted.contiguous(), missing.contiguous(), heads, strength
+        painted.contiguous(), details.contiguous(), heads, strength
     )
     return repaired
 
@@ -73,17 +75,17 @@ def _frames(frames: Tensor, name: str) -> None:
 
 def _hints_fake(painted: Tensor, photo: Tensor) -> tuple[Tensor, Tensor]:
     n, height, width, _ = photo.shape
-    missing = photo.new_empty((n, 1, height, width), dtype=torch.float32)
+    details = photo.new_empty((n, 2, height, width), dtype=torch.float32)
     hints = photo.new_empty((n, 3, height // CELL, width // CELL), dtype=torch.float32)
-    return missing, hints.to(memory_format=CHANNELS_LAST)
+    return details, hints.to(memory_format=CHANNELS_LAST)
 
 
-def _apply_fake(painted: Tensor, missing: Tensor, heads: Tensor, strength: float) -> Tensor:
+def _apply_fake(painted: Tensor, details: Tensor, heads: Tensor, strength: float) -> Tensor:
     return torch.empty_like(painted)
 
 
 define("repair_hints(Tensor painted, Tensor photo) -> (Tensor, Tensor)", _hints_fake)
 define(
-    "repair_apply(Tensor painted, Tensor missing, Tensor heads, float strength) -> Tensor",
+    "repair_apply(Tensor painted, Tensor details, Tensor heads, float strength) -> Tensor",
     _apply_fake,
 )

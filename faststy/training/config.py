@@ -35,7 +35,7 @@ class TrainConfig:
     base: str = "auto"  # model to start from: the bundled one if it has this size, a file, or none
     size: int = 128  # side of the training crops, px
     batch: int = 4
-    style_size: int = 640  # short side the style pictures are shown at, px: the size of the strokes
+    style_size: int = 448  # short side the style pictures are shown at, px: the size of the strokes
     stages: tuple[str, ...] = STAGES
     style_weight: float = 15.0  # λ at its largest
     style_weight_start: float = 0.1  # λ starts at this share of it

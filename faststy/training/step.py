@@ -28,7 +28,7 @@ STYLE_ZOOM = (0.7, 1.4)  # real patches are shown to the discriminator at these 
 REPAIR_WEIGHTS = {
     "repair": 4.0,
     "style_together": 0.2,
-    "style_excess": 2.0,
+    "style_excess": 8.0,
     "adversarial": 0.05,
     "map": 1.0,
 }

@@ -15,15 +15,15 @@ def frames(n, h, w, seed=0):
 @pytest.mark.parametrize("size", [(2, 20, 36), (1, 8, 8), (1, 12, 64), (1, 4, 4)])
 def test_against_the_reference(size):
     painted, photo = frames(*size), frames(*size, seed=1)
-    missing, hints = ops.repair_hints(painted, photo)
+    details, hints = ops.repair_hints(painted, photo)
     expected = reference.repair_hints(painted, photo)
-    torch.testing.assert_close(missing, expected[0], atol=2e-6, rtol=0)
+    torch.testing.assert_close(details, expected[0], atol=2e-6, rtol=0)
     torch.testing.assert_close(hints, expected[1], atol=2e-5, rtol=0)
     n, h, w = size
-    heads = torch.randn(n, 5, h // 4, w // 4)
+    heads = torch.randn(n, 6, h // 4, w // 4)
     for strength in (0.0, 0.3, 1.0):
-        got = ops.repair_apply(painted, missing, heads, strength).int()
-        want = reference.repair_apply(painted, missing, heads, strength).int()
+        got = ops.repair_apply(painted, details, heads, strength).int()
+        want = reference.repair_apply(painted, details, heads, strength).int()
         assert (got - want).abs().max() <= 1
         assert (got != want).float().mean() < 0.01
         if strength == 0:
@@ -46,5 +46,5 @@ def test_mistakes():
         ops.repair_hints(good, frames(1, 8, 9))
     with pytest.raises(ValueError, match="photo: expected the shape"):
         ops.repair_hints(good, frames(1, 8, 12))
-    with pytest.raises(ValueError, match=r"heads: expected \[N, 5, H/4, W/4\] = \[1, 5, 2, 2\]"):
-        ops.repair_apply(good, torch.zeros(1, 1, 8, 8), torch.zeros(1, 4, 2, 2), 1.0)
+    with pytest.raises(ValueError, match=r"heads: expected \[N, 6, H/4, W/4\] = \[1, 6, 2, 2\]"):
+        ops.repair_apply(good, torch.zeros(1, 2, 8, 8), torch.zeros(1, 4, 2, 2), 1.0)
