@@ -33,8 +33,10 @@ template <int64_t ROWS, int64_t COLS>
 FASTSTY_PAIRS inline void plane_dots(int64_t count, const uint16_t* a, const uint16_t* b,
                                      int64_t stride, float* c, int64_t row_c) {
   constexpr int64_t W = 32;
-  __m512 sum[ROWS][COLS];
+  __m512 sum[ROWS][COLS];  // in registers, as all loops over it are unrolled
+#pragma GCC unroll 4
   for (int64_t i = 0; i < ROWS; ++i) {
+#pragma GCC unroll 4
     for (int64_t j = 0; j < COLS; ++j) sum[i][j] = _mm512_setzero_ps();
   }
   for (int64_t l = 0; l < count; l += W) {
@@ -51,7 +53,9 @@ FASTSTY_PAIRS inline void plane_dots(int64_t count, const uint16_t* a, const uin
       for (int64_t j = 0; j < COLS; ++j) sum[i][j] = _mm512_dpbf16_ps(sum[i][j], left, right[j]);
     }
   }
+#pragma GCC unroll 4
   for (int64_t i = 0; i < ROWS; ++i) {
+#pragma GCC unroll 4
     for (int64_t j = 0; j < COLS; ++j) c[i * row_c + j] += _mm512_reduce_add_ps(sum[i][j]);
   }
 }
@@ -79,7 +83,7 @@ FASTSTY_PAIRS inline void pair_products(int64_t k, const uint32_t* a, const uint
                                         int64_t stride, float* c, int64_t row_c) {
   __m512 sum[ROWS];
 #pragma GCC unroll 12
-  for (int64_t i = 0; i < ROWS; ++i) sum[i] = _mm512_loadu_ps(c + i * row_c);
+  for (int64_t i = 0; i < ROWS; ++i) sum[i] = _mm512_setzero_ps();
   for (int64_t l = 0; l < k; ++l) {
     const __m512bh right = (__m512bh)_mm512_loadu_si512(b + l * stride);
 #pragma GCC unroll 12
@@ -89,7 +93,10 @@ FASTSTY_PAIRS inline void pair_products(int64_t k, const uint32_t* a, const uint
     }
   }
 #pragma GCC unroll 12
-  for (int64_t i = 0; i < ROWS; ++i) _mm512_storeu_ps(c + i * row_c, sum[i]);
+  for (int64_t i = 0; i < ROWS; ++i) {
+    float* to = c + i * row_c;
+    _mm512_storeu_ps(to, _mm512_add_ps(_mm512_loadu_ps(to), sum[i]));
+  }
 }
 
 // Channels last: pixels 2l and 2l + 1 of a channel become one number of row l.

@@ -93,7 +93,12 @@ __attribute__((always_inline)) inline void dots(int64_t count, const A* a, const
                                                 int64_t stride, A* c, int64_t row_c) {
   typedef A Vector __attribute__((vector_size(BYTES)));
   constexpr int64_t W = BYTES / sizeof(A);
-  Vector sum[ROWS][COLS] = {};
+  Vector sum[ROWS][COLS];  // in registers, as all loops over it are unrolled
+#pragma GCC unroll 4
+  for (int64_t i = 0; i < ROWS; ++i) {
+#pragma GCC unroll 4
+    for (int64_t j = 0; j < COLS; ++j) sum[i][j] = Vector{};
+  }
   int64_t l = 0;
   for (; l + W <= count; l += W) {
 #pragma GCC unroll 4
@@ -107,7 +112,9 @@ __attribute__((always_inline)) inline void dots(int64_t count, const A* a, const
       }
     }
   }
+#pragma GCC unroll 4
   for (int64_t i = 0; i < ROWS; ++i) {
+#pragma GCC unroll 4
     for (int64_t j = 0; j < COLS; ++j) {
       A total = 0;
       for (int64_t k = 0; k < W; ++k) total += sum[i][j][k];

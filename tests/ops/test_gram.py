@@ -77,6 +77,18 @@ def test_half_precision(
     check(x + 3, center=True)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_sums_are_in_float32_whatever_the_dtype(
+    device: torch.device, dtype: torch.dtype, layout: torch.memory_format
+) -> None:
+    torch.manual_seed(2)
+    for shape in ((1, 22, 41, 53), (2, 7, 9, 5)):  # several tiles and less than one, odd ends
+        x = torch.randn(shape, device=device).to(dtype).contiguous(memory_format=layout)
+        for part in (x, x[:, 1:-2], x[:, :, :-1], x[..., 1:-1]):
+            assert relative(ops.gram(part), reference.gram(part.double())) < 1e-6
+
+
 def test_strides(device: torch.device) -> None:
     torch.manual_seed(2)
     wide = torch.randn(2, 12, 6, 7, device=device)
