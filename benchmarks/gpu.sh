@@ -63,7 +63,9 @@ tests() { # ARGUMENTS…
 }
 
 cases=$repository/tests
-step tests-ops tests "$cases/ops" "$cases/kernels" --junitxml "$OUT/junit.xml"
+# What compiles for chips that are not there takes minutes, and no GPU.
+step tests-ops tests "$cases/ops" "$cases/kernels" --ignore "$cases/kernels/test_compile.py" \
+  --junitxml "$OUT/junit.xml"
 mapfile -t marked < <(grep -rl --include='test_*.py' 'mark\.gpu' "$cases" | grep -v "^$cases/\(ops\|kernels\)/")
 [ ${#marked[@]} -gt 0 ] && step tests-others tests -m gpu "${marked[@]}"
 
