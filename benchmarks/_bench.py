@@ -189,23 +189,32 @@ def run(
         until: no case begins after this moment of `time.perf_counter`. Each suite may take its
             share of the time that is left, so the last gets what the others leave.
     """
+    broken = False
     for done, suite in enumerate(chosen):
         now = time.perf_counter()
         end = now + (until - now) / (len(chosen) - done)
         for case in chosen[suite]:
             yield case
+            if broken or time.perf_counter() > end:
+                report["left_out"][str(case)] = "the device is gone" if broken else "no time"
+                continue
             try:
-                if time.perf_counter() > end:
-                    raise TimeoutError
                 result = measured(case, device, seconds)
-            except TimeoutError:
-                report["left_out"][str(case)] = "no time"
             except torch.OutOfMemoryError:
                 report["left_out"][str(case)] = "out of memory"
             except Exception as error:  # one broken case must not cost all other numbers
                 report["wrong"][str(case)] = f"{type(error).__name__}: {error}".splitlines()[0]
+                broken = not usable(device)
             else:
                 report["cases"].append(result)
+
+
+def usable(device: torch.device) -> bool:
+    """Whether a device computes: after an illegal access none does until the process ends."""
+    try:
+        return bool(torch.ones(1, device=device).item())
+    except RuntimeError:
+        return False
 
 
 def choose(

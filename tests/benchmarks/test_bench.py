@@ -69,6 +69,27 @@ def test_a_run_fills_the_report(report: Any) -> None:
     assert made["wrong"] == {"ops: bad": "Wrong: result: off by 1"}
 
 
+def test_what_comes_after_a_lost_device_is_left_out(
+    report: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crash() -> Prepared:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered\nMore of it")
+
+    made = report()
+    chosen = {"ops": [case("good"), Case("ops", "bad", crash), case("late")], "memory": [case("z")]}
+    monkeypatch.setattr(_bench, "usable", lambda device: not made["wrong"])
+    list(_bench.run(chosen, CPU, made, seconds=0.0))
+    assert [r["name"] for r in made["cases"]] == ["good"]
+    why = "RuntimeError: CUDA error: an illegal memory access was encountered"
+    assert made["wrong"] == {"ops: bad": why}
+    assert made["left_out"] == {"ops: late": "the device is gone", "ops: z": "the device is gone"}
+
+
+def test_a_device_is_usable() -> None:
+    assert _bench.usable(CPU)
+    assert not _bench.usable(torch.device("meta"))  # no number comes back from there
+
+
 def test_a_run_that_has_no_time_left_says_what_it_left_out(report: Any) -> None:
     made = report()
     list(_bench.run({"ops": [case()]}, CPU, made, seconds=0.0, until=0.0))

@@ -42,7 +42,7 @@ def test_table_json_charts_and_comparison(tmp_path: Path) -> None:
     assert len(case["samples"]["eager"]) == case["rounds"]
     assert "| gram [1, 4, 8, 8] planar float32 forward |" in done.output
     assert "[1/1] ops: gram" in done.output
-    assert (tmp_path / "ratios-ops.svg").exists()
+    assert (tmp_path / "ratios-ops-float32.svg").exists()
     assert (tmp_path / "roofline.png").exists()
     done = run(*GRAM, "--json", str(tmp_path / "results"), "--compare", str(tmp_path / "a.json"))
     assert done.exit_code == 0, done.output
