@@ -22,12 +22,25 @@ class Adam:
     """
 
     def __init__(self, net: nn.Module, full_rate: float, betas: tuple[float, float]) -> None:
-        self.full_rate = self.rate = full_rate
         self.betas = betas
         self.weights: list[Tensor] = list(net.parameters())
+        device = self.weights[0].device
+        # On the device, where a recorded step finds it; CUDA's kernel knows no other than float32.
+        dtype = torch.float32 if device.type == "cuda" else torch.float64
+        self._rate = torch.empty((), dtype=dtype, device=device)
+        self.full_rate = self.rate = full_rate
         self.means = [torch.zeros_like(weight) for weight in self.weights]
         self.squares = [torch.zeros_like(weight) for weight in self.weights]
-        self.count = torch.zeros((), device=self.weights[0].device)  # of steps
+        self.count = torch.zeros((), device=device)  # of steps
+
+    @property
+    def rate(self) -> float:
+        return self._told_rate
+
+    @rate.setter
+    def rate(self, rate: float) -> None:
+        self._told_rate = rate
+        self._rate.fill_(rate)  # the number travels with the kernel: nobody waits
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything that the next step depends on, but for the weights; not copied."""
@@ -54,7 +67,7 @@ class Adam:
         self.count += 1 - skip
         torch._fused_adam_(
             self.weights, gradients, self.means, self.squares, [], [self.count] * len(gradients),
-            lr=self.rate, beta1=self.betas[0], beta2=self.betas[1], weight_decay=0.0, eps=EPS,
+            lr=self._rate, beta1=self.betas[0], beta2=self.betas[1], weight_decay=0.0, eps=EPS,
             amsgrad=False, maximize=False, found_inf=skip,
             grad_scale=(norm / max_norm).clamp_min(1.0),  # gradients are divided by it
         )  # fmt: skip

@@ -38,6 +38,7 @@ def told_rank() -> int:
 class Alone:
     """One process: it leads, and everything is its own."""
 
+    alone = True
     leads = True
     mine = slice(None)  # of a batch, which samples are this worker's
 
@@ -79,6 +80,7 @@ class Worker(Alone):
                 f"batch is {batch}; with {size} workers it must be at least {LEAST * size}"
             )
         self.rank, self.size, self._batch, self._out = rank, size, batch, out
+        self.alone = False
         self.leads = rank == 0
         self.mine = slice(rank, None, size)  # in turns: half of a batch is half of each worker's
 

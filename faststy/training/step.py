@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -17,14 +17,13 @@ from faststy.nn.repairer import Repairer
 from faststy.training import objective
 from faststy.training.adam import Adam
 from faststy.training.config import TrainConfig
-from faststy.training.dataset import Pictures, below, generator, of_samples, random_crop
+from faststy.training.dataset import Pictures
 from faststy.training.distributed import Alone
+from faststy.training.draws import Draws, crop, draw, erased, moves, warp
+from faststy.training.graph import Recorder, Terms
 from faststy.training.precision import in_precision, precision_named
 
-Terms = dict[str, Tensor]
-
-ENCODER_LATTICE = 8  # the encoder's coarsest stride, px
-STYLE_ZOOM = (0.7, 1.4)  # real patches are shown to the discriminator at these scales
+WEIGHED = (*ops.TERMS, "style_together", "style_excess")  # by `Draws.weights`
 REPAIR_WEIGHTS = {
     "repair": 4.0,
     "style_together": 0.2,
@@ -66,6 +65,9 @@ class StyleTarget:
 class Trainer:
     """Nets, optimisers and objective of a run; `perceptual` and `repair` take a step.
 
+    A step is drawn, which is the host's part, and then taken, which is the device's: on a CUDA
+    device as one graph, and nothing in it waits for the host or lets it wait.
+
     Args:
         encoder: frozen, `[N, 3, H, W]` in 0...1 to four taps.
         styles: one target per style of the generator.
@@ -103,6 +105,8 @@ class Trainer:
         self._grams = [torch.stack(tap) for tap in zip(*(s.grams for s in styles), strict=True)]
         self._colours = torch.stack([s.colours for s in styles])
         self._variation = sum(s.variation for s in styles) / len(styles)
+        # Collectives stay out of graphs.
+        self._recorder = Recorder() if device.type == "cuda" and self.world.alone else None
 
     @property
     def nets(self) -> dict[str, nn.Module]:
@@ -121,7 +125,6 @@ class Trainer:
 
     # -- steps ---------------------------------------------------------------------------------
 
-    @in_precision
     def perceptual(
         self,
         step: int,
@@ -140,32 +143,72 @@ class Trainer:
         Returns:
             every term (unweighted, 0-dim, detached) and their weighted `total`.
         """
-        config, rng = self.config, generator(self.config.seed, step, stream=1)
-        style, index = self._own_styles(len(photo), rng)
-        painted = self.generator(photo, style)
-        judged: Terms = {}
-        if adversarial:
-            real = self._real_patches(index, photo.shape[-1], rng)
-            judged["discriminator"] = self._train_discriminator(real, painted, style)
+        stage = "adversarial" if adversarial else "perceptual"
+        return self.take(self.draw(step, stage, photo, pair), style_weight)
 
-        # A random offset keeps the encoder's lattice off the generator's: a grid would show.
-        offset = below(rng, ENCODER_LATTICE), below(rng, ENCODER_LATTICE)
-        seen, seen_photo = _inner(painted, offset), _inner(photo, offset)
-        with torch.no_grad():
-            photo_taps = self.encoder(seen_photo, taps=objective.CONTENT_TAP + 1)
-        taps = self.encoder(seen)
-        tap = objective.CONTENT_TAP
+    def repair(self, step: int, photo: Tensor, style_weight: float) -> Terms:
+        """Move the repairer (and the discriminator that watches it); the generator is held.
+
+        One style per step: the Gram matrices of its crops together are nearly those of a whole
+        picture. A single crop's say more of what it happens to show than of the style.
+        """
+        return self.take(self.draw(step, "repair", photo), style_weight)
+
+    def draw(
+        self, step: int, stage: str, photo: Tensor, pair: tuple[Tensor, Tensor] | None = None
+    ) -> Draws:
+        """What a step takes: from the seed and `step` alone, so that threads may draw ahead."""
+        pictures = [style.pictures for style in self.styles]
+        return draw(self.config, pictures, self.world, step, stage, photo, pair)
+
+    def take(self, drawn: Draws, style_weight: float) -> Terms:
+        """The step that was drawn, with λ = `style_weight`; returns as `perceptual`."""
+        weights = self._weights(drawn.stage, style_weight)
+        numbers = torch.tensor([weights.get(name, 0.0) for name in WEIGHED])
+        drawn = replace(drawn, weights=numbers).to(self.device)
+        move = self._repair if drawn.stage == "repair" else self._perceptual
+        record = self._recorder
+        terms, self.painted = move(drawn) if record is None else record(move, drawn)
+        return terms
+
+    def _weights(self, stage: str, style_weight: float) -> dict[str, float]:
+        """Of the terms that a stage has of `WEIGHED`."""
+        if stage == "repair":
+            style = {name: style_weight * REPAIR_WEIGHTS[name] for name in WEIGHED[-2:]}
+            return {name: REPAIR_WEIGHTS[name] for name in ("repair", "adversarial")} | style
+        config = self.config
         weights = {
             "content": config.content_weight,
             "style": style_weight,
             "colour": style_weight * config.colour_weight,
             "variation": config.variation_weight,
         }
-        if adversarial:
-            weights["adversarial"] = config.adversarial_weight
+        return weights | (
+            {"adversarial": config.adversarial_weight} if stage == "adversarial" else {}
+        )
+
+    # -- what they compute: no number is read on the host, and none comes from there ------------
+
+    @in_precision
+    def _perceptual(self, drawn: Draws) -> tuple[Terms, Tensor]:
+        """The terms and the paintings [N, 3, H, W] of a perceptual or an adversarial step."""
+        config, photo, style, index = self.config, drawn.photo, drawn.style, drawn.index
+        adversarial = drawn.real is not None
+        painted = self.generator(photo, style)
+        judged: Terms = {}
+        if drawn.real is not None:
+            judged["discriminator"] = self._train_discriminator(drawn.real, painted, style)
+
+        assert drawn.rows is not None
+        assert drawn.columns is not None
+        seen, seen_photo = (crop(x, drawn.rows, drawn.columns) for x in (painted, photo))
+        with torch.no_grad():
+            photo_taps = self.encoder(seen_photo, taps=objective.CONTENT_TAP + 1)
+        taps = self.encoder(seen)
+        tap = objective.CONTENT_TAP
         shares = self._shares(len(photo), photo_taps[tap])
         losses = ops.combined_loss(
-            self._weights(weights) * shares,
+            _first_weights(drawn) * shares,
             logits=self._judged(painted, style) if adversarial else (),
             form=config.adversarial,
             grams=[(ops.gram(t), grams[index]) for t, grams in zip(taps, self._grams, strict=True)],
@@ -174,60 +217,48 @@ class Trainer:
             variation=self._variation,
             colours=self._colours[index],
         )
-        terms = _named(losses.terms * shares, weights)
+        terms = _named(losses.terms * shares, self._weights(drawn.stage, 1.0))
         total = losses.total
-        if config.stability_weight > 0:
-            terms["stability"] = self._stability(photo, painted, style, rng)
+        if drawn.shift is not None:
+            terms["stability"] = self._stability(drawn, painted)
             total = total + config.stability_weight * terms["stability"]
-        if pair is not None:
-            terms["paired"] = self._paired(*pair)
+        if drawn.before is not None and drawn.after is not None:
+            terms["paired"] = self._paired(drawn.before, drawn.after, drawn.pair_share)
             total = total + config.paired_weight * terms["paired"]
 
         terms = self._step("generator", total, terms)
-        self.painted = painted.detach()
-        with torch.no_grad():
-            decay = min(0.98, (step + 1) / (step + 10))
-            for slow, fast in zip(
-                self.average.parameters(), self.generator.parameters(), strict=True
-            ):
-                slow.lerp_(fast, 1 - decay)
-        return judged | terms
+        self._follow(drawn.pace)
+        return judged | terms, painted.detach()
 
     @in_precision
-    def repair(self, step: int, photo: Tensor, style_weight: float) -> Terms:
-        """Move the repairer (and the discriminator that watches it); the generator is held.
-
-        One style per step: the Gram matrices of its crops together are nearly those of a whole
-        picture. A single crop's say more of what it happens to show than of the style.
-        """
-        rng, count = generator(self.config.seed, step, stream=1), len(photo)
-        style, index = (
-            drawn.expand(count, *drawn.shape[1:]) for drawn in self._draw_styles(1, rng)
-        )
+    def _repair(self, drawn: Draws) -> tuple[Terms, Tensor]:
+        """The terms and the repaired paintings [N, 3, H, W] of a repair step."""
+        photo, style, index, count = drawn.photo, drawn.style, drawn.index[:1], len(drawn.photo)
+        assert drawn.squares is not None
+        assert drawn.real is not None
+        assert drawn.weights is not None
         with torch.no_grad():
-            painted = erased(self.average(photo, style), self._own_random(count, rng))
+            painted = erased(self.average(photo, style), drawn.squares)
             painted_taps = self.encoder(painted)
             photo_taps = self.encoder(photo, taps=objective.CONTENT_TAP + 1)
             target = objective.lost_content(painted_taps, photo_taps)
         lost, residual = self.repairer(painted, photo)
         # Detached, so that the map stays a judgement and does not become a dial of the loss.
         repaired = self.repairer.apply_repair(painted, lost.detach(), residual, 1.0)
-        real = self._real_patches(index, photo.shape[-1], rng)
-        judged = {"discriminator": self._train_discriminator(real, repaired, style)}
+        judged = {"discriminator": self._train_discriminator(drawn.real, repaired, style)}
         taps = self.encoder(repaired)
         tap = objective.CONTENT_TAP
-        weights = {name: REPAIR_WEIGHTS[name] for name in ("repair", "adversarial")}
         shares = self._shares(count)
         losses = ops.combined_loss(
-            self._weights(weights) * shares,
+            _first_weights(drawn) * shares,
             logits=self._judged(repaired, style),
             form=self.config.adversarial,
             repair=(taps[tap], photo_taps[tap], target),
         )
-        terms = _named(losses.terms * shares, weights)
-        distance = self._style_together(taps, index[0], count)
+        terms = _named(losses.terms * shares, ("repair", "adversarial"))
+        distance = self._style_together(taps, index, count)
         with torch.no_grad():
-            held = self._style_together(painted_taps, index[0], count)
+            held = self._style_together(painted_taps, index, count)
         # Every worker knows the distance of all; the values, which are added, are its share of it.
         terms["style_together"] = distance - distance.detach() * (1 - shares[0])
         # What passes the painting's own style distance costs more.
@@ -241,19 +272,21 @@ class Trainer:
         terms["map"] = error / (variance + objective.EPS) * shares[0]
         total = losses.total + REPAIR_WEIGHTS["map"] * terms["map"]
         for name in ("style_together", "style_excess"):
-            total = total + style_weight * REPAIR_WEIGHTS[name] * terms[name]
+            total = total + drawn.weights[WEIGHED.index(name)] * terms[name]
         terms = self._step("repairer", total, terms)
-        self.painted = repaired.detach()
-        return judged | terms
+        return judged | terms, repaired.detach()
 
     def _style_together(self, taps: Sequence[Tensor], style: Tensor, count: int) -> Tensor:
-        """The style loss of the whole batch as of one picture, with gradients for own samples."""
+        """The style loss of the whole batch as of one picture, with gradients for own samples.
+
+        `style` is an index [1].
+        """
         distances = []
         for tap, targets in zip(taps, self._grams, strict=True):
             own = ops.gram(tap).mean(0)
             share = count / self.world.batch(count)
             whole = self.mean(own, count) + share * (own - own.detach())
-            distances.append(objective.relative_distance(whole[None], targets[style][None]))
+            distances.append(objective.relative_distance(whole[None], targets[style]))
         return torch.stack(distances).mean()
 
     def mean(self, own: Tensor, count: int) -> Tensor:
@@ -261,26 +294,6 @@ class Trainer:
         return self.world.sum(own.detach() * (count / self.world.batch(count)))
 
     # -- their parts ---------------------------------------------------------------------------
-
-    def _draw_styles(self, count: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        """A random style per sample: one-hot [N, S] and index [N]."""
-        index = torch.randint(len(self.styles), (count,), generator=rng).to(self.device)
-        return F.one_hot(index, len(self.styles)).float(), index
-
-    def _own_styles(self, count: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        style, index = self._draw_styles(self.world.batch(count), rng)
-        return style[self.world.mine], index[self.world.mine]
-
-    def _own_random(self, count: int, rng: torch.Generator) -> list[torch.Generator]:
-        return of_samples(self.world.batch(count), rng, self.world.mine)
-
-    def _real_patches(self, index: Tensor, size: int, rng: torch.Generator) -> Tensor:
-        crops = [
-            random_crop(self.styles[i].pictures, size, STYLE_ZOOM, own)
-            for i, own in zip(index.tolist(), self._own_random(len(index), rng), strict=True)
-        ]
-        patches = torch.stack(crops).contiguous(memory_format=torch.channels_last)
-        return patches.to(self.device, non_blocking=True)
 
     def _train_discriminator(self, real: Tensor, fake: Tensor, style: Tensor) -> Tensor:
         loss = ops.discriminator_loss(
@@ -298,9 +311,6 @@ class Trainer:
         self.discriminator.requires_grad_(True)
         return logits
 
-    def _weights(self, weights: dict[str, float]) -> Tensor:
-        return torch.tensor([weights.get(name, 0.0) for name in ops.TERMS], device=self.device)
-
     def _shares(self, count: int, content: Tensor | None = None) -> Tensor:
         """This worker's share of each of `ops.TERMS`: of a mean over samples, its share of them; of
         the content term, a ratio of sums, its share of the energy of the features `content`."""
@@ -310,32 +320,32 @@ class Trainer:
             shares[ops.TERMS.index("content")] = energy / self.world.sum(energy)
         return shares
 
-    def _stability(
-        self, photo: Tensor, painted: Tensor, style: Tensor, rng: torch.Generator
-    ) -> Tensor:
+    def _stability(self, drawn: Draws, painted: Tensor) -> Tensor:
         """The small-motion term, on half of the batch; this worker's part of it."""
-        half = max(1, self.world.batch(len(photo)) // 2)
-        whole_pixels = below(rng, 2) == 1
-        motion = random_shift if whole_pixels else random_warp
-        moves = motion(half, photo.shape[-1], rng, self.world.mine)
-        grid, valid = (t.to(self.device) for t in moves)
-        count = len(grid)
-        moved_photo = warp(photo[:count], grid)
-        painted_moved = self.generator(moved_photo, style[:count])
+        assert drawn.shift is not None
+        motion, count = (drawn.shift, drawn.linear, drawn.wobble), len(drawn.shift)
+        grid, valid = moves(motion, painted.shape[-1])
+        moved_photo = warp(drawn.photo[:count], grid)
+        painted_moved = self.generator(moved_photo, drawn.style[:count])
         seen = painted_moved, warp(painted[:count], grid), moved_photo, valid
         whole = self.world.sum
         loss = objective.stability_loss(*seen, whole)
-        if whole_pixels:
+        if drawn.linear is None:  # by whole pixels
             fine = objective.fine_stability_loss(*seen, whole)
             loss = loss + self.config.lattice_weight * fine
         return loss
 
-    def _paired(self, before: Tensor, after: Tensor) -> Tensor:
+    def _paired(self, before: Tensor, after: Tensor, share: float) -> Tensor:
         """The paired term; this worker's part of it, which may be none of the few pairs."""
-        own, target = (t[self.world.mine].to(self.device) for t in (before, after))
-        if len(own) == 0:
+        if len(before) == 0:
             return torch.zeros((), device=self.device)
-        return objective.paired_loss(self.generator(own), target) * (len(own) / len(before))
+        return objective.paired_loss(self.generator(before), after) * share
+
+    @torch.no_grad()
+    def _follow(self, pace: Tensor) -> None:
+        """Let the average go that share of the way to the generator."""
+        slow, fast = (list(net.parameters()) for net in (self.average, self.generator))
+        torch._foreach_lerp_(slow, fast, [pace] * len(slow))
 
     def _step(self, name: str, loss: Tensor, terms: Terms) -> Terms:
         """One step of the optimiser `name`; one whose gradient is not finite changes nothing.
@@ -353,80 +363,12 @@ class Trainer:
         return dict(zip((*terms, "total"), (*values[1:], values[0]), strict=True))
 
 
+def _first_weights(drawn: Draws) -> Tensor:
+    """Those of `ops.TERMS`."""
+    assert drawn.weights is not None
+    return drawn.weights[: len(ops.TERMS)]
+
+
 def _named(terms: Tensor, names: Iterable[str]) -> Terms:
     named = dict(zip(ops.TERMS, terms.unbind(), strict=True))
     return {name: named[name] for name in names}
-
-
-def _inner(x: Tensor, offset: tuple[int, int]) -> Tensor:
-    """`x` [N, C, H, W] less ENCODER_LATTICE rows and columns, `offset` of them at the top left."""
-    height, width = (side - ENCODER_LATTICE for side in x.shape[-2:])
-    return x[..., offset[0] : offset[0] + height, offset[1] : offset[1] + width]
-
-
-def erased(painted: Tensor, random: Sequence[torch.Generator]) -> Tensor:
-    """`painted` [N, C, H, W] with a square of about half of the samples painted over.
-
-    By flat colour or by another part of the painting: content that is lost for sure, to learn the
-    map from. `random` are each sample's random numbers.
-    """
-    out, side = painted.clone(), min(painted.shape[-2:])
-    for i, rng in enumerate(random):
-        if below(rng, 2):
-            size = side // 8 + below(rng, side // 3)
-            top, left = (below(rng, length - size) for length in painted.shape[-2:])
-            square = (slice(None), slice(top, top + size), slice(left, left + size))
-            if below(rng, 2):
-                over = painted[i].mean((1, 2), keepdim=True)
-            else:
-                halves = [length // 2 for length in painted.shape[-2:]]
-                over = painted[i].roll(halves, (1, 2))[square]
-            out[i][square] = over
-    return out
-
-
-def random_shift(
-    count: int, size: int, rng: torch.Generator, mine: slice = slice(None)
-) -> tuple[Tensor, Tensor]:
-    """A random shift by up to 4 whole pixels: grid [N, H, W, 2] and validity [N, 1, H, W].
-
-    Only those in `mine` of `count`.
-    """
-    shift = torch.randint(-4, 5, (count, 2, 1, 1), generator=rng)[mine].float()
-    return _moved(shift.expand(-1, -1, size, size))
-
-
-def random_warp(
-    count: int, size: int, rng: torch.Generator, mine: slice = slice(None)
-) -> tuple[Tensor, Tensor]:
-    """A smooth random motion of a few pixels: sampling grid [N, H, W, 2] and validity [N, 1, H, W].
-
-    A shift of up to 4 px, a turn and zoom of up to 3 %, and a low-frequency wobble. Only those in
-    `mine` of `count`.
-    """
-    shift = (torch.rand(count, 2, 1, 1, generator=rng)[mine] * 2 - 1) * 4
-    linear = (torch.rand(count, 2, 2, generator=rng)[mine] * 2 - 1) * 0.03
-    wobble = (torch.rand(count, 2, 4, 4, generator=rng)[mine] * 2 - 1) * 1.5
-    flow = torch.einsum("nij,jhw->nihw", linear, _positions(size)) + shift
-    return _moved(flow + F.interpolate(wobble, (size, size), mode="bicubic", align_corners=True))
-
-
-def _positions(size: int) -> Tensor:
-    """Pixel centres from the middle of a square: x and y as [2, size, size]."""
-    axis = torch.arange(size, dtype=torch.float32) - (size - 1) / 2
-    y, x = torch.meshgrid(axis, axis, indexing="ij")
-    return torch.stack([x, y])
-
-
-def _moved(flow: Tensor) -> tuple[Tensor, Tensor]:
-    """Sampling grid and validity of a flow [N, 2, H, W] in pixels."""
-    size = flow.shape[-1]
-    position = (_positions(size) + flow) * (2 / size)
-    valid = (position.abs() < 1 - 16 / size).all(1, keepdim=True).float()
-    return position.permute(0, 2, 3, 1), valid
-
-
-def warp(x: Tensor, grid: Tensor) -> Tensor:
-    """Sample `x` [N, C, H, W] at `grid` [N, H, W, 2], borders repeated."""
-    moved = F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
-    return moved.contiguous(memory_format=torch.channels_last)
