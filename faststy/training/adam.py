@@ -26,7 +26,7 @@ class Adam:
         self.weights: list[Tensor] = list(net.parameters())
         device = self.weights[0].device
         # On the device, where a recorded step finds it; CUDA's kernel knows no other than float32.
-        dtype = torch.float32 if device.type == "cuda" else torch.float64
+        dtype = torch.float64 if device.type == "cpu" else torch.float32
         self._rate = torch.empty((), dtype=dtype, device=device)
         self.full_rate = self.rate = full_rate
         self.means = [torch.zeros_like(weight) for weight in self.weights]

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +21,8 @@ from torch import Tensor
 from faststy.errors import FaststyError
 from faststy.pictures import list_pictures
 from faststy.training.picture_cache import PictureCache
+
+T = TypeVar("T")
 
 
 def generator(seed: int, step: int, stream: int = 0) -> torch.Generator:
@@ -132,9 +135,7 @@ def random_crops(
     return torch.stack(crops).contiguous(memory_format=torch.channels_last)
 
 
-def prefetch(
-    make: Callable[[int], Tensor], first: int, threads: int = 4
-) -> Generator[Tensor, None, None]:
+def prefetch(make: Callable[[int], T], first: int, threads: int = 4) -> Generator[T, None, None]:
     """`make(first), make(first + 1), …` in order, made ahead by threads while one is used."""
     # OpenMP threads within these threads would be too many.
     with ThreadPoolExecutor(threads, "faststy-prefetch", torch.set_num_threads, (1,)) as pool:

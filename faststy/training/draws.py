@@ -56,7 +56,8 @@ class Draws:
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Draws:
         """The same with each tensor changed."""
-        return replace(self, **{name: change(value) for name, value in self.tensors().items()})
+        changed = {name: change(value) for name, value in self.tensors().items()}
+        return replace(self, **changed)  # type: ignore[arg-type]
 
     def pinned(self) -> Draws:
         """In memory that a CUDA device copies from while the host goes on."""
@@ -105,8 +106,11 @@ def draw(
         real = _real_patches(styles, index, photo, of_samples(batch, rng, world.mine))
         drawn = replace(drawn, real=real)
     # A random offset keeps the encoder's lattice off the generator's: a grid would show.
-    seen = [torch.arange(n - ENCODER_LATTICE) + below(rng, ENCODER_LATTICE) for n in photo.shape[2:]]
-    drawn = replace(drawn, rows=seen[0], columns=seen[1])
+    rows, columns = (
+        torch.arange(side - ENCODER_LATTICE) + below(rng, ENCODER_LATTICE)
+        for side in photo.shape[-2:]
+    )
+    drawn = replace(drawn, rows=rows, columns=columns)
     if config.stability_weight > 0:
         motion = random_shift if below(rng, 2) == 1 else random_warp
         shift, linear, wobble = motion(max(1, batch // 2), rng, world.mine)

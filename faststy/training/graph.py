@@ -1,5 +1,8 @@
-"""Training steps as CUDA graphs: a step has well over a thousand kernels, most of them so short that
-launching them one by one would take longer than running them."""
+"""Training steps as CUDA graphs.
+
+A step has well over a thousand kernels, most of them so short that launching them one by one would
+take longer than running them.
+"""
 
 from __future__ import annotations
 

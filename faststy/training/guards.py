@@ -1,10 +1,11 @@
 """What goes wrong in adversarial training: noticed without slowing it down, and answered.
 
 Each step leaves a row of numbers on the device. Every POLL_EVERY steps the rows are fetched at once
-and judged. The answers: a step that is not finite is skipped (by the trainer itself); a run that is
-not well goes back to its last good state, with a smaller learning rate; a discriminator that wins
-or loses outright learns slower or faster. Everything depends on the steps alone, never on the
-clock, and what is remembered goes into the checkpoint, so that a resumed run is the same run.
+and judged, on a CUDA device while the next step is already under way there. The answers: a step
+that is not finite is skipped (by the trainer itself); a run that is not well goes back to its last
+good state, with a smaller learning rate; a discriminator that wins or loses outright learns slower
+or faster. Everything depends on the steps alone, never on the clock, and what is remembered goes
+into the checkpoint, so that a resumed run is the same run.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ import torch
 from torch import Tensor
 
 from faststy.training.checkpoint import Tensors, capture, restore
-from faststy.training.step import Terms, Trainer
+from faststy.training.graph import Terms
+from faststy.training.reading import Reading, lag
+from faststy.training.step import Trainer
 
 POLL_EVERY = 10  # steps
 KEEP_EVERY = 5 * POLL_EVERY  # steps between the states that can be gone back to
@@ -54,6 +57,7 @@ class Memory:
     wins: int = 0
     loses: int = 0
     good_step: int = 0
+    asked: int = 0  # step whose numbers are on their way, or 0
     skipped: int = 0  # updates, in the whole run
     returns: int = 0  # to a good state, in the whole run
 
@@ -77,6 +81,8 @@ class Guards:
         form = trainer.config.adversarial
         self._guess = {"hinge": 2.0, "bce": 2 * math.log(2), "lsgan": 0.5}[form]
         self._rows = torch.zeros(POLL_EVERY, 3, device=trainer.device)
+        self._asked = torch.zeros(3 * POLL_EVERY + 3, device=trainer.device)
+        self._reading, self.lag = Reading(self._asked), lag(trainer.device)
         self._good = capture(trainer.nets, trainer.optimisers)
 
     # -- in the checkpoint ---------------------------------------------------------------------
@@ -85,12 +91,15 @@ class Guards:
         """For the checkpoint: values and tensors."""
         good = {f"good.{name}": value for name, value in self._good.items()}
         own = {"guards.rows": self._rows, "guards.skipped": self.trainer.skipped}
+        own["guards.asked"] = self._asked
         return asdict(self.memory), own | good
 
     def load_state(self, values: dict[str, Any], tensors: Tensors) -> None:
         self.memory = Memory(**values)
         self._rows.copy_(tensors["guards.rows"])
         self.trainer.skipped.copy_(tensors["guards.skipped"])
+        self._asked = tensors.get("guards.asked", self._asked).to(self.trainer.device)
+        self._reading = Reading(self._asked)
         good = {k[len("good.") :]: v for k, v in tensors.items() if k.startswith("good.")}
         self._good = {name: value.to(self.trainer.device) for name, value in good.items()}
 
@@ -104,7 +113,7 @@ class Guards:
         Returns:
             what was done, in words.
         """
-        memory = self.memory
+        memory, events = self.memory, self._judge(step)
         content, style = (terms[name] for name in DISTANCES[stage])
         discriminator = terms.get("discriminator", torch.zeros_like(content))
         self._rows[step % POLL_EVERY] = torch.stack([content, style, discriminator])
@@ -113,7 +122,11 @@ class Guards:
             first = float(content + style)
             memory.reference = max(first if math.isfinite(first) else 0.0, LEAST_REFERENCE)
             self._rows[:] = self._rows[step % POLL_EVERY].clone()
-        return self._judge(step, photo) if step % POLL_EVERY == 0 else []
+        if step % POLL_EVERY == 0:
+            memory.asked = step
+            self._asked = self._numbers(_contrast(self.trainer.painted), photo)
+            self._reading = Reading(self._asked)
+        return events + self._judge(step)
 
     def settle(self, step: int, photo: Tensor) -> list[str]:
         """At the end, before the model is saved: what is not well goes back to its last good state.
@@ -137,14 +150,17 @@ class Guards:
     @torch.no_grad()
     def _look(self, photo: Tensor) -> Seen:
         """What the last steps were like, and what the average paints."""
-        return self._fetch(_contrast(self.trainer.average(photo)), photo)
+        return _seen(Reading(self._numbers(_contrast(self.trainer.average(photo)), photo)))
 
-    def _judge(self, step: int, photo: Tensor) -> list[str]:
-        memory, events = self.memory, []
-        seen = self._fetch(_contrast(self.trainer.painted), photo)
+    def _judge(self, step: int) -> list[str]:
+        """Judge and answer what was asked for, once `step` is far enough beyond."""
+        memory, asked = self.memory, self.memory.asked
+        if not 0 < asked <= step - self.lag:
+            return []
+        seen, memory.asked, events = _seen(self._reading), 0, list[str]()
         if lost := seen.skipped - memory.skipped:
             memory.skipped += lost
-            events.append(f"step {step}: {lost} updates were not finite and were skipped")
+            events.append(f"step {asked}: {lost} updates were not finite and were skipped")
         memory.flat = memory.flat + 1 if seen.flat else 0
         blank = memory.stage != "repair" and min(seen.content, seen.style) > BLANK
         memory.blank = memory.blank + 1 if blank else 0
@@ -152,29 +168,18 @@ class Guards:
             seen, flat=memory.flat >= FLAT_POLLS, blank=memory.blank >= BLANK_POLLS
         )
         if why is not None:
-            return [*events, f"step {step}: {why}; {self._go_back()}"]
+            return [*events, f"step {asked}: {why}; {self._go_back()}"]
         if memory.stage != "perceptual":
-            events += self._balance(step, seen.discriminator / self._guess)
-        if step % KEEP_EVERY == 0 and not (seen.flat or blank):
+            events += self._balance(asked, seen.discriminator / self._guess)
+        if asked % KEEP_EVERY == 0 and not (seen.flat or blank):
             self._good = capture(self.trainer.nets, self.trainer.optimisers)
             memory.good_step = step
         return events
 
-    def _fetch(self, painted: Tensor, photo: Tensor) -> Seen:
+    def _numbers(self, painted: Tensor, photo: Tensor) -> Tensor:
+        """All that `_seen` wants to know, as one tensor on the device."""
         contrasts = self.trainer.mean(torch.stack([painted, _contrast(photo)]), len(photo))
-        now = [self._rows.flatten(), contrasts, self.trainer.skipped[None]]
-        values = torch.cat(now).tolist()  # the only wait for the device
-        columns = [list(filter(math.isfinite, values[i:-3:3])) for i in range(3)]
-        medians = [median(column) if column else math.nan for column in columns]
-        painted_contrast, photo_contrast, skipped = values[-3:]
-        return Seen(
-            content=medians[0],
-            style=medians[1],
-            discriminator=medians[2],
-            finite=min(map(len, columns)),
-            flat=not painted_contrast > FLAT * photo_contrast,
-            skipped=int(skipped),
-        )
+        return torch.cat([self._rows.flatten(), contrasts, self.trainer.skipped[None]])
 
     def _complaint(self, seen: Seen, *, flat: bool, blank: bool = False) -> str | None:
         if 2 * seen.finite <= POLL_EVERY:
@@ -214,6 +219,21 @@ class Guards:
         if memory.pace == before:
             return []
         return [f"step {step}: the discriminator {what}; its learning rate x {memory.pace:.2g}"]
+
+
+def _seen(reading: Reading) -> Seen:
+    values = reading.tolist()  # the only wait for the device
+    columns = [list(filter(math.isfinite, values[i:-3:3])) for i in range(3)]
+    medians = [median(column) if column else math.nan for column in columns]
+    painted_contrast, photo_contrast, skipped = values[-3:]
+    return Seen(
+        content=medians[0],
+        style=medians[1],
+        discriminator=medians[2],
+        finite=min(map(len, columns)),
+        flat=not painted_contrast > FLAT * photo_contrast,
+        skipped=int(skipped),
+    )
 
 
 def _contrast(x: Tensor) -> Tensor:

@@ -68,12 +68,17 @@ class Log:
             self._sums.clear()
             self._count.clear()
             self._stage = stage
+        known = [name for name in terms if name in self._sums]
+        if known:
+            torch._foreach_add_([self._sums[n] for n in known], [terms[n] for n in known])
         for name, value in terms.items():
-            self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value
+            if name not in self._sums:
+                self._sums[name] = value.detach().clone()
             self._count[name] = self._count.get(name, 0) + 1
 
     def means(self) -> dict[str, float]:
-        means = {name: float(value) / self._count[name] for name, value in self._sums.items()}
+        sums = torch.stack(list(self._sums.values())).tolist() if self._sums else []  # one wait
+        means = {n: total / self._count[n] for n, total in zip(self._sums, sums, strict=True)}
         self._sums.clear()
         self._count.clear()
         return means

@@ -36,6 +36,7 @@ from faststy.training.chore import Chore
 from faststy.training.config import TrainConfig
 from faststy.training.dataset import Pictures, generator, prefetch, random_crops
 from faststy.training.distributed import Alone, joined
+from faststy.training.draws import Draws
 from faststy.training.folder import open_run, refuse_another
 from faststy.training.guards import Guards
 from faststy.training.log import Log, Progress
@@ -129,6 +130,14 @@ def _train(
         rng = generator(config.seed, step)
         return random_crops(photos, config.batch, config.size, PHOTO_ZOOM, rng, world.mine)
 
+    def draw(step: int, photo: Tensor | None = None) -> Draws:
+        """What the step takes in the stage of now, which threads may be some steps ahead of."""
+        photo = photo_batch(step) if photo is None else photo
+        rng = generator(config.seed, step, stream=2)
+        pair = pairs.batch(rng) if pairs is not None and stage != "repair" else None
+        drawn = trainer.draw(step, stage, photo, pair)
+        return drawn.pinned() if device.type == "cuda" else drawn
+
     found = newest_checkpoint(checkpoint) if resume and world.leads else None
     began_as = None
     if found is None and world.leads:
@@ -186,10 +195,10 @@ def _train(
     style_weights: list[float] = []  # since the last line of the log
     # On a CPU a second thread would bring OpenMP threads of its own, and they fight for the cores.
     if device.type == "cpu":
-        batches = (photo_batch(i) for i in itertools.count(step))
+        draws = (draw(i) for i in itertools.count(step))
     else:
-        batches = prefetch(photo_batch, step)
-    with stop_signals() as stopped, closing(batches), events.begin(run, step):
+        draws = prefetch(draw, step)
+    with stop_signals() as stopped, closing(draws), events.begin(run, step):
         while True:
             fraction = schedule.fraction(step, seconds() + 2 * (previews.cost + reports.cost))
             fraction, interrupted = world.agree(fraction, stopped.is_set())
@@ -204,20 +213,18 @@ def _train(
             rate = schedule.learning_rate(fraction, step) * guards.memory.rate
             trainer.set_learning_rate(rate, guards.memory.pace)
             try:
-                photo = next(batches).to(device, non_blocking=True)
+                drawn = next(draws)
+                if drawn.stage != stage:  # the stage has just begun
+                    drawn = draw(step, drawn.photo)
             except FaststyError:  # no picture is left
                 log.attempt(step, "checkpoint", save)
                 raise
-            if stage == "repair":
-                terms = trainer.repair(step, photo, style_weight)
-            else:
-                pair = pairs.batch(generator(config.seed, step, stream=2)) if pairs else None
-                adversarial = stage == "adversarial"
-                terms = trainer.perceptual(step, photo, style_weight, pair, adversarial=adversarial)
+            drawn = drawn.to(device)
+            terms = trainer.take(drawn, style_weight)
             step += 1
             log.add(stage, terms)
             style_weights.append(style_weight)
-            for event in guards.watch(step, stage, terms, photo):
+            for event in guards.watch(step, stage, terms, drawn.photo):
                 log.tell(step, event)
             for event in weight.watch(step, fraction, terms):
                 log.tell(step, event)
@@ -257,7 +264,7 @@ def _train(
 
     finished = until >= 1 and not interrupted
     if step > first and finished:
-        for event in guards.settle(step, photo):
+        for event in guards.settle(step, drawn.photo):
             log.tell(step, event)
     if not world.leads:
         return result(finished)

@@ -18,6 +18,7 @@ from torch import Tensor
 from faststy.training.checkpoint import Tensors
 from faststy.training.config import TrainConfig
 from faststy.training.guards import POLL_EVERY
+from faststy.training.reading import Reading, lag
 from faststy.training.schedule import DECAY, RISE, Schedule
 
 SMOOTHING = 0.7  # what an average keeps of itself from poll to poll
@@ -61,6 +62,7 @@ class Memory:
     first: float | None = None  # style at the first poll
     learned: bool = False  # is the share the style's own yet?
     held: bool = False  # for good
+    asked: int = 0  # step whose numbers are on their way, or 0
 
 
 class StyleWeight:
@@ -80,6 +82,7 @@ class StyleWeight:
         self.config, self.schedule, self.target = config, schedule, config.style_share
         self.memory = Memory(schedule.style_weight(0.0))
         self._rows = torch.zeros(POLL_EVERY, 2, device=device)
+        self._reading, self.lag = Reading(self._rows), lag(device)
 
     def at(self, fraction: float) -> float:
         """λ when `fraction` of the run is done."""
@@ -89,20 +92,23 @@ class StyleWeight:
     def watch(self, step: int, fraction: float, terms: Mapping[str, Tensor]) -> list[str]:
         """Note the terms of the step that ended as number `step`; every POLL_EVERY steps, adjust λ.
 
-        The numbers wait on the device until then: after `Guards.watch`, which polls at the same
-        steps, reading them costs no further wait. Returns what there is to tell, in words.
+        The numbers wait on the device until then, and are read when `Guards.watch` reads its own.
+        Returns what there is to tell, in words.
         """
         if self.target is None or "style" not in terms:
             return []
         parts = loss_parts(self.config, self.at(fraction), terms)
         self._rows[step % POLL_EVERY] = torch.stack(parts)
-        return self._adjust(step, fraction, self.target) if step % POLL_EVERY == 0 else []
+        if step % POLL_EVERY == 0:
+            self.memory.asked, self._reading = step, Reading(self._rows)
+        due = 0 < self.memory.asked <= step - self.lag
+        return self._adjust(step, fraction, self.target) if due else []
 
     def _adjust(self, step: int, fraction: float, target: float) -> list[str]:
         memory = self.memory
-        memory.value = self.at(fraction)
+        memory.value, memory.asked = self.at(fraction), 0
         passed, memory.fraction = max(0.0, fraction - memory.fraction), fraction
-        rows = [row for row in self._rows.tolist() if all(map(math.isfinite, row))]
+        rows = [row for row in self._reading.tolist() if all(map(math.isfinite, row))]
         if not rows or memory.held:
             return []
         style, rest = (fmean(column) for column in zip(*rows, strict=True))
@@ -143,3 +149,4 @@ class StyleWeight:
         if values is not None:
             self.memory = Memory(**values)
             self._rows.copy_(tensors["style_weight.rows"])
+            self._reading = Reading(self._rows)

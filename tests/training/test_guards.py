@@ -43,9 +43,10 @@ def trainer(form="hinge", rate=2e-3):
 class Run:
     """Steps of a trainer whose weight is the number of the step."""
 
-    def __init__(self, *settings, **named):
+    def __init__(self, *settings, lag=0, **named):
         self.trainer = trainer(*settings, **named)
         self.guards = Guards(self.trainer)
+        self.guards.lag = lag  # 1 on a CUDA device
         self.step = 0
         self.events = []
 
@@ -181,8 +182,29 @@ def test_a_stage_begins_with_its_own_reference():
     assert run.memory.reference == 60
 
 
-@pytest.mark.parametrize("cut", [1, 45, 100, 104, 111, 133, 171])
-def test_broken_off_anywhere_it_goes_on_as_if_it_had_not(cut):
+def test_what_is_read_a_step_later_is_answered_a_step_later():
+    run = Run(lag=1)(110)
+    assert run.memory.good_step == 101  # what step 100 was like is known when 101 has begun
+    assert run.memory.asked == 110
+    run.trainer.skipped += 3
+    run(1)
+    assert run.memory.asked == 0
+    assert run.events == []  # of after step 110
+    run(9, style=1e6)
+    assert run.events == []
+    run(1)
+    assert run.trainer.weight == 101
+    assert run.memory.good_step == 101
+    assert run.events == [
+        "step 120: 3 updates were not finite and were skipped",
+        "step 120: the loss had exploded (distance 1e+06); "
+        "back to the state of step 101, learning rate x 0.3",
+    ]
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+@pytest.mark.parametrize("cut", [1, 45, 100, 104, 111, 120, 133, 171])
+def test_broken_off_anywhere_it_goes_on_as_if_it_had_not(cut, lag):
     plan = [("perceptual", 0.5, 1.0)] * 103 + [("perceptual", 1e9, 1.0)] * 13
     plan += [("adversarial", 0.5, 0.0)] * 64 + [("repair", float("nan"), 1.0)] * 20
     plan += [("repair", 0.5, 1.0)] * 60
@@ -192,10 +214,10 @@ def test_broken_off_anywhere_it_goes_on_as_if_it_had_not(cut):
             run(1, stage, style=style, discriminator=discriminator)
         return run
 
-    whole = go_on(Run(), plan)
-    first = go_on(Run(), plan[:cut])
+    whole = go_on(Run(lag=lag), plan)
+    first = go_on(Run(lag=lag), plan[:cut])
     values, tensors = first.guards.state()
-    second = Run()
+    second = Run(lag=lag)
     second.step, second.events = first.step, first.events
     second.trainer.weight.data.copy_(first.trainer.weight)
     second.guards.load_state(json.loads(json.dumps(values)), tensors)

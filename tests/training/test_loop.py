@@ -313,13 +313,12 @@ def test_losses_that_are_not_finite_end_in_a_sound_model_and_strict_json(
     config, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(loop, "LOG_EVERY", 0.0)
-    real, calls = Trainer.perceptual, []
+    real = Trainer.draw
 
-    def poisoned(self, step, photo, *rest, **named):
-        calls.append(step)
-        return real(self, step, photo * float("nan") if 12 <= step < 27 else photo, *rest, **named)
+    def poisoned(self, step, stage, photo, pair):
+        return real(self, step, stage, photo * float("nan") if 12 <= step < 27 else photo, pair)
 
-    monkeypatch.setattr(Trainer, "perceptual", poisoned)
+    monkeypatch.setattr(Trainer, "draw", poisoned)
     told = []
     result = train(config(steps=40, stages=STAGES[:1]), lambda p: told.extend(p.events))
     assert result.finished

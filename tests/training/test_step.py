@@ -12,18 +12,9 @@ from PIL import Image
 from faststy.nn.encoder import load_encoder
 from faststy.training import objective
 from faststy.training.config import TrainConfig
-from faststy.training.dataset import Pictures, generator, of_samples
+from faststy.training.dataset import Pictures
 from faststy.training.picture_cache import load_tensor
-from faststy.training.step import (
-    ENCODER_LATTICE,
-    StyleTarget,
-    Trainer,
-    _inner,
-    erased,
-    random_shift,
-    random_warp,
-    warp,
-)
+from faststy.training.step import StyleTarget, Trainer
 
 CPU = torch.device("cpu")
 
@@ -239,7 +230,7 @@ def test_the_discriminator_learns_to_tell_paintings_from_patches(make, photo):
     style = torch.ones(2, 1)
     losses = []
     for step in range(15):
-        real = trainer._real_patches(torch.zeros(2, dtype=int), 64, generator(0, step))
+        real = trainer.draw(step, "adversarial", photo).real
         losses.append(trainer._train_discriminator(real, photo, style).item())
     assert losses[-1] < 0.7 * losses[0]
 
@@ -259,15 +250,16 @@ def test_pairs_go_with_any_batch(make, batch):
     assert terms["paired"].isfinite()
 
 
+def in_style(drawn, i):
+    """`drawn` with all samples in style `i` of two."""
+    index = torch.full_like(drawn.index, i)
+    return replace(drawn, style=torch.eye(2)[index], index=index)
+
+
 def test_several_styles_each_learn_their_own(make, photo):
     trainer = make(styles=2)
-    picked, index = trainer._draw_styles(200, generator(0, 0))
-    assert torch.equal(picked.argmax(1), index)
-    assert (picked.sum(1) == 1).all()
-    assert 60 < int(index.sum()) < 140
     before = state(trainer.generator)
-    trainer._draw_styles = lambda n, rng: (torch.eye(2)[[1] * n], torch.ones(n, dtype=int))
-    trainer.perceptual(0, photo, 1.0)
+    trainer.take(in_style(trainer.draw(0, "perceptual", photo), 1), 1.0)
     norm = trainer.generator.stem_norm.weight
     assert torch.equal(norm[0], before["stem_norm.weight"][0])
     assert not torch.equal(norm[1], before["stem_norm.weight"][1])
@@ -277,14 +269,11 @@ def test_each_style_has_its_own_targets(make, photo, targets):
     trainer = make(styles=2)
     colours = []
     for i in range(2):
-        trainer._draw_styles = lambda n, rng, i=i: (
-            torch.eye(2)[[i] * n],
-            torch.full((n,), i),
-        )
         painted = trainer.generator(photo, torch.eye(2)[[i, i]]).detach()
         expected = objective.colour_loss(painted, targets[i].colours)
         fresh = copy.deepcopy(trainer.generator.state_dict())
-        colours.append(trainer.perceptual(0, photo, 1.0)["colour"])
+        step = in_style(trainer.draw(0, "perceptual", photo), i)
+        colours.append(trainer.take(step, 1.0)["colour"])
         trainer.generator.load_state_dict(fresh)
         torch.testing.assert_close(colours[i], expected)
     assert not torch.equal(*colours)
@@ -330,7 +319,7 @@ def test_the_repair_takes_the_style_of_a_batch_as_of_one_picture(make, photo, ta
         flat = torch.cat(list(tap.double()), dim=1).flatten(1)  # crops side by side
         gram = flat @ flat.T / flat.numel()
         expected.append((gram - target).square().sum() / target.square().sum())
-    got = trainer._style_together(taps, torch.tensor(1), len(photo))
+    got = trainer._style_together(taps, torch.tensor([1]), len(photo))
     assert float(got) == pytest.approx(float(torch.stack(expected).mean()), rel=1e-4)
 
 
@@ -340,21 +329,7 @@ def test_the_repairer_learns_the_map(make, photo):
     assert sum(t["map"] for t in terms[-3:]) < 0.8 * sum(t["map"] for t in terms[:3])
 
 
-@pytest.mark.parametrize("batch", [1, 40])
-def test_about_half_of_the_paintings_lose_a_square(batch):
-    painted = torch.rand(batch, 3, 64, 72)
-    random = of_samples(batch, generator(0, 0))
-    out = [erased(painted, of_samples(batch, generator(0, step))) for step in range(40 // batch)]
-    changed = [(o != painted).any(1) for o in out]
-    lost = torch.cat(changed).flatten(1).float().mean(1)  # share of each painting
-    assert 0.25 < (lost > 0).float().mean() < 0.75
-    assert lost[lost > 0].min() > 0.01
-    assert lost.max() < 0.5
-    own = erased(painted[batch // 2 :], random[batch // 2 :])
-    assert torch.equal(own, out[0][batch // 2 :])  # each by its own numbers
-
-
-# --------------------------------------------------------------------------- rates and motion
+# --------------------------------------------------------------------------- rates
 
 
 def test_the_learning_rate_is_a_share_of_each_nets_own(make):
@@ -364,44 +339,3 @@ def test_the_learning_rate_is_a_share_of_each_nets_own(make):
         rates = {name: optimiser.rate for name, optimiser in trainer.optimisers.items()}
         own = {"generator": 0.01, "discriminator": 0.005 * 0.25, "repairer": 0.02}
         assert rates == pytest.approx({name: factor * rate for name, rate in own.items()})
-
-
-def test_standing_still_changes_nothing():
-    x = torch.rand(2, 3, 32, 32)
-    axis = (torch.arange(32) + 0.5) * 2 / 32 - 1
-    grid = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1).expand(2, -1, -1, -1)
-    torch.testing.assert_close(warp(x, grid), x, atol=1e-5, rtol=0)
-
-
-def test_a_warp_is_a_small_smooth_motion_that_looks_inside():
-    size = 64
-    axis = (torch.arange(size) + 0.5) * 2 / size - 1
-    still = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1)
-    grids, valid = random_warp(20, size, generator(0, 0))
-    assert grids.shape == (20, size, size, 2)
-    assert valid.shape == (20, 1, size, size)
-    motion = (grids - still) * size / 2  # px
-    assert 1 < motion.norm(dim=-1).mean() < 6
-    assert motion.norm(dim=-1).max() < 12
-    assert max(motion.diff(dim=d).abs().max() for d in (1, 2)) < 0.5
-    where = (grids + 1) * size / 2
-    inside = ((where > 2) & (where < size - 2)).all(-1)[:, None]
-    assert (valid <= inside).all()
-    assert 0.4 < valid.mean() < 0.95
-    other, _ = random_warp(20, size, generator(0, 1))
-    assert not torch.equal(other, grids)
-
-
-@pytest.mark.parametrize("motion", [random_shift, random_warp])
-def test_some_of_the_motions_are_made_without_the_others(motion):
-    every, mine = motion(5, 32, generator(0, 0)), slice(1, None, 2)
-    for own, whole in zip(motion(5, 32, generator(0, 0), mine), every, strict=True):
-        torch.testing.assert_close(own, whole[mine], atol=1e-6, rtol=0)
-
-
-def test_the_offset_takes_a_lattice_off():
-    x = torch.rand(1, 3, 64, 72)
-    for offset in ((0, 0), (3, 5), (7, 7)):
-        seen = _inner(x, offset)
-        assert seen.shape == (1, 3, 64 - ENCODER_LATTICE, 72 - ENCODER_LATTICE)
-        assert torch.equal(seen[..., 0, 0], x[..., offset[0], offset[1]])
