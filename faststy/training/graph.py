@@ -28,24 +28,35 @@ class Recorder:
     memory: none runs beside another, and results are copied before the next.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
         self._warm: Counter[tuple[object, ...]] = Counter()
         self._recorded: dict[tuple[object, ...], _Recorded] = {}
-        self._pool: Any = None
+        self._pool: Any = torch.cuda.graph_pool_handle()
+        self._side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def __call__(self, move: Move, drawn: Draws) -> tuple[Terms, Tensor]:
-        """`move(drawn)`, with `drawn` on the device; the host waits when a kind is recorded."""
+        """`move(drawn)`, which gives terms and a picture, with `drawn` on the device.
+
+        The host waits only while a step is recorded, once for each `drawn.key`.
+        """
         key = drawn.key
-        with torch.cuda.device(drawn.photo.device):
-            if key in self._recorded:
-                return self._recorded[key](drawn)
-            self._warm[key] += 1
-            if self._warm[key] <= WARM_UP:
-                return _beside(move, drawn)
-            if self._pool is None:
-                self._pool = torch.cuda.graph_pool_handle()
-            self._recorded[key] = _Recorded(move, drawn, self._pool)
+        with torch.cuda.device(self.device):
+            if key not in self._recorded:
+                self._warm[key] += 1
+                if self._warm[key] <= WARM_UP:
+                    return self._beside(move, drawn)
+                self._recorded[key] = _Recorded(move, drawn, self._pool)
             return self._recorded[key](drawn)
+
+    def _beside(self, move: Move, drawn: Draws) -> tuple[Terms, Tensor]:
+        """On a stream of its own: nothing of autograd may be left on this one."""
+        here = torch.cuda.current_stream()
+        self._side.wait_stream(here)
+        with torch.cuda.stream(self._side):
+            results = move(drawn)
+        here.wait_stream(self._side)
+        return results
 
 
 class _Recorded:
@@ -54,7 +65,7 @@ class _Recorded:
     def __init__(self, move: Move, drawn: Draws, pool: Any) -> None:
         self._drawn = drawn.map(torch.clone)  # where the graph looks
         self._graph = torch.cuda.CUDAGraph()
-        # Other threads may pin and copy meanwhile.
+        # Other threads may pin memory meanwhile.
         with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
             terms, self._painted = move(self._drawn)
             self._names, self._values = tuple(terms), torch.stack(list(terms.values()))
@@ -64,13 +75,3 @@ class _Recorded:
         self._graph.replay()
         values = self._values.clone().unbind()
         return dict(zip(self._names, values, strict=True)), self._painted.clone()
-
-
-def _beside(move: Move, drawn: Draws) -> tuple[Terms, Tensor]:
-    """On a stream of its own, as what a graph records of autograd must not stem from this one."""
-    here, side = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    side.wait_stream(here)
-    with torch.cuda.stream(side):
-        results = move(drawn)
-    here.wait_stream(side)
-    return results

@@ -106,7 +106,8 @@ class Trainer:
         self._colours = torch.stack([s.colours for s in styles])
         self._variation = sum(s.variation for s in styles) / len(styles)
         # Collectives stay out of graphs.
-        self._recorder = Recorder() if device.type == "cuda" and self.world.alone else None
+        recorded = device.type == "cuda" and self.world.alone
+        self._recorder = Recorder(device) if recorded else None
 
     @property
     def nets(self) -> dict[str, nn.Module]:

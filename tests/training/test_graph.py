@@ -3,6 +3,7 @@
 Without a CUDA device, its ops on a CPU are watched; with one, it is recorded.
 """
 
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -16,12 +17,14 @@ from faststy.nn.encoder import PerceptualEncoder, load_encoder
 from faststy.ops import reference
 from faststy.training.config import TrainConfig
 from faststy.training.dataset import Pictures
+from faststy.training.graph import Recorder
 from faststy.training.step import StyleTarget, Trainer
 
 CPU = torch.device("cpu")
 aten = torch.ops.aten
-CONFIG = TrainConfig(style=("a",) * 2, model="nano", size=64, batch=4, steps=10, seed=1)
-# Steps of every kind: by these numbers the motion is smooth, or by whole pixels.
+CONFIG = TrainConfig(style=("a",) * 2, model="nano", size=64, batch=4, steps=10, seed=36)
+# Steps of every kind: in one of 0 and 1 the motion is smooth, in the other by whole pixels; of
+# eight, four each.
 KINDS = [(s, n) for s in ("perceptual", "adversarial") for n in (0, 1)] + [("repair", 0)]
 
 
@@ -122,3 +125,138 @@ def test_a_step_neither_waits_nor_takes_from_the_host(
     assert {"total"} < terms.keys()
     used = {aten.convolution, aten.convolution_backward, aten._fused_adam_}
     assert used < watch.seen
+
+
+# --------------------------------------------------------------------------- recorded and replayed
+
+PLAN = [(stage, n) for stage in ("perceptual", "adversarial", "repair") for n in range(8)]
+
+
+def take(trainer, plan=PLAN, device=CPU):
+    """The steps of a plan: their terms, and what was painted."""
+    results = []
+    for i, (stage, number) in enumerate(plan):
+        trainer.set_learning_rate(1e-3 * (1 + i % 3), pace=0.5)  # small: rounding stays small
+        terms = trainer.take(drawn(trainer, stage, number).to(device), 2.0 + number)
+        results.append((terms, trainer.painted))
+    return results
+
+
+class OnTheTape(TorchDispatchMode):
+    """Notes every op with the tensors it took and gave."""
+
+    def __init__(self):
+        super().__init__()
+        self.tape = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        results = func(*args, **(kwargs or {}))
+        self.tape.append((func, args, kwargs or {}, results))
+        return results
+
+
+class CPUGraph:
+    """What torch.cuda.CUDAGraph does, op by op: the same ops on the same memory, no Python."""
+
+    tape = ()
+
+    def replay(self):
+        for func, args, kwargs, recorded in self.tape:
+            given = {t.untyped_storage().data_ptr() for t in self.tensors((args, kwargs))}
+            with torch._C._AutoDispatchBelowAutograd():  # where they were noted
+                results = func(*args, **kwargs)
+            for old, new in zip(self.tensors(recorded), self.tensors(results), strict=True):
+                if old.untyped_storage().data_ptr() not in given:  # neither a view nor in place
+                    old.detach().copy_(new)
+
+    @staticmethod
+    def tensors(tree):
+        return [t for t in tree_leaves(tree) if isinstance(t, torch.Tensor)]
+
+
+@pytest.fixture
+def recording(monkeypatch):
+    """Gives a trainer that records its steps, on a CPU, and how many graphs there are."""
+
+    def recorder_of(trainer):
+        graphs = []
+
+        @contextmanager
+        def graph(made, pool, capture_error_mode):
+            assert capture_error_mode == "thread_local"
+            before = [t.detach().clone() for t in all_tensors(trainer)]
+            with OnTheTape() as tape:
+                yield
+            made.tape = tape.tape
+            graphs.append(made)
+            for t, value in zip(all_tensors(trainer), before, strict=True):
+                t.detach().copy_(value)  # a CUDA device only notes what it is told
+
+        monkeypatch.setattr(torch.cuda, "graph", graph)
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", CPUGraph)
+        monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
+        monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+        monkeypatch.setattr(torch.cuda, "Stream", lambda device: None)
+        monkeypatch.setattr(Recorder, "_beside", lambda self, move, step: move(step))
+        trainer._recorder = Recorder(CPU)
+        return graphs
+
+    return recorder_of
+
+
+def assert_same(one, other, **tolerance):
+    for (terms, painted), (others, other_painted) in zip(one, other, strict=True):
+        assert terms.keys() == others.keys()
+        for name, value in terms.items():
+            torch.testing.assert_close(
+                value, others[name], **tolerance, msg=lambda m, n=name: n + m
+            )
+        torch.testing.assert_close(painted, other_painted, **tolerance)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_replayed_ops_are_the_step(monkeypatch, targets, recording, precision):
+    """With other photos, styles, offsets, squares, λ, learning rates and paces than recorded."""
+    monkeypatch.setattr(PerceptualEncoder, "_check", lambda encoder, x: None)
+    eager, recorded = (made(targets, precision=precision) for _ in range(2))
+    graphs = recording(recorded)
+    assert_same(take(recorded), take(eager), atol=0, rtol=0)
+    assert len(graphs) == 5
+    for a, b in zip(all_tensors(recorded), all_tensors(eager), strict=True):
+        assert torch.equal(a, b)
+    assert eager.skipped == 0
+
+
+def on(target, device):
+    grams = [gram.to(device) for gram in target.grams]
+    return replace(target, grams=grams, colours=target.colours.to(device))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 2e-3), ("bfloat16", 4e-2)])
+def test_on_a_gpu_recorded_steps_are_the_steps(targets, precision, tolerance):
+    there = torch.device("cuda")
+    moved = [on(t, there) for t in targets]
+    eager, recorded = (made(moved, there, precision=precision) for _ in range(2))
+    start = [p.detach().clone() for p in eager.generator.parameters()]
+    eager._recorder = None
+    results = take(recorded, device=there)
+    assert_same(results, take(eager, device=there), atol=tolerance, rtol=tolerance)
+    assert len(recorded._recorder._recorded) == 5
+    for name, net in recorded.nets.items():
+        for a, b in zip(net.parameters(), eager.nets[name].parameters(), strict=True):
+            torch.testing.assert_close(a, b, atol=1e-4, rtol=tolerance)
+    pairs = zip(start, recorded.generator.parameters(), strict=True)
+    assert all(not torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_the_host_does_not_wait_for_a_recorded_step(targets):
+    there = torch.device("cuda")
+    trainer = made([on(t, there) for t in targets], there)
+    take(trainer, device=there)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        take(trainer, device=there)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
