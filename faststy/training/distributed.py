@@ -74,13 +74,14 @@ class Worker(Alone):
         batch: samples of a step, of all workers.
     """
 
+    alone = False
+
     def __init__(self, rank: int, size: int, batch: int, out: str) -> None:
         if batch < LEAST * size:
             raise FaststyError(
                 f"batch is {batch}; with {size} workers it must be at least {LEAST * size}"
             )
         self.rank, self.size, self._batch, self._out = rank, size, batch, out
-        self.alone = False
         self.leads = rank == 0
         self.mine = slice(rank, None, size)  # in turns: half of a batch is half of each worker's
 

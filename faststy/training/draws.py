@@ -95,7 +95,7 @@ def draw(
     pace = torch.tensor(1 - min(0.98, (step + 1) / (step + 10)))
     if stage == "repair":
         # One style per step: see Trainer.repair.
-        style, index = (t.expand(count, *t.shape[1:]) for t in random_styles(1, len(styles), rng))
+        style, index = (t.repeat_interleave(count, 0) for t in random_styles(1, len(styles), rng))
         squares = random_squares(of_samples(batch, rng, world.mine), *photo.shape[-2:])
         real = _real_patches(styles, index, photo, of_samples(batch, rng, world.mine))
         return Draws(stage, photo, style, index, pace, real=real, squares=squares)

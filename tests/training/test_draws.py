@@ -65,6 +65,16 @@ def test_each_stage_is_given_what_it_needs():
     }
 
 
+@pytest.mark.parametrize("stage", ["perceptual", "adversarial", "repair"])
+def test_tensors_can_be_copied_as_they_are(stage):
+    """Memory that is pinned is written in the tensor's own strides: no element twice."""
+    for name, value in drawn(stage).tensors().items():
+        dense = value.is_contiguous()
+        if value.ndim == 4:
+            dense |= value.is_contiguous(memory_format=torch.channels_last)
+        assert dense, name
+
+
 def test_steps_of_one_key_have_the_same_shapes():
     keys = {drawn("adversarial", step).key for step in range(20)}
     assert len(keys) == 2  # smooth motions, and those by whole pixels

@@ -113,14 +113,29 @@ def test_steps_that_are_not_finite_do_not_count():
     assert spoilt.memory.value == pytest.approx(clean.memory.value, rel=1e-6)
 
 
+def test_what_is_read_a_step_later_is_answered_a_step_later():
+    ends = []
+    for lag in (0, 1):  # 1 on a CUDA device
+        each = controller(0.75)
+        each.lag = lag
+        weights, events = run(each)
+        rises = [i + 1 for i in range(1, STEPS) if weights[i] > weights[i - 1]]
+        assert {step % POLL_EVERY for step in rises[-5:]} == {lag}
+        assert len(events) == 1
+        ends.append(weights[-1])
+    assert ends[1] == pytest.approx(ends[0], rel=0.01)
+    assert ends[0] > 20
+
+
+@pytest.mark.parametrize("lag", [0, 1])
 @pytest.mark.parametrize("cut", [3, 240, 247, 600])
-def test_it_goes_on_from_a_checkpoint_as_if_nothing_had_been(cut):
+def test_it_goes_on_from_a_checkpoint_as_if_nothing_had_been(cut, lag):
     def style(step, weight):
         return (0.3 + 0.1 * math.sin(step)) / math.sqrt(weight)
 
-    whole = controller()
+    whole, before, after = (controller() for _ in range(3))
+    whole.lag = before.lag = after.lag = lag
     expected, told = run(whole, style=style)
-    before, after = controller(), controller()
     _, first = run(before, last=cut, style=style)
     values, tensors = before.state()
     values = json.loads(json.dumps(values, allow_nan=False))
