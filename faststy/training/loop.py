@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -133,8 +133,9 @@ def _train(
     def draw(step: int, photo: Tensor | None = None) -> Draws:
         """What the step takes in the stage of now, which threads may be some steps ahead of."""
         photo = photo_batch(step) if photo is None else photo
-        rng = generator(config.seed, step, stream=2)
-        pair = pairs.batch(rng) if pairs is not None and stage != "repair" else None
+        pair = None
+        if pairs is not None and stage != "repair":
+            pair = pairs.batch(generator(config.seed, step, stream=2))
         drawn = trainer.draw(step, stage, photo, pair)
         return drawn.pinned() if device.type == "cuda" else drawn
 
@@ -193,11 +194,7 @@ def _train(
     saves, previews = Chore(config.checkpoint_every), Chore(PREVIEW_EVERY, at_once=True)
     reports = Chore(REPORT_EVERY, at_once=True)
     style_weights: list[float] = []  # since the last line of the log
-    # On a CPU a second thread would bring OpenMP threads of its own, and they fight for the cores.
-    if device.type == "cpu":
-        draws = (draw(i) for i in itertools.count(step))
-    else:
-        draws = prefetch(draw, step)
+    draws = _ahead(draw, step, device)
     with stop_signals() as stopped, closing(draws), events.begin(run, step):
         while True:
             fraction = schedule.fraction(step, seconds() + 2 * (previews.cost + reports.cost))
@@ -282,6 +279,18 @@ def _train(
 
 
 # -- the pieces --------------------------------------------------------------------------------
+
+
+def _ahead(
+    draw: Callable[[int], Draws], first: int, device: torch.device
+) -> Generator[Draws, None, None]:
+    """`draw(first), draw(first + 1), …`, by threads while `device` is busy.
+
+    On a CPU a second thread would bring OpenMP threads of its own, and they fight for the cores.
+    """
+    if device.type == "cpu":
+        return (draw(step) for step in itertools.count(first))
+    return prefetch(draw, first)
 
 
 def _content(config: TrainConfig, cache: PictureCache) -> Pictures:

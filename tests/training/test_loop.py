@@ -18,6 +18,7 @@ from faststy.model_file import load_model
 from faststy.training import chore, guards, loop, picture_cache
 from faststy.training.checkpoint import checkpoint_path, newest_checkpoint
 from faststy.training.config import STAGES, TrainConfig, read_config
+from faststy.training.dataset import prefetch
 from faststy.training.loop import style_names, train
 from faststy.training.step import Trainer
 
@@ -293,6 +294,24 @@ def test_of_a_damaged_checkpoint_the_one_before_is_used(config, tmp_path, monkey
     assert "its checksum is wrong" in result.events[0]
     assert "going on from step " in result.events[0]
     assert {"event", "step"} in [set(row) for row in everything(tmp_path / "run")]
+
+
+def test_what_threads_draw_ahead_is_what_is_drawn_in_turn(config, tmp_path, monkeypatch):
+    """As on a GPU; when a stage begins, they have drawn for the one before."""
+    in_turn = train(config(out=str(tmp_path / "in_turn"), batch=2)).model.read_bytes()
+    monkeypatch.setattr(loop, "_ahead", lambda draw, first, device: prefetch(draw, first))
+    asked, real = [], Trainer.draw
+
+    def noted(self, step, stage, *rest):
+        asked.append((step, stage, threading.current_thread().name))
+        return real(self, step, stage, *rest)
+
+    monkeypatch.setattr(Trainer, "draw", noted)
+    result = train(config(batch=2))
+    assert result.model.read_bytes() == in_turn
+    again = [step for step, _, thread in asked if not thread.startswith("faststy-prefetch")]
+    assert {4, 5, 6, 7} & set(again)
+    assert 0 not in again
 
 
 def stop():
