@@ -51,8 +51,14 @@ FASTSTY_CLONES void to_bytes(const T* from, uint8_t* to, int64_t count, float sc
 
 template <typename T>
 FASTSTY_CLONES void from_bytes(const uint8_t* from, T* to, int64_t count, float scale, float low) {
+  if constexpr (sizeof(T) == 2) {  // as bits: copies of a class do not vectorise
+    uint16_t* bits = &to->x;
 #pragma omp simd
-  for (int64_t i = 0; i < count; ++i) to[i] = static_cast<float>(from[i]) * scale + low;
+    for (int64_t i = 0; i < count; ++i) bits[i] = T(static_cast<float>(from[i]) * scale + low).x;
+  } else {
+#pragma omp simd
+    for (int64_t i = 0; i < count; ++i) to[i] = static_cast<float>(from[i]) * scale + low;
+  }
 }
 
 // RGB lines of `count` cells of R x R pixels, cell by cell: all of a channel together.
