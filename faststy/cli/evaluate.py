@@ -64,7 +64,7 @@ def command(
     html: Path | None,
     as_json: bool,
 ) -> None:
-    """Measure MODEL: content kept, style reached, grid and speed.
+    """Measure MODEL: content kept, style reached, grid, steadiness in motion and speed.
 
     Every photo of the folder is painted in every style that a PICTURE (or a folder of them) is
     given for, without and with repair, and judged by the encoder.
@@ -148,7 +148,7 @@ def _values(result: Evaluation) -> dict[str, Any]:
     return {
         "styles": {
             style: {
-                name: asdict(scores)
+                name: asdict(scores) | {"motion": result.mean_motion(style, repaired=repaired)}
                 for name, repaired in variants.items()
                 if (scores := result.mean(style, repaired=repaired)) is not None
             }

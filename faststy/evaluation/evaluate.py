@@ -16,6 +16,7 @@ from faststy import ops
 from faststy.errors import FaststyError
 from faststy.evaluation import checkerboard as grid
 from faststy.evaluation.distances import content_distance
+from faststy.evaluation.stability import Frame, Layer, Motion, Scene, contrast, warp_error
 from faststy.model_file import Model
 from faststy.nn.lost_content import CONTENT_TAP, lost_content, lost_regions
 from faststy.pictures import list_pictures, read_picture, scale_down
@@ -24,6 +25,9 @@ from faststy.tensors import to_tensor
 SMALLEST = 16  # px: in less there is nothing to judge
 STYLE_PICTURES = 24  # of a folder, averaged into what its style is measured against
 EPS = 1e-6
+PAN = Motion((3.3, -1.4))  # px per frame, of the photos that are moved
+MOVED_PHOTOS = 2
+MOVED_FRAMES = 5
 
 
 @dataclass(frozen=True)
@@ -67,10 +71,27 @@ class Entry:
 
 @dataclass
 class Evaluation:
-    """The entries, photo by photo, and the photos that could not be read, with the reason."""
+    """The entries, photo by photo, and the photos that could not be read, with the reason.
+
+    Attributes:
+        motion: by style, and whether repaired: what paintings of a photo that moves change beside
+            moving with it, the warp error of Lai et al. 2018 in % of their contrast; of a few
+            photos each, painted frame by frame.
+    """
 
     entries: list[Entry] = field(default_factory=list)
     skipped: dict[Path, str] = field(default_factory=dict)
+    motion: dict[tuple[str, bool], list[float]] = field(default_factory=dict)
+
+    def mean_motion(self, style: str | None = None, *, repaired: bool) -> float | None:
+        """`motion` in one style or all; None where nothing was moved, and without a repairer."""
+        chosen = [
+            error
+            for (name, after), errors in self.motion.items()
+            if style in (None, name) and after == repaired
+            for error in errors
+        ]
+        return fmean(chosen) if chosen else None
 
     @property
     def images_per_second(self) -> float:
@@ -167,6 +188,7 @@ def evaluate(
             result.skipped[path] = str(error)
             continue
         judge = _Judge(_channels_last(picture, device), encoder)
+        moved = len({entry.photo for entry in result.entries}) < MOVED_PHOTOS
         for done, (style, grams) in enumerate(styles.items(), 1):
             if not warm:  # the first call of a net is slow
                 paint(model, judge.photo, style)
@@ -177,6 +199,9 @@ def evaluate(
             lost, scores = judge(painted, grams)
             final = None if repaired is None else judge(repaired, grams, lost)[1]
             result.entries.append(Entry(path, style, picture.size, seconds, scores, final))
+            if moved:
+                for after, change in motion_errors(model, judge.photo, style).items():
+                    result.motion.setdefault((style, after), []).append(change)
             if on_progress is not None:
                 on_progress(number * len(styles) + done, total)
     if not result.entries:
@@ -194,6 +219,27 @@ def paint(model: Model, photo: Tensor, style: str) -> tuple[Tensor, Tensor | Non
         return painted, None
     lost, residual = model.repairer(painted, photo)
     return painted, model.repairer.apply_repair(painted, lost, residual, 1.0)
+
+
+@torch.inference_mode()
+def motion_errors(model: Model, photo: Tensor, style: str) -> dict[bool, float]:
+    """The warp error, in % of contrast, of paintings of `photo` [1, 3, H, W] that pans: without
+    (False) and with repair (True, for a model with a repairer)."""
+    height, width = photo.shape[-2:]
+    scene = Scene([Layer(photo[0].float().cpu(), PAN)], (height * 2 // 3, width * 2 // 3))
+    flows = [scene.flow(t) for t in range(1, MOVED_FRAMES)]
+    found: dict[bool, list[Frame]] = {}
+    for t in range(MOVED_FRAMES):
+        frame = torch.from_numpy(scene.frame(t)).permute(2, 0, 1)[None].to(photo.device)
+        frame = (frame.float() / 255).contiguous(memory_format=torch.channels_last)
+        for repaired, painted in enumerate(paint(model, frame, style)):
+            if painted is not None:
+                levels = (painted[0].float().clamp(0, 1) * 255).round().to(torch.uint8)
+                found.setdefault(bool(repaired), []).append(levels.permute(1, 2, 0).cpu().numpy())
+    return {
+        repaired: 100 * warp_error(frames, flows) / max(contrast(frames), EPS)
+        for repaired, frames in found.items()
+    }
 
 
 class _Judge:

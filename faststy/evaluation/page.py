@@ -14,6 +14,7 @@ from faststy.page import embed, page
 HEAD = (
     *("", "repair", "content", "inside", "outside", "lost", "style"),
     *(f"grid {stride}" for stride in STRIDES),
+    "motion",
 )
 SHOWN = 3  # pictures at each end of a ranking
 LONGEST = 440  # px, of a picture on the page
@@ -26,6 +27,8 @@ MEANING = {
     "style": "relative distance of the Gram matrices from the style picture's",
     "grid": "power at the frequencies of a grid of 2, 4, 8 px over that around them, in log2, less "
     "the photo's own",
+    "motion": "what paintings of a moving photo change beside moving with it, in % of their "
+    "contrast (the warp error)",
 }
 
 
@@ -38,7 +41,9 @@ def table(evaluation: Evaluation) -> list[tuple[str, ...]]:
             scores = evaluation.mean(style, repaired=repaired)
             if scores is not None:
                 name = style or "all"
-                rows.append((name, "yes" if repaired else "no", *_numbers(scores)))
+                motion = evaluation.mean_motion(style, repaired=repaired)
+                moved = "–" if motion is None else f"{motion:.1f}"
+                rows.append((name, "yes" if repaired else "no", *_numbers(scores), moved))
     return rows
 
 

@@ -14,7 +14,14 @@ from PIL import Image
 from faststy.errors import FaststyError
 from faststy.evaluation.checkerboard import checkerboard
 from faststy.evaluation.distances import content_distance, style_distance
-from faststy.evaluation.evaluate import Evaluation, evaluate, match_styles, paint, style_grams
+from faststy.evaluation.evaluate import (
+    Evaluation,
+    evaluate,
+    match_styles,
+    motion_errors,
+    paint,
+    style_grams,
+)
 from faststy.evaluation.page import HEAD, evaluation_page, table
 from faststy.model_file import Model, ModelInfo
 from faststy.nn.encoder import Encoder
@@ -114,6 +121,24 @@ def test_means_and_speed(result):
     assert result.images_per_second == pytest.approx(4 / seconds)
     pixels = 2 * (96 * 72 + 48 * 40)
     assert result.megapixels_per_second == pytest.approx(pixels / 1e6 / seconds)
+
+
+def test_motion_is_what_does_not_move_with_the_photo(result, model, monkeypatch):
+    assert set(result.motion) == {(s, r) for s in ("rain", "night") for r in (False, True)}
+    assert all(len(errors) == 2 for errors in result.motion.values())  # photos
+    both = result.motion["rain", True] + result.motion["night", True]
+    assert result.mean_motion(repaired=True) == pytest.approx(fmean(both))
+    photo = torch.rand(1, 3, 9, 12)
+    photo = torch.nn.functional.interpolate(photo, (90, 120), mode="bicubic").clamp(0, 1)
+    rng = torch.Generator().manual_seed(0)
+
+    def painted(model, frame, style):  # as it is, and as something else each time
+        return frame, torch.rand(frame.shape, generator=rng)
+
+    monkeypatch.setattr("faststy.evaluation.evaluate.paint", painted)
+    errors = motion_errors(model, photo, "rain")
+    assert errors[False] < 3  # rounding to levels, and sampling between pixels
+    assert errors[True] > 100  # of two unrelated pictures: √2, less what sampling smooths
 
 
 def test_a_smaller_size_progress_and_a_model_without_a_repairer(model, folder, encoder):
