@@ -64,7 +64,7 @@ def command(
     html: Path | None,
     as_json: bool,
 ) -> None:
-    """Measure MODEL: content kept, style reached, grid, steadiness in motion and speed.
+    """Measure MODEL: content, style, grid, steadiness and speed.
 
     Every photo of the folder is painted in every style that a PICTURE (or a folder of them) is
     given for, without and with repair, and judged by the encoder.

@@ -206,11 +206,11 @@ def test_what_is_recorded_asks_no_number_of_the_gpu(stylizer, dials, size):
 
 def test_what_stands_in_for_kernels_asks_none_either():
     frames = torch.empty((2, 8, 12, 3), dtype=torch.uint8, device="meta")
-    weight = torch.empty((20, 5, 3, 3), dtype=torch.float16, device="meta")
+    weight = torch.empty((20, 6, 3, 3), dtype=torch.float16, device="meta")
     with NothingOfTheHost():
-        missing, _ = reference.repair_hints(frames, frames)
-        heads = torch.empty((2, 5, 2, 3), dtype=torch.float16, device="meta")
-        assert reference.repair_apply(frames, missing, heads, 0.5).shape == frames.shape
+        details, _ = reference.repair_hints(frames, frames)
+        heads = torch.empty((2, 6, 2, 3), dtype=torch.float16, device="meta")
+        assert reference.repair_apply(frames, details, heads, 0.5).shape == frames.shape
         y, _ = reference.conv3x3_fwd([heads], weight, None, None, None, 0.0, False)
         assert reference.blur_cells_fwd(reference.upsample_fwd(y, 2), 2).shape == (2, 5, 8, 12)
 
