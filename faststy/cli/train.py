@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from faststy.training.config import TrainConfig
+from faststy.training.config import PRECISIONS, TrainConfig
 
 if TYPE_CHECKING:
     from faststy.training.loop import TrainResult
@@ -65,7 +65,7 @@ DEFAULT = {field.name: field.default for field in fields(TrainConfig)}
               "TensorBoard into the run's folder.")  # fmt: skip
 @click.option("--seed", type=int, help="Same seed, same machine, same model.  [default: 0]")
 @click.option("--device", type=str, help="auto, cpu, cuda, cuda:1, …  [default: auto]")
-@click.option("--precision", type=click.Choice(["auto", "float32", "bfloat16"]), help="Of the "
+@click.option("--precision", type=click.Choice(PRECISIONS), help="Of the "
               "convolutions; auto: bfloat16 where that is faster.  [default: auto]")  # fmt: skip
 @click.option(
     "--config", type=click.Path(path_type=Path), help="Settings from a TOML file; flags win."

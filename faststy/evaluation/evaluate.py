@@ -16,7 +16,7 @@ from faststy import ops
 from faststy.errors import FaststyError
 from faststy.evaluation import checkerboard as grid
 from faststy.evaluation.distances import content_distance
-from faststy.evaluation.stability import Frame, Layer, Motion, Scene, contrast, warp_error
+from faststy.evaluation.stability import Layer, Motion, Scene, contrast, warp_error
 from faststy.model_file import Model
 from faststy.nn.lost_content import CONTENT_TAP, lost_content, lost_regions
 from faststy.pictures import list_pictures, read_picture, scale_down
@@ -188,7 +188,7 @@ def evaluate(
             result.skipped[path] = str(error)
             continue
         judge = _Judge(_channels_last(picture, device), encoder)
-        moved = len({entry.photo for entry in result.entries}) < MOVED_PHOTOS
+        moving = Moving(judge.photo) if len(result.entries) < MOVED_PHOTOS * len(styles) else None
         for done, (style, grams) in enumerate(styles.items(), 1):
             if not warm:  # the first call of a net is slow
                 paint(model, judge.photo, style)
@@ -199,8 +199,8 @@ def evaluate(
             lost, scores = judge(painted, grams)
             final = None if repaired is None else judge(repaired, grams, lost)[1]
             result.entries.append(Entry(path, style, picture.size, seconds, scores, final))
-            if moved:
-                for after, change in motion_errors(model, judge.photo, style).items():
+            if moving is not None:
+                for after, change in moving.errors(model, style).items():
                     result.motion.setdefault((style, after), []).append(change)
             if on_progress is not None:
                 on_progress(number * len(styles) + done, total)
@@ -221,25 +221,28 @@ def paint(model: Model, photo: Tensor, style: str) -> tuple[Tensor, Tensor | Non
     return painted, model.repairer.apply_repair(painted, lost, residual, 1.0)
 
 
-@torch.inference_mode()
-def motion_errors(model: Model, photo: Tensor, style: str) -> dict[bool, float]:
-    """The warp error, in % of contrast, of paintings of `photo` [1, 3, H, W] that pans: without
-    (False) and with repair (True, for a model with a repairer)."""
-    height, width = photo.shape[-2:]
-    scene = Scene([Layer(photo[0].float().cpu(), PAN)], (height * 2 // 3, width * 2 // 3))
-    flows = [scene.flow(t) for t in range(1, MOVED_FRAMES)]
-    found: dict[bool, list[Frame]] = {}
-    for t in range(MOVED_FRAMES):
-        frame = torch.from_numpy(scene.frame(t)).permute(2, 0, 1)[None].to(photo.device)
-        frame = (frame.float() / 255).contiguous(memory_format=torch.channels_last)
-        for repaired, painted in enumerate(paint(model, frame, style)):
-            if painted is not None:
-                levels = (painted[0].float().clamp(0, 1) * 255).round().to(torch.uint8)
-                found.setdefault(bool(repaired), []).append(levels.permute(1, 2, 0).cpu().numpy())
-    return {
-        repaired: 100 * warp_error(frames, flows) / max(contrast(frames), EPS)
-        for repaired, frames in found.items()
-    }
+class Moving:
+    """A photo [1, 3, H, W] that pans: its frames and their flow, which paintings should follow."""
+
+    def __init__(self, photo: Tensor) -> None:
+        height, width = photo.shape[-2:]
+        scene = Scene([Layer(photo[0].float().cpu(), PAN)], (height * 2 // 3, width * 2 // 3))
+        frames = [torch.from_numpy(scene.frame(t)).to(photo.device) for t in range(MOVED_FRAMES)]
+        self.frames = [ops.from_pixels(frame, channels_last=True) for frame in frames]
+        self.flows = [scene.flow(t) for t in range(1, MOVED_FRAMES)]
+
+    @torch.inference_mode()
+    def errors(self, model: Model, style: str) -> dict[bool, float]:
+        """The warp error of paintings, in % of their contrast: without repair (False) and, of a
+        model with a repairer, with it (True)."""
+        variants = zip(*(paint(model, frame, style) for frame in self.frames), strict=True)
+        found = {}
+        for repaired, painted in zip((False, True), variants, strict=True):
+            pictures = [ops.to_pixels(y)[0].cpu().numpy() for y in painted if y is not None]
+            if pictures:
+                error = warp_error(pictures, self.flows)
+                found[repaired] = 100 * error / max(contrast(pictures), EPS)
+        return found
 
 
 class _Judge:

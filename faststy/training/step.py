@@ -345,8 +345,8 @@ class Trainer:
     @torch.no_grad()
     def _follow(self, pace: Tensor) -> None:
         """Let the average go that share of the way to the generator."""
-        slow, fast = list[Tensor](self.average.parameters()), list[Tensor]()
-        fast.extend(self.generator.parameters())
+        slow: list[Tensor] = list(self.average.parameters())
+        fast: list[Tensor] = list(self.generator.parameters())
         torch._foreach_lerp_(slow, fast, [pace] * len(slow))
 
     def _step(self, name: str, loss: Tensor, terms: Terms) -> Terms:

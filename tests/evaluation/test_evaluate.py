@@ -16,9 +16,9 @@ from faststy.evaluation.checkerboard import checkerboard
 from faststy.evaluation.distances import content_distance, style_distance
 from faststy.evaluation.evaluate import (
     Evaluation,
+    Moving,
     evaluate,
     match_styles,
-    motion_errors,
     paint,
     style_grams,
 )
@@ -136,7 +136,7 @@ def test_motion_is_what_does_not_move_with_the_photo(result, model, monkeypatch)
         return frame, torch.rand(frame.shape, generator=rng)
 
     monkeypatch.setattr("faststy.evaluation.evaluate.paint", painted)
-    errors = motion_errors(model, photo, "rain")
+    errors = Moving(photo).errors(model, "rain")
     assert errors[False] < 3  # rounding to levels, and sampling between pixels
     assert errors[True] > 100  # of two unrelated pictures: √2, less what sampling smooths
 
