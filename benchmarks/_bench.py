@@ -35,6 +35,7 @@ from faststy.errors import FaststyError
 from faststy.files import write_text
 
 OURS = "ours"
+NOT_INSTALLED = "is not installed"
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
 RESULTS = Path(__file__).parent / "results"
 
@@ -93,7 +94,7 @@ def variants(
                 raise
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             gone = isinstance(error, ModuleNotFoundError)
-            missing[name] = f"{error.name} is not installed" if gone else reason
+            missing[name] = f"{error.name} {NOT_INSTALLED}" if gone else reason
         else:
             calls[name] = call
     return calls, missing

@@ -36,7 +36,7 @@ from faststy.evaluation.distances import content_distance
 from faststy.model_file import load_model
 from faststy.nn.encoder import PerceptualEncoder, load_encoder
 from faststy.pictures import list_pictures, write_picture
-from faststy.training.config import TrainConfig
+from faststy.training.config import TrainConfig, read_config
 from faststy.training.dataset import Pictures
 from faststy.training.loop import train
 from faststy.training.objective import CONTENT_TAP
@@ -51,24 +51,23 @@ def train_one(
     """Train the perceptual stage; the model file and the processor seconds it took."""
     out = args.work / f"{style.stem}-{name}"
     note = out / "benchmark.json"
-    if not note.is_file():
+    config = TrainConfig(
+        style=(str(style),),
+        content=str(args.train_photos),
+        cache=str(args.work / "cache"),
+        out=str(out),
+        size=args.size,
+        batch=args.batch,
+        stages=("perceptual",),
+        encoder=encoder,
+        base=args.base,
+        seed=args.seed,
+        steps=steps,
+    )
+    if not note.is_file() or read_config(out / "config.toml") != config:
         shutil.rmtree(out, ignore_errors=True)
         start = time.process_time()
-        result = train(
-            TrainConfig(
-                style=(str(style),),
-                content=str(args.train_photos),
-                cache=str(args.work / "cache"),
-                out=str(out),
-                size=args.size,
-                batch=args.batch,
-                stages=("perceptual",),
-                encoder=encoder,
-                base=args.base,
-                seed=args.seed,
-                steps=steps,
-            )
-        )
+        result = train(config)
         if not result.finished:
             raise SystemExit("interrupted")
         seconds = time.process_time() - start
@@ -118,8 +117,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="runs and sheets")
     parser.add_argument("--base", default="none", help="model to start from: none, auto or a file")
     parser.add_argument("--steps", type=int, default=500)
-    parser.add_argument("--size", type=int, default=128)
-    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--size", type=int, default=TrainConfig.size)
+    parser.add_argument("--batch", type=int, default=TrainConfig.batch)
     parser.add_argument("--count", type=int, default=24, help="photos that are judged")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

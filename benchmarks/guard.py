@@ -6,6 +6,7 @@
 
 A guard fails when the upper end of the ratio's interval is below its floor, three times in a row,
 each with more rounds than the one before. Its case must be one of the quick form of its suite.
+A baseline that is not installed, or not part of the case here, is said; one that fails fails.
 Where there are no guards yet for a kind of device, --renew adds the headlines of the suites.
 Exit status: 0, or 1 if a guard fails, or a result is wrong.
 """
@@ -19,7 +20,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
-from _bench import OURS, Case, cases, measured
+from _bench import NOT_INSTALLED, OURS, Case, cases, measured
 from _timing import Ratio, device_name
 
 from faststy import ops
@@ -34,6 +35,7 @@ else:
 FILE = Path(__file__).with_name("guards.toml")
 SECONDS = 0.1  # of warm-up and of rounds; twice as long at each further attempt
 ATTEMPTS = 3
+NO_SUCH = "there is no such baseline"
 AGAINST = {"ops": "eager", "training": "ops off", "stylization": "eager"}  # what new guards hold
 MARGIN = 0.7  # a new floor is this much of the lower end of the interval: other machines differ
 HEAD = """\
@@ -94,7 +96,7 @@ def ratio_of(guard: Guard, device: torch.device, seconds: float) -> Ratio | str:
     """The ratio now, or why its baseline is missing here."""
     result = measured(find(guard, device), device, seconds, (OURS, guard.against))
     if guard.against not in result["ratios"]:
-        return str(result["missing"].get(guard.against, "there is no such baseline"))
+        return str(result["missing"].get(guard.against, NO_SUCH))
     return Ratio(**result["ratios"][guard.against])
 
 
@@ -103,8 +105,9 @@ def holds(guard: Guard, device: torch.device) -> bool:
     for attempt in range(ATTEMPTS):
         found = ratio_of(guard, device, SECONDS * 2**attempt)
         if isinstance(found, str):
-            print(f"not here  {guard}: {found}", flush=True)
-            return True
+            absent = found.endswith(NOT_INSTALLED) or found == NO_SUCH
+            print(f"{'not here' if absent else 'FAILS':9} {guard}: {found}", flush=True)
+            return absent
         shown = f"{found.median:.2f}× [{found.low:.2f}, {found.high:.2f}], floor {guard.floor:.2f}"
         if found.high >= guard.floor:
             print(f"holds     {guard} {shown}", flush=True)

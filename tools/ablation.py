@@ -5,7 +5,8 @@
 Per style picture two runs from scratch: the perceptual stage alone, and all stages, where the
 generator gets as many steps; the paintings of the second without its repairer show what the
 adversarial stage adds. Interrupted, the same command goes on: finished runs are kept in --runs.
-Writes ablation.md and ablation.jpg to --out. Judge with the teacher: --encoder vgg19:FILE.
+Writes ablation.md to --out, and ablation.jpg with a bundled photo in each variant. Judge with the
+teacher: --encoder vgg19:FILE.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from faststy import assets
 from faststy.errors import FaststyError
 from faststy.evaluation.checkerboard import STRIDES
 from faststy.evaluation.evaluate import Evaluation, Scores, evaluate, paint, style_grams
@@ -27,7 +29,7 @@ from faststy.nn.encoder import load_encoder
 from faststy.pictures import list_pictures, read_picture, scale_down, write_picture
 from faststy.stylization.contact_sheet import labelled
 from faststy.tensors import device_named, to_image, to_tensor
-from faststy.training.config import TrainConfig
+from faststy.training.config import TrainConfig, read_config
 from faststy.training.loop import Progress, train
 from faststy.training.schedule import SHARES
 
@@ -64,7 +66,7 @@ def main() -> None:
             named = dict(zip(model.info.styles, targets, strict=True))
             results.append(evaluate(model, photos, named, judge, device, size=arguments.size))
         rows[style.stem] = list(means(*results))
-        sheets.append(pictures(style, before, after, photos, device, arguments.size))
+        sheets.append(pictures(style.stem, before, after, device, arguments.size))
         report(arguments, rows, sheets, len(photos))  # after each style: nothing is lost
     print(arguments.out / "ablation.md")
 
@@ -103,10 +105,9 @@ def trained(arguments: argparse.Namespace, style: Path, stages: tuple[str, ...])
         print()
         if not result.finished:
             raise FaststyError("interrupted; the same command goes on")
-    found = load_model(model)
-    if found.info.steps != steps:
-        raise FaststyError(f"{run}: holds a run of {found.info.steps} steps; choose other --runs")
-    return found
+    if read_config(run / "config.toml") != config:
+        raise FaststyError(f"{run}: holds a run with other settings; choose other --runs")
+    return load_model(model)
 
 
 def means(before: Evaluation, after: Evaluation) -> Iterator[Scores]:
@@ -118,27 +119,17 @@ def means(before: Evaluation, after: Evaluation) -> Iterator[Scores]:
 
 
 def pictures(
-    style: Path, before: Model, after: Model, photos: list[Path], device: torch.device, size: int
+    style: str, before: Model, after: Model, device: torch.device, size: int
 ) -> list[tuple[str, Image.Image]]:
-    """The style, then a photo as it is and in the three variants, each with its label."""
-    photo = scale_down(read_picture(photos[len(photos) // 2]).rgb, size)
+    """A bundled photo as it is and in the three variants, each with its label."""
+    photo = scale_down(read_picture(assets.photos()[0]).rgb, size)
     x = to_tensor(photo).to(device)
     first = paint(before, x, before.info.styles[0])[0]
     painted, repaired = paint(after, x, after.info.styles[0])
     assert repaired is not None
     shown = [to_image(y[0]) for y in (first, painted, repaired)]
-    example = read_picture(style if style.is_file() else list_pictures(style)[0]).rgb
-    cells = [(style.stem, fitted(example, photo.size)), ("photo", photo)]
-    return cells + list(zip(VARIANTS, shown, strict=True))
-
-
-def fitted(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """`picture`, whole, on a canvas of `size`."""
-    small = picture.copy()
-    small.thumbnail(size)
-    canvas = Image.new("RGB", size, "white")
-    canvas.paste(small, ((size[0] - small.width) // 2, (size[1] - small.height) // 2))
-    return canvas
+    names = [f"{style.replace('_', ' ')}, {variant}" for variant in VARIANTS]
+    return [("photo", photo), *zip(names, shown, strict=True)]
 
 
 def report(
@@ -164,7 +155,7 @@ def report(
     changes = [change(name, *scores[1:]) for name, scores in rows.items()]
     text = head + "\n".join(lines) + "\n\n## What the repair changes\n\n"
     text += "| style | content inside | style distance |\n|---|---|---|\n" + "\n".join(changes)
-    text += "\n\n![styles, a photo, and its paintings](ablation.jpg)\n"
+    text += "\n\n![a bundled photo and its paintings](ablation.jpg)\n"
     arguments.out.mkdir(parents=True, exist_ok=True)
     write_text(arguments.out / "ablation.md", text)
     cells = [(name, picture) for row in sheets for name, picture in row]

@@ -40,7 +40,7 @@ from faststy.training.picture_cache import load_tensor
 STEPS = {"nano": 80, "fast": 40}
 CHOICES: dict[str, tuple[Any, ...]] = {
     "style": tuple(sorted(assets.styles())),
-    "style_weight": (0.1, 1.0, 15.0, 150.0, 5000.0),
+    "style_weight": (0.1, 1.0, TrainConfig.style_weight, 150.0, 5000.0),
     "learning_rate": (5e-4, 2e-3, 1e-2, 5e-2, 0.2, 0.9),
     "adversarial": ("bce", "hinge", "lsgan"),
     "adversarial_weight": (0.0, 0.6, 20.0),
@@ -149,7 +149,8 @@ def table(outcomes: list[Outcome], about: dict[str, str]) -> str:
         returns = sum("back to the state" in event for event in o.events)
         cells = [
             s["seed"], s["model"], s["style"], f"{s['style_weight']:g}", f"{s['learning_rate']:g}",
-            f"{s['adversarial']} × {s['adversarial_weight']:g}", s["batch"], len(s["stages"]),
+            f"{s['adversarial']} × {s['adversarial_weight']:g}", s["batch"],
+            s["precision"], len(s["stages"]),
             returns, o.skipped_steps, f"{o.contrast:.2f}", o.verdict,
         ]  # fmt: skip
         lines.append(f"| {' | '.join(map(str, cells))} |")

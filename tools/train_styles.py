@@ -123,7 +123,10 @@ def main() -> None:
         seconds=arguments.seconds,
         out=arguments.run,
         base="none",
+        size=128,
+        batch=4,  # of several styles in a step
         style_size=640,  # larger strokes than by default: there is time to learn them
+        style_weight=15.0,
     )
     if arguments.repairer:
         train_repairer(config, arguments.out)

@@ -45,11 +45,12 @@ def sweep_page(
     """
     title = Path(config.style[0]).stem.replace("_", " ")
     values = ", ".join(f"{p.style_weight:g}" for p in points)
+    steps = " to ".join(f"{n:,}" for n in sorted({f(p.steps for p in points) for f in (min, max)}))
     state = "" if done >= 1 else f" · {done:.0%} done"
     style = embed(_first(Path(config.style[0])), 420, "the style picture")
     parts = [
         f"<header><h1>{escape(title)}</h1>"
-        f"<p class=quiet>λ {values} · {points[-1].steps:,} steps each{state}</p></header>",
+        f"<p class=quiet>λ {values} · {steps} steps each{state}</p></header>",
         f"<figure class=sheet>{embed(sheet, LONGEST, 'photos painted with each style weight')}"
         "<figcaption>Photos, and their paintings by λ, the style weight.</figcaption></figure>",
         "<div class=pair>"

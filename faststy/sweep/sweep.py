@@ -134,8 +134,8 @@ def sweep(
             def show(progress: Progress, i: int = i, label: str = label) -> None:
                 nonlocal begun
                 if not begun:  # now it is known that all of it can be trained
-                    config.write(out / "config.toml")
                     record.write()
+                    config.write(out / "config.toml")
                     begun = True
                 parts[i] = progress.fraction
                 fraction, passed = sum(parts) / len(parts), time.monotonic() - began

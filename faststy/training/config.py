@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, fields
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +34,11 @@ class TrainConfig:
     seconds: float | None = None  # or in seconds of wall clock (180 when neither is given)
     model: str = "fast"
     base: str = "auto"  # model to start from: the bundled one if it has this size, a file, or none
-    size: int = 128  # side of the training crops, px
-    batch: int = 4
-    style_size: int = 448  # short side the style pictures are shown at, px: the size of the strokes
+    size: int = 192  # side of the training crops, px
+    batch: int = 2
+    style_size: int = 400  # short side the style pictures are shown at, px: the size of the strokes
     stages: tuple[str, ...] = STAGES
-    style_weight: float = 15.0  # λ at its largest
+    style_weight: float = 20.0  # λ at its largest
     style_weight_start: float = 0.1  # λ starts at this share of it
     style_share: float | None = None  # of the loss, that λ rises for; see training/style_weight
     content_weight: float = 1.0
@@ -59,6 +60,9 @@ class TrainConfig:
     def __post_init__(self) -> None:
         """Raises FaststyError that names the setting, its value and what it can be."""
         self._require(len(self.style) > 0, "style", "at least one picture or folder")
+        for field in fields(self):
+            value = getattr(self, field.name)
+            self._require(not isinstance(value, float) or isfinite(value), field.name, "finite")
         for name in ("steps", "seconds", "checkpoint_every"):
             value = getattr(self, name)
             self._require(value is None or value > 0, name, "more than 0")

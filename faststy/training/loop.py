@@ -56,7 +56,7 @@ REPORT_EVERY = 30.0
 LOG_EVERY = 0.5
 PHOTO_ZOOM = (1.0, 2.2)  # photos are shown to the generator scaled down by these factors
 PREVIEW_PHOTOS = 3
-START_PHOTOS = 16  # of the first batch, at most, that the styles to begin as are compared on
+START_PHOTOS = 8  # crops that the styles to begin as are compared on
 LICENSE = "The weights are yours; the style picture keeps the terms that it has."
 
 
@@ -142,8 +142,8 @@ def _train(
     found = newest_checkpoint(checkpoint) if resume and world.leads else None
     began_as = None
     if found is None and world.leads:
-        rng, few = generator(config.seed, 0), slice(START_PHOTOS)
-        photo = random_crops(photos, config.batch, config.size, PHOTO_ZOOM, rng, few)
+        rng = generator(config.seed, 0)
+        photo = random_crops(photos, START_PHOTOS, config.size, PHOTO_ZOOM, rng)
         began_as = start(trainer, config.base, photo.to(device))
     guards = Guards(trainer)  # the first state that it can go back to is this one
     position, damage = Position(0, 0.0), None
@@ -194,10 +194,12 @@ def _train(
     saves, previews = Chore(config.checkpoint_every), Chore(PREVIEW_EVERY, at_once=True)
     reports = Chore(REPORT_EVERY, at_once=True)
     style_weights: list[float] = []  # since the last line of the log
-    draws = _ahead(draw, step, device)
+    draws, fraction = _ahead(draw, step, device), 0.0
     with stop_signals() as stopped, closing(draws), events.begin(run, step):
         while True:
-            fraction = schedule.fraction(step, seconds() + 2 * (previews.cost + reports.cost))
+            # What the end will cost is a guess that may fall; the run does not go back for it.
+            due = schedule.fraction(step, seconds() + 2 * (previews.cost + reports.cost))
+            fraction = max(fraction, due)
             fraction, interrupted = world.agree(fraction, stopped.is_set())
             if interrupted:
                 break
@@ -260,8 +262,9 @@ def _train(
         )  # fmt: skip
 
     finished = until >= 1 and not interrupted
-    if step > first and finished:
-        for event in guards.settle(step, drawn.photo):
+    if finished:  # also when all steps were done before it was killed
+        photo = drawn.photo if step > first else photo_batch(step - 1).to(device)
+        for event in guards.settle(step, photo):
             log.tell(step, event)
     if not world.leads:
         return result(finished)
@@ -270,7 +273,10 @@ def _train(
         log.attempt(step, "report", lambda: write_report(run))
         return result(finished=False)
     model = _model(trainer, config, photos, step, weight.at(1.0), repaired=stage == "repair")
-    save_model(model, model_path)
+    try:
+        save_model(model, model_path)
+    except FaststyError as error:
+        raise FaststyError(f"{error}; with that mended, --resume goes on with {run}") from error
     log.attempt(step, "preview", show)
     log.attempt(step, "report", lambda: write_report(run))
     if finished and config.cache is None:

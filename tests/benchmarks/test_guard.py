@@ -76,6 +76,17 @@ def test_other_devices_and_missing_baselines(
     assert capsys.readouterr().out.startswith("not here  ops: gram")
 
 
+def test_a_baseline_that_fails_is_no_pass(
+    file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(x: torch.Tensor) -> torch.Tensor:
+        raise ValueError("broken")
+
+    monkeypatch.setitem(suite.OPS, "gram", suite.OPS["gram"]._replace(eager=broken))
+    assert guard.main([], file) == 1
+    assert "FAILS     ops: gram" in capsys.readouterr().out
+
+
 def test_renew_measures(file: Path) -> None:
     assert guard.main(["--renew"], file) == 0
     (new,) = guard.load(file)

@@ -268,7 +268,7 @@ def test_a_resume_with_other_settings_is_refused_and_leaves_the_run_as_it_was(co
     ("setting", "value", "sentence"),
     [
         ("size", 72, "this run has size 64, not 72"),
-        ("style_weight", 3.0, "this run has style-weight 15.0, not 3.0"),
+        ("style_weight", 3.0, "this run has style-weight 20.0, not 3.0"),
         ("stages", STAGES[:1], "stages perceptual,adversarial,repair, not perceptual; go on"),
         ("pairs", "b", "this run has pairs None, not b"),
     ],

@@ -83,7 +83,7 @@ def test_what_was_not_reached_is_told():
 
 
 def test_a_share_that_is_large_because_nothing_was_learned_does_not_count():
-    each = controller(0.5)
+    each = controller(0.5, style_weight=15.0)
     weights, _ = run(each, style=lambda step, weight: 10.0)
     schedule = [each.schedule.style_weight(step / STEPS) for step in range(STEPS)]
     reached = round(STEPS * RISE * each.schedule.generator_end)
@@ -92,7 +92,7 @@ def test_a_share_that_is_large_because_nothing_was_learned_does_not_count():
 
 
 def test_once_the_style_is_learned_a_met_share_holds_λ_where_it_is():
-    each = controller(0.5)
+    each = controller(0.5, style_weight=15.0)
     weights, _ = run(each, style=lambda step, weight: 10.0 if step < 100 else 4.0)
     assert weights[-1] < 5  # not the 15 of the schedule: the share was met on the way
     assert weights[-1] == weights[180]
