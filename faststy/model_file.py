@@ -33,6 +33,7 @@ class ModelInfo:
     descriptions: dict[str, str] = field(default_factory=dict)  # of styles, one line each
     style_weight: float = 0.0
     size: int = 0  # side of the training crops, px
+    style_size: int = 0  # short side that the style pictures were shown at, px; 0: not known
     steps: int = 0
     encoder: str = ""
     content: str = ""  # the photos it was trained on

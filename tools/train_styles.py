@@ -6,19 +6,22 @@
 One generator for the styles below, on a folder of photos (the bundled ones are too few to be
 general), stored in half precision. Of these styles, seven are bundled; the others lie in the folder
 of paintings under the same names: pictures, or a folder of them. Interrupted, the same command with
---resume goes on. The shipped file: 1,310 photos (ImageNet samples, BSDS500), 70 minutes on one core
-of an AMD EPYC, 11,419 steps of the generator and 1,200 of the repairer.
+--resume goes on. With --on the generator of --out is trained on, on larger crops and with more
+against a grid; with --repairer only the repairer is.
 
-With --repairer only the repairer of --out is trained on; the generator keeps its weights. The
-shipped one went on so on a busy core for 3,300 steps: with the excess of style weighing 2.0 (1,200
-steps), 4.5 (1,600) and 8.0 as now, see `REPAIR_WEIGHTS` in faststy/training/step.py.
+The shipped file: 1,310 photos (ImageNet samples, BSDS500), 70 minutes on one core of an AMD EPYC,
+11,419 steps of the generator and 1,200 of the repairer; 3,300 of the repairer, with the excess of
+style weighing 2.0 (1,200 steps), 4.5 (1,600) and 8.0 (see `REPAIR_WEIGHTS` in
+faststy/training/step.py); --on for 28 minutes on one core, 15,470 steps; REPAIRED
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -47,6 +50,14 @@ STYLES = {
     "contrast_of_forms": "black, white and red on bare canvas, after Léger",
     "shipwreck_of_the_minotaur": "storm light in dark oil, after Turner",
     "vangogh_drawings": "reed pen and sepia, after the drawings of van Gogh",
+}
+ON: dict[str, Any] = {
+    "size": 192,
+    "batch": 2,
+    "stages": ("perceptual", "adversarial"),
+    "style_weight_start": 0.5,  # it can paint already
+    "learning_rate": 8e-4,
+    "lattice_weight": 3.0,
 }
 FINE = 0.2  # of the full learning rate, to go on from what is trained already
 LICENSE = "Apache-2.0; styles painted by tools/paint_styles.py, and old paintings and drawings"
@@ -113,6 +124,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=4200)
     parser.add_argument("--run", default="styles-run", help="folder of the training run")
     parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--on", action="store_true", help="train the generator of --out on")
     parser.add_argument("--repairer", action="store_true", help="train only the repairer of --out")
     parser.add_argument("--out", type=Path, default=assets.model())
     arguments = parser.parse_args()
@@ -129,12 +141,18 @@ def main() -> None:
         style_weight=15.0,
     )
     if arguments.repairer:
-        train_repairer(config, arguments.out)
+        train_repairer(replace(config, size=192, batch=3), arguments.out)
         return
+    if arguments.on:
+        config = replace(config, base=str(arguments.out), **ON)
     result = train(config, show, resume=arguments.resume)
     print()
     if result.finished:
         model = load_model(result.model)
+        if arguments.on:
+            before = load_model(arguments.out)
+            model.repairer, model.info.repairer = before.repairer, before.info.repairer
+            model.info.steps += before.info.steps
         model.info.license, model.info.descriptions = LICENSE, STYLES
         save_model(model, arguments.out, torch.float16)
         print(arguments.out)

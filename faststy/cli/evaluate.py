@@ -41,9 +41,7 @@ if TYPE_CHECKING:
     "--style-size",
     metavar="PIXELS",
     type=click.IntRange(16),
-    default=TrainConfig.style_size,
-    show_default=True,
-    help="Short side of the style pictures, as in training.",
+    help="Short side of the style pictures.  [default: as in the model's training]",
 )
 @click.option(
     "--encoder", default="faststy", show_default=True, help="faststy, vgg19 or vgg19:FILE."
@@ -58,7 +56,7 @@ def command(
     content: Path,
     styles: tuple[Path, ...],
     size: int | None,
-    style_size: int,
+    style_size: int | None,
     encoder: str,
     device: str,
     html: Path | None,
@@ -90,6 +88,7 @@ def command(
     photos = list_pictures(content)
     where = device_named(device)
     judge = load_encoder(encoder).to(where)
+    style_size = style_size or net.info.style_size or TrainConfig.style_size
     targets = {name: style_grams(path, style_size, judge, where) for name, path in pictures.items()}
 
     console = Console(stderr=True)

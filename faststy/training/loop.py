@@ -335,6 +335,7 @@ def _model(
         repairer=repairer.config if repairer is not None else None,
         style_weight=style_weight,
         size=config.size,
+        style_size=config.style_size,
         steps=steps,
         encoder=config.encoder.split(":")[0],
         content=f"{len(photos)} photos" + ("" if config.content else " bundled with faststy"),
