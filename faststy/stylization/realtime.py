@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +35,7 @@ Frame = npt.NDArray[np.uint8]
 ENTRANCE = "stem_norm"  # the first norm: what it sees depends on the frame alone
 AIM_EVERY = 10  # frames from one look at a frame's own statistics to the next: it takes a while
 SETTLED = 0.05  # a frame whose entrance moved less since then, in deviations, needs no look
+POLL = 0.1  # seconds from one look at somebody's wish to stop to the next, while nothing comes
 CUT = 0.5  # statistics that differ by more from one frame to the next are of another scene
 
 
@@ -309,80 +309,92 @@ def _is_native() -> bool:
 
 
 def stream(
-    frames: Iterable[Frame], painter: FramePainter, size: int | None = None
+    frames: Iterable[Frame],
+    painter: FramePainter,
+    size: int | None = None,
+    stop: threading.Event | None = None,
 ) -> Generator[Frame, None, None]:
     """`frames` painted, in their order: read in one thread, painted in another.
 
     `size` frames wait at most before and after the painter, by default 2, or a batch. One that
-    paints in batches takes of what waits; it waits for no frame but the first.
+    paints in batches takes of what waits; it waits for no frame but the first. It ends once `stop`
+    is set, and may be closed, also while `frames` gives nothing.
     """
     size = size or (batches.SIZES[0] if painter.in_batches else 2)
+    reading = Prefetch(frames, size)
 
-    def painted() -> Iterator[Frame]:
-        # A camera that gives no more frames must not hold us.
-        waiting = groups_ahead(frames, size, lambda: painter.at_a_time, patience=1)
-        with contextlib.closing(waiting):
-            for group in waiting:
-                yield from painter.batch(group)
+    def paint() -> Iterator[Frame]:
+        while group := reading.take(painter.at_a_time):
+            yield from painter.batch(group)
 
-    return ahead(painted(), size)
-
-
-def ahead(items: Iterable[T], size: int) -> Generator[T, None, None]:
-    """`groups_ahead`, one by one."""
-    with contextlib.closing(groups_ahead(items, size, lambda: 1)) as groups:
-        for (item,) in groups:
-            yield item
-
-
-def groups_ahead(
-    items: Iterable[T], size: int, most: Callable[[], int], patience: float | None = None
-) -> Generator[list[T], None, None]:
-    """`items`, taken by a thread of its own, up to `size` of them before they are asked for.
-
-    They come as they wait: one, or up to `most()` of them together. An exception comes in its
-    place. Closing the iterator ends the thread, and closes `items` there if it is a generator; it
-    waits for that, `patience` seconds at most.
-    """
-    ready: deque[T] = deque()
-    changed = threading.Condition()
-    ended = stopped = False
-    problem: BaseException | None = None
-
-    def work() -> None:
-        nonlocal ended, problem
-        try:
-            for item in items:
-                with changed:
-                    changed.wait_for(lambda: len(ready) < size or stopped)
-                    if stopped:
-                        break
-                    ready.append(item)
-                    changed.notify_all()
-            if isinstance(items, Generator):
-                items.close()
-        except BaseException as error:
-            problem = error
-        finally:
-            with changed:
-                ended = True
-                changed.notify_all()
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
+    painting = Prefetch(paint(), size)
     try:
-        while True:
-            with changed:
-                changed.wait_for(lambda: ready or ended)
-                if not ready:
-                    break
-                group = [ready.popleft() for _ in range(min(most(), len(ready)))]
-                changed.notify_all()
-            yield group
-        if problem is not None:
-            raise problem
+        while painted := painting.take(1, stop):
+            yield painted[0]
     finally:
-        with changed:
-            stopped = True
-            changed.notify_all()
-        thread.join(patience)  # an interpreter that ends while torch works aborts
+        reading.stop()  # the painter's thread may wait for a frame
+        painting.stop()
+        painting.join()  # an interpreter that ends while torch works aborts
+        reading.join(1)  # a camera or a pipe that gives no more must not hold us
+
+
+class Prefetch(Generic[T]):
+    """`items`, taken by a thread of its own, up to `size` of them before they are asked for."""
+
+    def __init__(self, items: Iterable[T], size: int) -> None:
+        self._items, self._size = items, size
+        self._ready: deque[T] = deque()
+        self._changed = threading.Condition()
+        self._ended = self._stopped = False
+        self._problem: BaseException | None = None
+        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._thread.start()
+
+    def take(self, most: int, stop: threading.Event | None = None) -> list[T]:
+        """The next items as they wait, one or up to `most` together; none at the end.
+
+        There it raises what `items` raised. None come after `stop`, either one.
+        """
+        with self._changed:
+            # An event of somebody else's wakes nobody here: it is looked at now and then.
+            while not (self._stopped or (stop is not None and stop.is_set())):
+                if self._changed.wait_for(self._has_news, None if stop is None else POLL):
+                    break
+            else:
+                return []
+            group = [self._ready.popleft() for _ in range(min(most, len(self._ready)))]
+            self._changed.notify_all()
+        if not group and self._problem is not None:
+            raise self._problem
+        return group
+
+    def stop(self) -> None:
+        """Ends the thread once it has its item, and closes `items` there if it is a generator."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+
+    def join(self, patience: float | None = None) -> None:
+        """Waits for the end of the thread, `patience` seconds at most."""
+        self._thread.join(patience)
+
+    def _has_news(self) -> bool:
+        return bool(self._ready) or self._ended or self._stopped
+
+    def _work(self) -> None:
+        try:
+            for item in self._items:
+                with self._changed:
+                    self._changed.wait_for(lambda: len(self._ready) < self._size or self._stopped)
+                    if self._stopped:
+                        break
+                    self._ready.append(item)
+                    self._changed.notify_all()
+            if isinstance(self._items, Generator):
+                self._items.close()
+        except BaseException as error:
+            self._problem = error
+        finally:
+            with self._changed:
+                self._ended = True
+                self._changed.notify_all()

@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import math
 import os
+import threading
 from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -242,6 +243,7 @@ class Stylizer:
         *,
         painter: FramePainter | None = None,
         ahead: int | None = None,
+        stop: threading.Event | None = None,
         **dials: Unpack[Dials],
     ) -> Generator[Frame, None, None]:
         """Paints `frames`, uint8 arrays ``[H, W, 3]``, in their order, in real time.
@@ -255,12 +257,13 @@ class Stylizer:
             painter: one made by :meth:`painter`, whose dials can be turned meanwhile; or
             dials: the arguments of :meth:`painter`.
             ahead: how many frames wait at each side, at least 1; by default 2, on a GPU 5.
+            stop: once set, the stream ends, as by `close()`, also while `frames` gives nothing.
 
         Raises what :meth:`painter` raises, before a frame is read.
         """
         from faststy.stylization.realtime import stream
 
-        return stream(frames, painter or self.painter(**dials), ahead)
+        return stream(frames, painter or self.painter(**dials), ahead, stop)
 
     def check_dials(self, strength: float, repair: float | None) -> None:
         """Raises ValueError or FaststyError for what cannot be."""

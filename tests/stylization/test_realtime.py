@@ -16,7 +16,7 @@ from faststy.errors import FaststyError
 from faststy.model_file import Model, ModelInfo
 from faststy.nn.generator import Generator, GeneratorConfig
 from faststy.nn.repairer import Repairer
-from faststy.stylization.realtime import ahead, jump
+from faststy.stylization.realtime import Prefetch, jump
 from faststy.stylization.stylizer import Stylizer
 
 
@@ -279,15 +279,60 @@ def test_closing_ends_the_threads_and_the_source(stylizer):
         assert not thread.is_alive()
 
 
-def test_ahead_of_nothing_and_errors_at_the_start():
-    assert list(ahead([], 1)) == []
+class Blocked:
+    """A source that gives some frames and then nothing, as a camera or a pipe that pauses."""
+
+    def __init__(self, count):
+        self.count, self.waits, self.freed = count, threading.Event(), threading.Event()
+
+    def __iter__(self):
+        yield from itertools.repeat(frame(h=8, w=8), self.count)
+        self.waits.set()
+        self.freed.wait(60)
+
+
+@pytest.mark.parametrize("way", ["close", "stop", "interrupt"])
+@pytest.mark.parametrize("count", [1, 4])
+def test_a_source_that_gives_nothing_holds_nobody(stylizer, count, way):
+    before = set(threading.enumerate())
+    source, stop, done = Blocked(count), threading.Event(), threading.Event()
+
+    def use():
+        painted = stylizer.stream(source, stop=None if way == "close" else stop)
+        given = list(itertools.islice(painted, count))
+        source.waits.wait(10)
+        if way == "interrupt":  # while it waits for the next frame
+            threading.Timer(0.2, stop.set).start()
+        elif way == "stop":
+            stop.set()
+        if way == "close":
+            painted.close()
+        else:
+            given += painted
+        if len(given) == count:
+            done.set()
+
+    threading.Thread(target=use, daemon=True).start()
+    try:
+        assert done.wait(5)
+        # Only the thread that waits for the source is left, and that ends with it.
+        assert len(set(threading.enumerate()) - before) <= 2
+    finally:
+        source.freed.set()
+    for thread in set(threading.enumerate()) - before:
+        thread.join(5)
+        assert not thread.is_alive()
+
+
+def test_prefetch_of_nothing_and_errors_at_the_start():
+    assert Prefetch([], 1).take(1) == []
 
     def broken():
         raise KeyError("first")
         yield
 
     with pytest.raises(KeyError, match="first"):
-        next(ahead(broken(), 1))
+        Prefetch(broken(), 1).take(1)
 
 
 @pytest.mark.gpu
