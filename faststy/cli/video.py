@@ -68,7 +68,7 @@ def _seconds(ctx: click.Context, param: click.Parameter, value: str | None) -> f
 )
 @click.option(
     "--fps",
-    type=click.FloatRange(0, 1000, min_open=True),
+    type=click.FloatRange(0.01, 1000),
     default=25.0,
     show_default=True,
     help="Frames per second when INPUT is pictures.",
@@ -104,9 +104,8 @@ def command(
     faststy video clip.mp4 -m run/model.safetensors -o painted.mp4 --size 360
     faststy video frames/frame_%04d.png -o painted.mp4 --fps 30
     """
-    from fractions import Fraction
-
     from faststy.errors import FaststyError
+    from faststy.stylization.clips import StoppedError
     from faststy.stylization.stylizer import Stylizer, mixing_weights
     from faststy.stylization.video import paint_video
     from faststy.stylization.video_file import format_of
@@ -129,24 +128,28 @@ def command(
         def show(done: int, expected: int | None) -> None:
             progress.update(task, completed=done, total=expected and max(done, expected))
 
-        report = paint_video(
-            stylizer,
-            sys.stdin.buffer if source == STREAM else source,
-            target,
-            name="standard input" if source == STREAM else source,
-            style=weights,
-            strength=strength,
-            repair=repair,
-            keep_color=keep_color,
-            size=size,
-            start=start or 0.0,
-            end=end,
-            rate=Fraction(fps).limit_denominator(1001),
-            codec=codec,
-            crf=crf,
-            on_frame=show,
-            stop=stop,
-        )
+        try:
+            report = paint_video(
+                stylizer,
+                sys.stdin.buffer if source == STREAM else source,
+                target,
+                name="standard input" if source == STREAM else source,
+                style=weights,
+                strength=strength,
+                repair=repair,
+                keep_color=keep_color,
+                size=size,
+                start=start or 0.0,
+                end=end,
+                rate=fps,
+                codec=codec,
+                crf=crf,
+                on_frame=show,
+                stop=stop,
+            )
+        except StoppedError as error:
+            click.echo(f"faststy: {error}", err=True)
+            sys.exit(STOPPED)
     _tell(report, source, target, weights, as_json)
     if report.stopped:
         sys.exit(STOPPED)
@@ -159,9 +162,10 @@ def _target(source: str, out: str | None, label: str) -> Path:
     from faststy.errors import FaststyError
     from faststy.stylization.video_file import FORMATS
 
-    if source == STREAM:
+    if source == STREAM or Path(source).is_relative_to("/dev"):  # <(a command) is /dev/fd/63
         if out is None or Path(out).is_dir():
-            raise FaststyError("standard input has no name; name the output by -o painted.mp4")
+            name = "standard input" if source == STREAM else source
+            raise FaststyError(f"{name} has no name; name the output by -o painted.mp4")
         return Path(out)
     path = Path(source).resolve()
     suffix = path.suffix.lower() if path.suffix.lower() in FORMATS else ".mp4"

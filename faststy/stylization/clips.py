@@ -7,7 +7,9 @@ import io
 import math
 import os
 import re
+import select
 import shutil
+import sys
 import tempfile
 import threading
 from abc import ABC, abstractmethod
@@ -35,6 +37,13 @@ SMALLEST = 16
 PICTURE_RATE = Fraction(25)
 """Frames per second of pictures in a row, unless told."""
 
+SLOWEST, FASTEST = 0.01, 1000
+"""Frames per second of pictures, at least and at most."""
+
+LONGEST = 1e9
+"""Seconds, the latest start and end: 31 years, which FFmpeg's 64 bits of microseconds hold."""
+
+_POLL = 0.1  # seconds from one look at the wish to stop to the next, while a pipe gives nothing
 _COPIED = ("audio", "subtitle")
 # Their headers say how long they are; elsewhere the duration is a guess.
 _KNOW_THEIR_LENGTH = ("mov", "matroska", "flv", "avi")
@@ -51,6 +60,10 @@ class Colors:
 
 
 BT709 = Colors(matrix=1, range=1, primaries=1, transfer=1)
+
+
+class StoppedError(FaststyError):
+    """It was stopped before there was a frame."""
 
 
 class Clip(ABC):
@@ -108,7 +121,8 @@ def open_clip(
     size: int | None = None,
     start: float = 0.0,
     end: float | None = None,
-    rate: Fraction = PICTURE_RATE,
+    rate: float | Fraction = PICTURE_RATE,
+    stop: threading.Event | None = None,
 ) -> Clip:
     """Opens a video, a pattern like ``frame_%04d.png``, a folder of pictures, or a stream.
 
@@ -118,14 +132,25 @@ def open_clip(
         size: short side of the frames that come out; smaller ones stay as they are.
         start, end: seconds, the part to read.
         rate: frames per second of pictures in a row.
+        stop: once set, a pipe ends, even while it waits for more.
 
     Raises:
         FaststyError: there is nothing to read, or no frame in it.
+        StoppedError: it was stopped before there was one.
     """
     if not 0 <= start < (math.inf if end is None else end):
         raise FaststyError(f"there is nothing between {start:g} s and {end or 0:g} s")
+    if max(start, end or 0) > LONGEST:
+        raise FaststyError(
+            f"start and end lie within {LONGEST:g} s; {max(start, end or 0):g} s does not"
+        )
+    if not SLOWEST <= rate <= FASTEST:
+        raise FaststyError(
+            f"pictures at {float(rate):g} frames per second; use {SLOWEST:g} to {FASTEST:g}"
+        )
     begin = Fraction(start).limit_denominator(1_000_000)  # 0.1 is meant, not the float beside it
     until = None if end is None else Fraction(end).limit_denominator(1_000_000)
+    rate = Fraction(rate).limit_denominator(1001)  # 23.976 is meant, not the float
     if isinstance(source, str | os.PathLike):
         path = Path(source)
         name = name or str(path)
@@ -133,11 +158,17 @@ def open_clip(
             return PictureClip(list_pictures(path, recursive=False), name, size, begin, until, rate)
         if not path.exists() and re.search(r"%\d*d", path.name):
             return PictureClip(_matching(path), name, size, begin, until, rate)
-        with suppress(OSError):  # an absolute path is never taken for an address
-            path = path.resolve()
-        return VideoClip(_open(str(path), name), name, size, begin, until)
+        # An absolute path is never taken for an address. Links stay: that of a pipe leads nowhere.
+        path = path.absolute()
+        source = _open_pipe(path, name) if path.is_fifo() or path.is_char_device() else str(path)
     name = name or "the stream"
-    return VideoClip(_open(_seekable(source), name), name, size, begin, until)
+    try:
+        file = _open(source if isinstance(source, str) else _seekable(source, stop), name)
+        return VideoClip(file, name, size, begin, until, stop=stop)
+    except FaststyError as error:
+        if stop is not None and stop.is_set():
+            raise StoppedError(f"{name}: stopped before there was a frame") from error
+        raise
 
 
 def open_camera(device: str | os.PathLike[str], *, size: int | None = None) -> Clip:
@@ -176,8 +207,10 @@ class VideoClip(Clip):
         end: Fraction | None = None,
         *,
         threads: str = "AUTO",
+        stop: threading.Event | None = None,
     ) -> None:
         super().__init__(name)
+        self._stop = stop or threading.Event()
         self.container = self._file = file
         self._reading = threading.Lock()
         try:
@@ -308,7 +341,8 @@ class VideoClip(Clip):
                 if not running or time > self._end + 10:
                     break
         except (av.FFmpegError, OSError) as error:
-            self.damage = f"it is damaged or cut off ({_reason(error)})"
+            if not self._stop.is_set():  # which ends a pipe anywhere
+                self.damage = f"it is damaged or cut off ({_reason(error)})"
         yield None
 
     def _time(self, packet: Packet) -> Fraction | None:
@@ -327,6 +361,8 @@ class VideoClip(Clip):
 
     def _judge(self) -> None:
         """Says in `damage` what was missing."""
+        if self._stop.is_set():
+            return
         if self.damage is None and self._undecodable:
             self.damage = f"{self._undecodable} of its frames or packets are damaged"
         whole = self._file.format.name.split(",")[0] in _KNOW_THEIR_LENGTH
@@ -412,21 +448,66 @@ def _matching(pattern: Path) -> list[Path]:
     return [found[i] for i in sorted(found)]
 
 
-def _seekable(stream: BinaryIO) -> BinaryIO:
+class _Pipe:
+    """What comes through a pipe; it ends once `stop` is set, even while it waits for more."""
+
+    def __init__(self, stream: io.BufferedReader, stop: threading.Event | None) -> None:
+        self._stream, self._stop = stream, stop
+        # Select does not see what other streams keep back, nor pipes of Windows.
+        self._polled = isinstance(stream.raw, io.FileIO) and os.name == "posix"
+        self._head = b""
+
+    def peek(self, size: int) -> bytes:
+        """The next `size` bytes, or less at the end; they are still to be read."""
+        while len(self._head) < size and (more := self._next(size)):
+            self._head += more
+        return self._head[:size]
+
+    def read(self, size: int = io.DEFAULT_BUFFER_SIZE) -> bytes:
+        """What there is, `size` bytes at most; none at the end."""
+        if not self._head:
+            return self._next(size)
+        data, self._head = self._head[:size], self._head[size:]
+        return data
+
+    def seekable(self) -> bool:
+        return False
+
+    def _next(self, size: int) -> bytes:
+        while self._stop is None or not self._stop.is_set():
+            if not self._polled or select.select([self._stream], [], [], _POLL)[0]:
+                return self._stream.read1(size)  # waits for no more than there is
+        return b""
+
+
+def _open_pipe(path: Path, name: str) -> BinaryIO:
+    """A named pipe or what a shell calls /dev/fd/63, opened without waiting for its writer."""
+    try:
+        # Elsewhere a pipe without a writer reads as one that ended.
+        waits = os.O_NONBLOCK if sys.platform == "linux" else 0
+        handle = os.open(path, os.O_RDONLY | waits)
+        os.set_blocking(handle, True)
+        return os.fdopen(handle, "rb")
+    except OSError as error:
+        raise FaststyError(f"{name}: cannot be read ({_reason(error)})") from error
+
+
+def _seekable(stream: BinaryIO, stop: threading.Event | None) -> BinaryIO | _Pipe:
     """`stream`, put down on disk if it is a pipe and MP4: its index may lie at its end."""
     if stream.seekable() or not isinstance(stream, io.BufferedReader):
         return stream
-    if stream.peek(8)[4:8] not in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
-        return stream
+    pipe = _Pipe(stream, stop)
+    if pipe.peek(8)[4:8] not in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
+        return pipe
     file = tempfile.TemporaryFile()  # noqa: SIM115 - vanishes with its last reference
-    shutil.copyfileobj(stream, file)
+    shutil.copyfileobj(pipe, file)
     file.seek(0)
     return file
 
 
-def _open(source: str | BinaryIO, name: str) -> av.container.InputContainer:
+def _open(source: str | BinaryIO | _Pipe, name: str) -> av.container.InputContainer:
     try:
-        if isinstance(source, str) and os.stat(source).st_size == 0:
+        if isinstance(source, str) and os.path.isfile(source) and os.path.getsize(source) == 0:
             raise FaststyError(f"{name}: the file is empty (zero bytes)")
         container = av.open(source, "r", metadata_errors="replace")
     except (av.FFmpegError, OSError) as error:
@@ -445,11 +526,11 @@ def _open(source: str | BinaryIO, name: str) -> av.container.InputContainer:
     return container
 
 
-def _has_lost_its_index(source: str | BinaryIO) -> bool:
+def _has_lost_its_index(source: str | BinaryIO | _Pipe) -> bool:
     """Whether it begins as an MP4 or MOV file, and has no box `moov` up to its end."""
     kinds = []
     with open(source, "rb") if isinstance(source, str) else nullcontext(source) as file:
-        if not file.seekable():
+        if isinstance(file, _Pipe) or not file.seekable():
             return False
         end = file.seek(0, io.SEEK_END)
         file.seek(0)

@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 from faststy.errors import FaststyError
 from faststy.files import replacing
-from faststy.stylization.clips import PICTURE_RATE, open_clip
+from faststy.stylization.clips import PICTURE_RATE, StoppedError, open_clip
 from faststy.stylization.stylizer import Style, Stylizer
 from faststy.stylization.video_file import VideoFile
 
@@ -89,11 +89,13 @@ def paint_video(
         rate: frames per second of pictures in a row.
         codec, crf: see :class:`VideoFile`.
         on_frame: called after each frame with how many are painted and to be expected.
-        stop: once set, the video ends with the frames that are painted.
+        stop: once set, the video ends with the frames that are painted, also while a pipe that is
+            its source gives nothing.
 
     Raises:
         FaststyError: the source cannot be read, its frames change their size, or the target
             cannot be written. Then there is no target, or still the old one.
+        StoppedError: it was stopped before a frame was painted; there is no target either.
     """
     target = Path(target)
     if not target.parent.is_dir():
@@ -102,12 +104,13 @@ def paint_video(
         raise FaststyError(f"{target}: is a folder; name a file in it")
     with (
         closing(
-            open_clip(source, name=name, size=size, start=start, end=end, rate=Fraction(rate))
+            open_clip(source, name=name, size=size, start=start, end=end, rate=rate, stop=stop)
         ) as clip,
         replacing(target) as file,
     ):
         painted = stylizer.stream(
             clip.frames(),
+            stop=stop,
             style=style,
             strength=strength,
             repair=repair,
@@ -125,6 +128,9 @@ def paint_video(
                         on_frame(count, clip.count)
                     if stop is not None and stop.is_set():
                         break
+            stopped = stop is not None and stop.is_set()
+            if count == 0 and stopped:
+                raise StoppedError(f"{clip.name}: stopped before a frame was painted")
             if count == 0:
                 raise FaststyError(f"{clip.name}: there is no frame in it")
             video.finish()
@@ -140,5 +146,5 @@ def paint_video(
             encoder=video.encoder,
             audio=video.audio,
             damage=clip.damage,
-            stopped=stop is not None and stop.is_set(),
+            stopped=stopped,
         )

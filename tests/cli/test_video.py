@@ -166,6 +166,8 @@ def test_mistakes_are_one_sentence_and_leave_nothing(film, model, faststy):
         (("a.mp4", "--codec", "nonsense"), "there is no encoder for 'nonsense' here"),
         (("a.mp4", "--style", "ran"), "unknown style 'ran'"),
         (("a.mp4", "--start", "3", "--end", "2"), "there is nothing between 3 s and 2 s"),
+        (("a.mp4", "--start", "9" * 15), "start and end lie within 1e+09 s; 1e+15 s does not"),
+        (("a.mp4", "--end", "9" * 400), "start and end lie within 1e+09 s; inf s does not"),
         (("a.mp4", "-m", "none.safetensors"), "none.safetensors"),
     ]:
         model_option = () if "-m" in arguments else ("-m", model)
@@ -178,6 +180,9 @@ def test_mistakes_are_one_sentence_and_leave_nothing(film, model, faststy):
     status, _, err = faststy("a.mp4", "--start", "soon")
     assert status == 2
     assert "'soon' is no time; write 90, 1:30 or 0:01:30.5" in err
+    status, _, err = faststy("shots/%d.png", "--fps", "0.0001")
+    assert status == 2
+    assert "0.0001 is not in the range 0.01<=x<=1000" in err
 
 
 def test_ctrl_c_leaves_a_film_that_plays(film, model, tmp_path):
@@ -196,3 +201,57 @@ def test_ctrl_c_leaves_a_film_that_plays(film, model, tmp_path):
     assert 0 < frames < 1500
     assert err == f"faststy: stopped; {target} ends after {frames} frames\n"
     assert sorted(os.listdir(tmp_path)) == ["a.mkv", "b.mp4"]
+
+
+def test_ctrl_c_leaves_a_film_that_plays_when_the_input_pauses(film, model, tmp_path):
+    data = film("a.mkv", frames=300).read_bytes()
+    target = tmp_path / "b.mp4"
+    command = [sys.executable, "-m", "faststy", "video", "-", "-m", model, "-o", target]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+        running.stdin.write(data[: len(data) * 2 // 3])
+        running.stdin.flush()
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.glob(".b.mp4*")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(1.5)  # until it waits for more
+        running.send_signal(signal.SIGINT)
+        try:
+            assert running.wait(20) == 130
+        finally:
+            running.kill()
+        err = running.stderr.read().decode()
+    frames = len(frames_of(target))
+    assert 100 < frames < 300
+    assert err == f"faststy: stopped; {target} ends after {frames} frames\n"
+    assert sorted(os.listdir(tmp_path)) == ["a.mkv", "b.mp4"]
+
+
+def test_ctrl_c_before_the_first_frame_is_one_sentence(model, tmp_path):
+    target = tmp_path / "b.mp4"
+    command = [sys.executable, "-m", "faststy", "video", "-", "-m", model, "-o", target]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+        # An MP4 that is waited for as a whole; more than a pipe holds, so it is being read.
+        running.stdin.write(bytes(4) + b"ftyp" + bytes(1_000_000))
+        running.send_signal(signal.SIGINT)
+        try:
+            assert running.wait(20) == 130
+        finally:
+            running.kill()
+        err = running.stderr.read().decode()
+    assert err == "faststy: standard input: stopped before there was a frame\n"
+    assert os.listdir(tmp_path) == []
+
+
+def test_pipes_by_name(film, model, faststy, tmp_path):
+    film("a.mp4", frames=4)
+    command = f"{sys.executable} -m faststy video <(cat a.mp4) -m {model}"
+    done = subprocess.run(
+        ["bash", "-c", f"{command} -o b.mp4"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(frames_of("b.mp4")) == 4
+    status, _, err = faststy("/dev/null", "-m", model)
+    assert (status, err) == (
+        2,
+        "faststy: /dev/null has no name; name the output by -o painted.mp4\n",
+    )

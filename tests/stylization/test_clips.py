@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from faststy.errors import FaststyError
-from faststy.stylization.clips import BT709, open_clip
+from faststy.stylization.clips import BT709, StoppedError, open_clip
 
 RED, GREEN, BLUE, WHITE = [200, 40, 40], [40, 180, 40], [40, 40, 190], [210, 210, 200]
 PICTURE = np.array([[RED, GREEN], [BLUE, WHITE]])
@@ -255,3 +255,52 @@ def test_what_is_no_film_is_one_sentence(film, tmp_path):
         open_clip(whole, start=9)
     with pytest.raises(FaststyError, match="there is nothing between 2 s and 1 s"):
         open_clip(whole, start=2, end=1)
+
+
+def test_named_pipes_are_read_and_a_stop_ends_them(film, tmp_path):
+    """Also MP4, which must be put down first, and what a shell calls /dev/fd/63."""
+    fifo = tmp_path / "fifo.mkv"
+    os.mkfifo(fifo)
+    for name in ("a.mkv", "a.mp4"):
+        data = film(name, frames=5).read_bytes()
+        feeder = threading.Thread(target=lambda data=data: fifo.write_bytes(data))
+        feeder.start()
+        assert len(read(fifo)[0]) == 5
+        feeder.join()
+        reading, writing = os.pipe()
+        threading.Thread(target=os.write, args=(writing, data)).start()
+        threading.Timer(0.5, os.close, [writing]).start()
+        assert len(read(f"/dev/fd/{reading}")[0]) == 5
+        os.close(reading)
+
+
+@pytest.mark.parametrize("before", [0, 6, 900])
+@pytest.mark.parametrize("name", ["a.mkv", "a.mp4"])
+def test_a_stop_ends_the_wait_for_the_first_frame(film, tmp_path, name, before):
+    stop = threading.Event()
+    threading.Timer(0.3, stop.set).start()
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    data = film(name, frames=5, size=(128, 96)).read_bytes()[:before]
+    writing = os.open(fifo, os.O_RDWR) if before else None  # else there is no writer at all
+    if writing is not None:
+        os.write(writing, data)
+    with pytest.raises(StoppedError, match=f"{fifo}: stopped before there was a frame"):
+        open_clip(fifo, stop=stop)
+    if writing is not None:
+        os.close(writing)
+
+
+def test_times_and_rates_that_no_film_has_are_one_sentence(film, tmp_path):
+    path = film("a.mp4", frames=2)
+    for options in ({"start": 1e15}, {"end": 1e300}, {"start": 1e9, "end": 1e10}):
+        with pytest.raises(FaststyError, match=r"start and end lie within 1e\+09 s; .* does not$"):
+            open_clip(path, **options)
+    with pytest.raises(FaststyError, match="there is no frame in it at or after 1e\\+09 s"):
+        open_clip(path, start=1e9)
+    assert len(read(path, end=1e9)[0]) == 2
+    Image.new("RGB", (20, 30)).save(tmp_path / "0.png")
+    for rate in (0, 1e-4, Fraction(1, 101), 1001, float("inf"), float("nan")):
+        with pytest.raises(FaststyError, match=r"frames per second; use 0\.01 to 1000$"):
+            open_clip(tmp_path / "%d.png", rate=rate)
+    assert len(read(tmp_path / "%d.png", rate=0.01)[0]) == 1

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from faststy.errors import FaststyError
-from faststy.stylization.clips import open_clip
+from faststy.stylization.clips import FASTEST, SLOWEST, open_clip
 from faststy.stylization.video import HALF_LIFE, paint_video
 from faststy.stylization.video_file import ENCODERS, FORMATS
 
@@ -21,7 +21,7 @@ class Echo:
     def __init__(self, invert=False):
         self.invert = invert
 
-    def stream(self, frames, **dials):
+    def stream(self, frames, stop=None, **dials):
         self.dials = dials
         for frame in frames:
             yield 255 - frame if self.invert else frame
@@ -176,6 +176,18 @@ def test_pictures_become_a_film(tmp_path):
     assert [time for time, _ in frames] == pytest.approx([i * 1001 / 30000 for i in range(4)])
     assert frames[2][1].colorspace == 1
     assert np.abs(rgb(frames[2][1]) - [100, 100, 0]).max() <= 6
+
+
+@pytest.mark.parametrize("rate", [SLOWEST, FASTEST])
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_the_slowest_and_the_fastest_pictures(tmp_path, suffix, rate):
+    from PIL import Image
+
+    for i in range(3):
+        Image.new("RGB", (32, 32), (50 * i, 100, 0)).save(tmp_path / f"{i}.png")
+    target = tmp_path / f"film{suffix}"
+    assert paint_video(Echo(), tmp_path / "%d.png", target, rate=rate).frames == 3
+    assert [time for time, _ in frames_of(target)] == pytest.approx([i / rate for i in range(3)])
 
 
 def test_a_stop_leaves_a_film_of_what_is_painted(film, tmp_path):
