@@ -49,6 +49,7 @@ def write_film(
     turn: int = 0,
     mirror: bool = False,
     audio: str | None = None,
+    layout: str = "mono",
     metadata: dict[str, str] | None = None,
     format: str | None = None,
 ) -> Path:
@@ -71,7 +72,7 @@ def write_film(
         context.color_primaries, context.color_trc = colors[2] or 2, colors[3] or 2
         if turn or mirror:
             video.set_display_rotation(turn, hflip=mirror)
-        sound = file.add_stream(audio, rate=48000, layout="mono") if audio else None
+        sound = file.add_stream(audio, rate=48000, layout=layout) if audio else None
         picture = np.kron(QUADRANTS, np.ones((height // 2, width // 2, 1), np.uint8))
         for i in range(frames):
             rgb = av.VideoFrame.from_ndarray((picture * (1 - i / 40)).astype(np.uint8), "rgb24")
@@ -83,7 +84,8 @@ def write_film(
         file.mux(video.encode(None))
         if sound is not None:
             samples = np.sin(np.arange(48000 * frames // rate) * 2 * np.pi * 440 / 48000)
-            wave = av.AudioFrame.from_ndarray(samples[None].astype(np.float32) / 2, "flt", "mono")
+            samples = np.repeat(samples, av.AudioLayout(layout).nb_channels)
+            wave = av.AudioFrame.from_ndarray(samples[None].astype(np.float32) / 2, "flt", layout)
             wave.sample_rate, wave.pts, wave.time_base = 48000, 0, Fraction(1, 48000)
             file.mux(sound.encode(wave))
             file.mux(sound.encode(None))

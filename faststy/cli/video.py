@@ -95,9 +95,10 @@ def command(
     INPUT is a video, a pattern of pictures like frame_%04d.png, a folder of pictures, or - for
     standard input. Without -o, NAME_STYLE.mp4 appears beside it, or .mkv, .mov, .webm for those.
 
-    Sound, subtitles, times, colours and metadata of the video stay; a turned one comes out
-    upright. Ctrl-C ends the video with what is painted. Exit status: 0 when all was painted, 1 when
-    the input was damaged and what could be read was painted, 2 when nothing was, 130 after Ctrl-C.
+    Sound, times, colours and metadata of the video stay, and subtitles where the format of the
+    output can hold them; a turned video comes out upright. Ctrl-C ends the video with what is
+    painted. Exit status: 0 when all was painted, 1 when the input was damaged and what could be
+    read was painted, 2 when nothing was, 130 after Ctrl-C.
 
     \b
     faststy video clip.mp4 --style ink
@@ -215,6 +216,8 @@ def _tell(
         click.echo(
             f"faststy: {name}: {report.damage}; {report.frames} frames were painted", err=True
         )
+    for stream in report.left_out:
+        click.echo(f"faststy: {target}: without {stream}", err=True)
     if report.stopped:
         click.echo(f"faststy: stopped; {target} ends after {report.frames} frames", err=True)
     if as_json:
@@ -229,6 +232,7 @@ def _tell(
             "rate": round(report.rate, 3),
             "encoder": report.encoder,
             "audio": report.audio,
+            "left_out": report.left_out,
             "damage": report.damage,
             "stopped": report.stopped,
         }

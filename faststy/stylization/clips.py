@@ -79,7 +79,9 @@ class Clip(ABC):
         aspect: width of a pixel over its height.
         damage: what could not be read; None when all was.
         container: an opened file with other streams to be taken along, or None.
+        stream: of that file, the one whose frames these are, or None.
         offset: seconds that lie before the start, in the times of `packets`.
+        length: seconds from the start to where the part was to end; None: no end was asked for.
         packets: of the other streams, that passed by and were not yet taken.
         times: of the frames that were given and not yet taken, in seconds from the start.
     """
@@ -94,7 +96,9 @@ class Clip(ABC):
     aspect: Fraction = Fraction(1)
     damage: str | None = None
     container: av.container.InputContainer | None = None
+    stream: av.VideoStream | None = None
     offset: Fraction = Fraction(0)
+    length: Fraction | None = None
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -214,7 +218,7 @@ class VideoClip(Clip):
         self.container = self._file = file
         self._reading = threading.Lock()
         try:
-            self._stream = _video_stream(file, name)
+            self.stream = self._stream = _video_stream(file, name)
             self._stream.thread_type = threads
             self._prepare(size, start, end)
         except BaseException:
@@ -227,7 +231,7 @@ class VideoClip(Clip):
         self.time_base = stream.time_base or 1 / self.rate
         begin = Fraction(self._file.start_time or 0, av.time_base)
         self.offset = begin + start
-        self._end = None if end is None else end - start
+        self.length = None if end is None else end - start
         self._start = start
         self._undecodable = 0
         self._seen = Fraction(0)  # how far the packets of any stream went
@@ -319,7 +323,7 @@ class VideoClip(Clip):
                     time += 1 / self.rate
                 else:
                     time = frame.pts * (frame.time_base or self.time_base) - self.offset
-                if (self._start and time < 0) or (self._end is not None and time >= self._end):
+                if (self._start and time < 0) or (self.length is not None and time >= self.length):
                     continue
                 self._undecodable += frame.is_corrupt
                 yield max(time, Fraction(0)), frame
@@ -334,11 +338,11 @@ class VideoClip(Clip):
                 if packet.size == 0:
                     continue
                 time = self._time(packet)
-                if time is None or self._end is None or time < self._end:
+                if time is None or self.length is None or time < self.length:
                     yield packet
                     continue
                 running.discard(packet.stream.index)  # other streams may lie behind in the file
-                if not running or time > self._end + 10:
+                if not running or time > self.length + 10:
                     break
         except (av.FFmpegError, OSError) as error:
             if not self._stop.is_set():  # which ends a pipe anywhere
@@ -366,7 +370,7 @@ class VideoClip(Clip):
         if self.damage is None and self._undecodable:
             self.damage = f"{self._undecodable} of its frames or packets are damaged"
         whole = self._file.format.name.split(",")[0] in _KNOW_THEIR_LENGTH
-        if self.damage is None and whole and self._end is None and self._file.duration:
+        if self.damage is None and whole and self.length is None and self._file.duration:
             length = Fraction(self._file.duration, av.time_base) - self._start
             if self._seen < length - max(Fraction(1, 2), length / 50):
                 self.damage = (
@@ -382,10 +386,12 @@ class VideoClip(Clip):
             length = Fraction(self._file.duration, av.time_base)
         if length is None:
             return stream.frames or None
-        if not self._start and self._end is None and stream.frames:
+        if not self._start and self.length is None and stream.frames:
             return stream.frames
         length -= self._start
-        return max(1, round((length if self._end is None else min(length, self._end)) * self.rate))
+        return max(
+            1, round((length if self.length is None else min(length, self.length)) * self.rate)
+        )
 
 
 class PictureClip(Clip):

@@ -33,6 +33,7 @@ class VideoReport:
         rate: frames per second of the video.
         encoder: FFmpeg's name of the one that wrote it.
         audio: "copied", the codec that it was changed to, or None without sound.
+        left_out: streams of sound and subtitles that are not in it, with the reason, in words.
         damage: what of the input could not be read, or None.
         stopped: it was stopped before its end.
     """
@@ -44,6 +45,7 @@ class VideoReport:
     rate: float
     encoder: str
     audio: str | None
+    left_out: tuple[str, ...]
     damage: str | None
     stopped: bool
 
@@ -74,9 +76,10 @@ def paint_video(
 ) -> VideoReport:
     """Paints the video `source` into the file `target`, which appears when it is whole.
 
-    Sound and subtitles are copied, or changed where the format of `target` demands it; times,
-    colours, the shape of pixels, metadata and chapters stay; turned videos come out upright. A
-    damaged video is painted as far as it goes: see `damage` in the report.
+    Sound and subtitles are copied. Where the format of `target` cannot hold them, sound is changed
+    and subtitles are left out: see `left_out` in the report. Times, colours, the shape of pixels,
+    metadata and chapters stay; turned videos come out upright. A damaged video is painted as far
+    as it goes: see `damage`.
 
     Args:
         stylizer: paints the frames.
@@ -145,6 +148,7 @@ def paint_video(
             rate=float(clip.rate),
             encoder=video.encoder,
             audio=video.audio,
+            left_out=tuple(video.left_out),
             damage=clip.damage,
             stopped=stopped,
         )

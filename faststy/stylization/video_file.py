@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import av
 import numpy as np
@@ -17,6 +17,9 @@ from av.video.reformatter import VideoReformatter
 
 from faststy.errors import FaststyError
 from faststy.stylization.clips import Clip, Packet
+
+if TYPE_CHECKING:
+    from av.container.core import Chapter
 
 FORMATS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm"}
 """Formats that are written, by suffix. AVI is not among them: it knows no variable frame rate."""
@@ -44,12 +47,19 @@ _SETTINGS: dict[str, tuple[str, int, dict[str, str]]] = {
 _BITS_PER_PIXEL = 0.2  # for encoders without such a setting
 _AUDIO_ENCODERS = {"opus": "libopus", "mp3": "libmp3lame"}
 _FINEST_TIME = {"mpeg4": Fraction(1, 60_000)}  # its format has 16 bits for it
-# What says how the old file was made.
-_OWN_METADATA = ("major_brand", "minor_version", "compatible_brands", "encoder", "duration")
+# What says how the old file and its streams were made, the last ones by mkvmerge.
+_OWN_METADATA = (
+    *("major_brand", "minor_version", "compatible_brands", "encoder", "duration"),
+    *("bps", "number_of_frames", "number_of_bytes"),
+)
 
 
 class VideoFile:
     """A video that is being written from the frames of `clip`, painted.
+
+    Attributes:
+        left_out: the clip's streams of sound and subtitles that could not be taken along, with the
+            reason, in words.
 
     >>> video = VideoFile(file, "painted.mp4", clip)
     >>> video.write(picture, time)
@@ -83,13 +93,14 @@ class VideoFile:
         codec = codec or ("vp9" if format == "webm" else "h264")
         self.encoder = ENCODERS.get(codec, codec)
         self._container = av.open(file, "w", format=format)
+        self._others: dict[int, _Copied | _Encoded] = {}
+        self._audio: list[str] = []
+        self.left_out: list[str] = []
         try:
             self._video = self._add_video(codec, crf)
-            self._others: dict[int, _Copied | _Encoded] = {}
-            self._audio: list[str] = []
+            self._open_encoder()
             self._take_along()
-            with _ordinary_priority():
-                self._container.start_encoding()
+            self._container.start_encoding()
         except UnknownCodecError as error:
             self.abandon()
             raise FaststyError(
@@ -99,8 +110,8 @@ class VideoFile:
         except (av.FFmpegError, ValueError) as error:
             self.abandon()
             raise FaststyError(
-                f"{name}: {self.encoder} cannot write {clip.width} x {clip.height} "
-                f"as {Path(name).suffix} here ({getattr(error, 'strerror', None) or error})"
+                f"{name}: {Path(name).suffix} cannot hold the streams of {clip.name} as they are "
+                f"({_reason(error)}); use .mkv"
             ) from error
         except BaseException:
             self.abandon()
@@ -180,7 +191,21 @@ class VideoFile:
         if self.encoder == "libx265":
             video.codec_context.codec_tag = "hvc1"  # the only one that Apple's players take
         _tag(video.codec_context, clip)
+        if clip.stream is not None:
+            video.metadata.update(_kept(clip.stream.metadata))
+            video.disposition = clip.stream.disposition
         return video
+
+    def _open_encoder(self) -> None:
+        """Before anything else can fail: what fails here is the video's."""
+        try:
+            with _ordinary_priority():
+                self._video.codec_context.open()
+        except (av.FFmpegError, ValueError) as error:
+            raise FaststyError(
+                f"{self.name}: {self.encoder} cannot write {self._clip.width} x "
+                f"{self._clip.height} as {Path(self.name).suffix} here ({_reason(error)})"
+            ) from error
 
     def _take_along(self) -> None:
         """Adds the clip's other streams, metadata and chapters."""
@@ -191,25 +216,35 @@ class VideoFile:
         for stream in clip.container.streams:
             if stream.type in ("audio", "subtitle"):
                 self._take_stream(stream)
-        if not clip.offset:
-            self._container.set_chapters(clip.container.chapters())
+        self._container.set_chapters(_chapters(clip))
 
     def _take_stream(self, stream: av.stream.Stream) -> None:
-        """Copies where the format can hold it, else encodes sound anew and leaves the rest out."""
-        other: _Copied | _Encoded
-        try:
-            target = self._container.add_stream_from_template(stream)
-            other = _Copied(target)
-        except ValueError:
-            if not isinstance(stream, av.AudioStream):
-                return
-            other = _Encoded(stream, self._container)
-            target = other.target
-        target.metadata.update(_kept(stream.metadata))
-        target.disposition = stream.disposition
+        other = self._place_for(stream)
+        if isinstance(other, str):
+            context = getattr(stream, "codec_context", None)  # none without a decoder
+            codec = context.codec.canonical_name if context else "unknown codec"
+            facts = ", ".join(filter(None, (codec, stream.metadata.get("language"))))
+            self.left_out.append(f"{stream.type} stream {stream.index} ({facts}): {other}")
+            return
+        other.target.metadata.update(_kept(stream.metadata))
+        other.target.disposition = stream.disposition
         self._others[stream.index] = other
         if stream.type == "audio":
             self._audio.append(other.how)
+
+    def _place_for(self, stream: av.stream.Stream) -> _Copied | _Encoded | str:
+        """Copies where the format can hold it, else encodes sound anew; or the reason why not."""
+        with suppress(ValueError):
+            return _Copied(self._container.add_stream_from_template(stream))
+        reason = f"{Path(self.name).suffix} cannot hold it"
+        if not isinstance(stream, av.AudioStream):
+            return reason
+        can_decode = stream.codec_context is not None
+        if not can_decode:
+            return "it cannot be decoded"
+        with suppress(av.FFmpegError, ValueError):
+            return _Encoded(stream, self._container)
+        return f"{reason}, nor can it be changed"
 
     def _take_packets(self) -> None:
         while self._clip.packets:
@@ -225,7 +260,7 @@ class _Copied:
     how = "copied"
 
     def __init__(self, target: av.stream.Stream) -> None:
-        self._target = target
+        self.target = target
         self._last: int | None = None
 
     def take(self, packet: Packet, offset: Fraction) -> list[Packet]:
@@ -236,7 +271,7 @@ class _Copied:
         shift = round(offset / packet.time_base)
         packet.dts -= shift
         packet.pts = None if packet.pts is None else packet.pts - shift
-        packet.stream = self._target
+        packet.stream = self.target
         return [packet]
 
     def rest(self) -> list[Packet]:
@@ -245,17 +280,21 @@ class _Copied:
 
 
 class _Encoded:
-    """Sound that the new format cannot hold as it is, encoded anew."""
+    """Sound that the new format cannot hold as it is, encoded anew.
+
+    Raises ValueError or FFmpegError where no encoder takes it.
+    """
 
     def __init__(self, source: av.AudioStream, container: av.container.OutputContainer) -> None:
         self.how = container.default_audio_codec
         encoder = _AUDIO_ENCODERS.get(self.how, self.how)
         rates = av.Codec(encoder, "w").audio_rates
         rate = source.rate if not rates or source.rate in rates else max(rates)
+        layout = _layout(encoder, rate, source.layout.name)
         target = container.add_stream(encoder, rate=rate)
         assert isinstance(target, av.AudioStream)
-        target.layout = source.layout.name
-        target.bit_rate = 64_000 * source.layout.nb_channels
+        target.layout = layout.name
+        target.bit_rate = 64_000 * layout.nb_channels
         self.source, self.target = source, target
 
     def take(self, packet: Packet | None, offset: Fraction) -> list[Packet]:
@@ -272,6 +311,38 @@ class _Encoded:
 
     def rest(self) -> list[Packet]:
         return self.target.encode(None)
+
+
+def _layout(encoder: str, rate: int, name: str) -> av.AudioLayout:
+    """The layout of channels nearest to `name` that `encoder` takes. Raises ValueError."""
+    for each in (name, name.replace("(side)", ""), "stereo"):  # 5.1 has its surrounds at the back
+        context = av.CodecContext.create(encoder, "w")
+        assert isinstance(context, av.AudioCodecContext)
+        with suppress(av.FFmpegError, ValueError):
+            formats = context.codec.audio_formats or [av.AudioFormat("fltp")]
+            context.sample_rate, context.format, context.layout = rate, formats[0], each
+            context.open()
+            return context.layout
+    raise ValueError(f"{encoder} takes no sound like {name}")
+
+
+def _chapters(clip: Clip) -> list[Chapter]:
+    """The chapters of the part, in its times."""
+    assert clip.container is not None
+    chapters: list[Chapter] = []
+    for chapter in clip.container.chapters():
+        unit = chapter["time_base"] or Fraction(1, av.time_base)
+        start = chapter["start"] * unit - clip.offset
+        end = chapter["end"] * unit - clip.offset
+        if clip.length is not None:
+            if start >= clip.length:
+                continue
+            end = min(end, clip.length)
+        if start >= 0 or end > 0:
+            shown: Chapter = {**chapter}
+            shown["start"], shown["end"] = round(max(start, Fraction(0)) / unit), round(end / unit)
+            chapters.append(shown)
+    return chapters
 
 
 def format_of(name: str | Path) -> str:
@@ -301,7 +372,14 @@ def _ordinary_priority() -> Iterator[None]:
 
 
 def _kept(metadata: dict[str, str]) -> dict[str, str]:
-    return {key: value for key, value in metadata.items() if key.lower() not in _OWN_METADATA}
+    def is_own(key: str) -> bool:  # BPS or BPS-eng, _STATISTICS_TAGS
+        return key.partition("-")[0] in _OWN_METADATA or key.startswith("_statistics_")
+
+    return {key: value for key, value in metadata.items() if not is_own(key.lower())}
+
+
+def _reason(error: BaseException) -> str:
+    return getattr(error, "strerror", None) or str(error)
 
 
 def _tag(target: av.VideoFrame | av.VideoCodecContext, clip: Clip) -> None:

@@ -88,6 +88,7 @@ def test_one_json_object_tells_all(film, model, faststy):
         "rate": 25.0,
         "encoder": "libx264",
         "audio": "copied",
+        "left_out": [],
         "damage": None,
         "stopped": False,
     }
@@ -151,6 +152,15 @@ def test_damage_is_told_and_exit_status_1(film, model, faststy):
     status, _, err = faststy("-", "-m", model, "-o", "c.mp4", stdin=Path("a.mkv").read_bytes())
     assert status == 1
     assert err.startswith("faststy: standard input: it is cut off at ")
+
+
+def test_what_is_left_out_is_told(film, model, faststy):
+    data = film("a.mkv", frames=5, audio="aac").read_bytes()
+    Path("a.mkv").write_bytes(data.replace(b"A_AAC", b"A_XXX"))
+    status, out, err = faststy("a.mkv", "-m", model, "-o", "b.mp4", "--json")
+    left_out = "audio stream 1 (unknown codec): it cannot be decoded"
+    assert (status, err) == (0, f"faststy: b.mp4: without {left_out}\n")
+    assert json.loads(out)["left_out"] == [left_out]
 
 
 def test_mistakes_are_one_sentence_and_leave_nothing(film, model, faststy):

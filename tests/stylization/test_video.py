@@ -213,6 +213,153 @@ def test_a_damaged_film_is_painted_as_far_as_it_goes(film, tmp_path):
     assert "cut off" in report.damage
 
 
+def test_sound_without_a_decoder_is_left_out_and_told(film, tmp_path):
+    source = film("a.mkv", frames=10, audio="aac")
+    data = source.read_bytes()
+    assert data.count(b"A_AAC") == 1
+    source.write_bytes(data.replace(b"A_AAC", b"A_XXX"))
+    for suffix in (".mp4", ".webm", ".mkv"):
+        report = paint_video(Echo(), source, tmp_path / f"b{suffix}")
+        assert report.left_out == ("audio stream 1 (unknown codec): it cannot be decoded",)
+        assert (report.frames, report.audio, report.damage) == (10, None, None)
+        assert len(frames_of(tmp_path / f"b{suffix}")) == 10
+
+
+@pytest.mark.parametrize(("layout", "expected"), [("5.1(side)", "5.1"), ("2.1", "stereo")])
+def test_sound_in_a_layout_that_an_encoder_does_not_take(film, tmp_path, layout, expected):
+    source = film("a.mkv", frames=25, audio="ac3", layout=layout)
+    with av.open(str(source)) as file:
+        assert file.streams.audio[0].layout.name == layout
+    report = paint_video(Echo(), source, tmp_path / "b.webm")
+    assert (report.audio, report.left_out) == ("opus", ())
+    with av.open(str(tmp_path / "b.webm")) as file:
+        assert file.streams.audio[0].layout.name == expected
+    samples, _ = sound_of(tmp_path / "b.webm")
+    assert len(samples) / 48000 == pytest.approx(1, abs=0.06)
+    assert np.sqrt(np.mean(samples**2)) > 0.02
+
+
+def test_what_fails_at_the_video_and_at_its_sound_is_told_apart(film, tmp_path, monkeypatch):
+    from faststy.stylization import video_file
+
+    source = film("a.mkv", frames=5, audio="aac")
+    with pytest.raises(FaststyError, match=r"b\.mov: h263 cannot write 64 x 48 as \.mov here"):
+        paint_video(Echo(), source, tmp_path / "b.mov", codec="h263")
+    # An encoder that takes nothing, as FFmpeg calls it experimental, costs the sound alone.
+    monkeypatch.setitem(video_file._AUDIO_ENCODERS, "opus", "vorbis")
+    report = paint_video(Echo(), source, tmp_path / "b.webm")
+    assert report.left_out == ("audio stream 1 (aac): .webm cannot hold it, nor can it be changed",)
+    assert sorted(os.listdir(tmp_path)) == ["a.mkv", "b.webm"]
+
+
+def add_subtitles_and_chapters(path):
+    """Writes the film anew with subtitles, with chapters at 0, 0.4 and 0.8 s, and with tags."""
+    text = path.with_suffix(".srt")
+    text.write_text("1\n00:00:00,100 --> 00:00:00,400\nHello\n")
+    new = path.with_name("new.mkv")
+    with av.open(str(path)) as film, av.open(str(text)) as lines, av.open(str(new), "w") as file:
+        old = [*film.streams, *lines.streams]
+        streams = {(s.container, s.index): file.add_stream_from_template(s) for s in old}
+        video, _, subtitles = streams.values()
+        video.metadata.update({"language": "fra", "title": "Rain", "BPS-eng": "1"})
+        video.disposition = av.stream.Disposition.original
+        subtitles.metadata["language"] = "deu"
+        chapter = {"time_base": Fraction(1, 1000)}
+        file.set_chapters(
+            [
+                {**chapter, "id": i + 1, "start": 400 * i, "end": 400 * (i + 1)}
+                | {"metadata": {"title": f"part {i}"}}
+                for i in range(3)
+            ]
+        )
+        for container in (lines, film):
+            for packet in container.demux():
+                if packet.dts is not None:
+                    packet.stream = streams[container, packet.stream.index]
+                    file.mux(packet)
+    new.replace(path)
+    text.unlink()
+
+
+def test_subtitles_that_the_format_cannot_hold_are_told(film, tmp_path):
+    source = film("a.mkv", frames=30, audio="aac")
+    add_subtitles_and_chapters(source)
+    for suffix in (".mp4", ".webm", ".mov"):
+        report = paint_video(Echo(), source, tmp_path / f"b{suffix}")
+        assert report.left_out == (f"subtitle stream 2 (subrip, deu): {suffix} cannot hold it",)
+    report = paint_video(Echo(), source, tmp_path / "b.mkv")
+    assert report.left_out == ()
+    with av.open(str(tmp_path / "b.mkv")) as file:
+        assert [bytes(p) for p in file.demux(subtitles=0) if p.size] == [b"Hello"]
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_tags_of_the_video_stream_stay(film, tmp_path, suffix):
+    source = film("a.mkv", frames=30, audio="aac")
+    add_subtitles_and_chapters(source)
+    paint_video(Echo(), source, tmp_path / f"b{suffix}")
+    with av.open(str(tmp_path / f"b{suffix}")) as file:
+        video = file.streams.video[0]
+        tags = {key.lower(): value for key, value in video.metadata.items()}
+        assert tags["language"] in ("fra", "fre")
+        assert "bps-eng" not in tags
+        if suffix == ".mkv":  # the others have no place for these
+            assert tags["title"] == "Rain"
+            assert video.disposition & av.stream.Disposition.original
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "expected"),
+    [
+        (0, None, [(0, 0.4), (0.4, 0.8), (0.8, 1.2)]),
+        (0, 0.6, [(0, 0.4), (0.4, 0.6)]),
+        (0, 0.4, [(0, 0.4)]),
+        (0.6, None, [(0, 0.2), (0.2, 0.6)]),
+        (0.2, 1.0, [(0, 0.2), (0.2, 0.6), (0.6, 0.8)]),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_chapters_are_those_of_the_part(film, tmp_path, suffix, start, end, expected):
+    source = film("a.mkv", frames=30, audio="aac")
+    add_subtitles_and_chapters(source)
+    paint_video(Echo(), source, tmp_path / f"b{suffix}", start=start, end=end)
+    with av.open(str(tmp_path / f"b{suffix}")) as file:
+        chapters = file.chapters()
+    times = [(c["start"] * c["time_base"], c["end"] * c["time_base"]) for c in chapters]
+    np.testing.assert_allclose(np.array(times, float), expected, atol=0.002)
+    last = f"part {2 if end is None or end > 0.8 else len(expected) - 1}"
+    assert chapters[-1]["metadata"]["title"] == last
+
+
+def test_films_that_cannot_be_painted_are_one_sentence_and_leave_nothing(film, tmp_path):
+    source = film("a.mkv", frames=5, audio="aac")
+    data = source.read_bytes()
+    assert data.count(b"V_MPEG4/ISO/AVC") == 1
+    (tmp_path / "codec.mkv").write_bytes(data.replace(b"V_MPEG4/ISO/AVC", b"V_XXXXX/ISO/AVC"))
+    for name in ("none.mkv", "none.mp4"):  # streams of sound and of video, none of its frames
+        with av.open(str(source)) as old, av.open(str(tmp_path / name), "w") as file:
+            streams = {s: file.add_stream_from_template(s) for s in old.streams}
+            for packet in old.demux(audio=0):
+                if packet.dts is not None:
+                    packet.stream = streams[packet.stream]
+                    file.mux(packet)
+    with av.open(str(tmp_path / "thin.mov"), "w") as file:
+        video = file.add_stream("png", rate=25)
+        video.width, video.height, video.pix_fmt = 1, 48, "rgb24"
+        picture = av.VideoFrame.from_ndarray(np.zeros((48, 1, 3), np.uint8), "rgb24")
+        file.mux([*video.encode(picture), *video.encode(None)])
+    before = sorted(os.listdir(tmp_path))
+    for name, sentence in [
+        ("codec.mkv", "its video is in a format that faststy cannot decode$"),
+        ("none.mkv", "there is no frame in it$"),
+        ("none.mp4", "has no video in it, only audio$"),  # this format holds no such stream
+        ("thin.mov", "its frames are 1 x 48; faststy paints from 16 x 16 pixels on$"),
+    ]:
+        with pytest.raises(FaststyError, match=f"^{tmp_path / name}: {sentence}"):
+            paint_video(Echo(), tmp_path / name, tmp_path / "b.mp4")
+        assert sorted(os.listdir(tmp_path)) == before
+
+
 def test_mistakes_are_one_sentence_and_leave_nothing(film, tmp_path):
     source = film("a.mp4", frames=3, audio="aac")
     (tmp_path / "old.mp4").write_bytes(b"old")
