@@ -7,7 +7,10 @@ as much beyond their borders as the nets can reach: what is painted does not dep
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -27,6 +30,21 @@ PER_PIXEL_WHOLE = 400  # bytes while a picture is painted as a whole
 PER_PIXEL_IN_TILES = 200  # bytes while a tile is painted, for each pixel that it sees
 LEVELS = 6  # of the pyramid that strength works in
 SAMPLES, SAMPLE_SIDE = 4, 256  # statistics are of 4 x 4 samples of this side
+
+
+class _Group(NamedTuple):
+    """Where a version of Linux's control groups lies, and its files."""
+
+    mount: str
+    limit: str
+    used: str
+    cached: str  # in memory.stat
+
+
+_GROUP_V1 = _Group(
+    "sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
+)
+_GROUP_V2 = _Group("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file")
 
 
 class Tile(NamedTuple):
@@ -81,18 +99,44 @@ def side_within(memory: int, generator: Generator, size: tuple[int, int]) -> int
     return min(max(side // ALIGNMENT * ALIGNMENT, SMALLEST), LARGEST)
 
 
-def available_memory() -> int:
-    """Bytes that may be taken: two thirds of what the system has free."""
+def available_memory(root: str | os.PathLike[str] = "/") -> int:
+    """Bytes that may be taken: two thirds of what the system and its control groups have free.
+
+    `root` is the folder that proc and sys are in.
+    """
     try:
-        with open("/proc/meminfo", encoding="ascii") as lines:
-            free = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
-        return free * 1024 * 2 // 3
+        lines = Path(root, "proc/meminfo").read_text().splitlines()
+        free = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+        return min([free * 1024, *_free_in_groups(Path(root))]) * 2 // 3
     except (OSError, StopIteration, ValueError):
         pass
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
     except (AttributeError, OSError, ValueError):
         return 4 << 30
+
+
+def _free_in_groups(root: Path) -> Iterator[int]:
+    """Bytes that the control groups (v1, v2) of this process, and their parents, still allow."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for number, kinds, path in (line.split(":", 2) for line in lines):
+        if number == "0" or "memory" in kinds.split(","):
+            files = _GROUP_V2 if number == "0" else _GROUP_V1
+            top = root / files.mount
+            own = top / path.lstrip("/")
+            # A container may not see its group by that path: then it is the topmost folder.
+            for group in (own, *(parent for parent in own.parents if parent.is_relative_to(top))):
+                with suppress(OSError, ValueError):  # "max" is no number, and no limit
+                    limit = int((group / files.limit).read_text())
+                    used = int((group / files.used).read_text())
+                    cached = re.search(
+                        rf"^{files.cached} (\d+)", (group / "memory.stat").read_text(), re.MULTILINE
+                    )
+                    # As in MemAvailable: what files left in memory makes room.
+                    yield max(limit - used + int(cached[1] if cached else 0), 0)
 
 
 def samples(picture: Image.Image) -> Tensor:

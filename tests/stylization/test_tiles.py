@@ -161,3 +161,70 @@ def test_memory_decides():
 
 def test_available_memory_is_sensible():
     assert 1 << 26 < tiles.available_memory() < 1 << 50
+
+
+GB = 1 << 30
+PROC = {"proc/meminfo": f"MemTotal: {64 << 20} kB\nMemAvailable:   {60 << 20} kB\n"}
+V2, V1 = "sys/fs/cgroup", "sys/fs/cgroup/memory"
+
+
+@pytest.mark.parametrize(
+    ("files", "free"),
+    [
+        ({}, 60 * GB),
+        ({"proc/self/cgroup": "0::/a\n", f"{V2}/a/memory.max": "max\n"}, 60 * GB),
+        (  # a container of 2 GB: it sees itself as the topmost group
+            {
+                "proc/self/cgroup": "0::/\n",
+                f"{V2}/memory.max": f"{2 * GB}\n",
+                f"{V2}/memory.current": f"{GB}\n",
+                f"{V2}/memory.stat": f"anon 5\ninactive_file {GB // 2}\nactive_file 7\n",
+            },
+            3 * GB // 2,
+        ),
+        (  # a parent has less left than the group itself
+            {
+                "proc/self/cgroup": "0::/user.slice/job\n",
+                f"{V2}/user.slice/job/memory.max": f"{8 * GB}",
+                f"{V2}/user.slice/job/memory.current": f"{GB}",
+                f"{V2}/user.slice/job/memory.stat": "inactive_file 0\n",
+                f"{V2}/user.slice/memory.max": f"{8 * GB}",
+                f"{V2}/user.slice/memory.current": f"{5 * GB}",
+                f"{V2}/user.slice/memory.stat": "inactive_file 0\n",
+            },
+            3 * GB,
+        ),
+        (  # more is held than a limit that was lowered
+            {
+                "proc/self/cgroup": "0::/\n",
+                f"{V2}/memory.max": f"{GB}",
+                f"{V2}/memory.current": f"{2 * GB}",
+                f"{V2}/memory.stat": "",
+            },
+            0,
+        ),
+        (  # version 1, in a container that does not see the path of its group
+            {
+                "proc/self/cgroup": "9:name=systemd:/\n4:cpu,memory:/docker/12ab\n0::/\n",
+                f"{V1}/memory.limit_in_bytes": f"{2 * GB}",
+                f"{V1}/memory.usage_in_bytes": f"{GB}",
+                f"{V1}/memory.stat": f"inactive_file 1\ntotal_inactive_file {GB // 4}\n",
+            },
+            5 * GB // 4,
+        ),
+        (  # version 1 without a limit
+            {
+                "proc/self/cgroup": "4:memory:/\n",
+                f"{V1}/memory.limit_in_bytes": "9223372036854771712",
+                f"{V1}/memory.usage_in_bytes": f"{GB}",
+                f"{V1}/memory.stat": "",
+            },
+            60 * GB,
+        ),
+    ],
+)
+def test_control_groups_bound_what_is_available(tmp_path, files, free):
+    for name, text in {**PROC, **files}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert tiles.available_memory(tmp_path) == free * 2 // 3
