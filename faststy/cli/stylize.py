@@ -229,7 +229,7 @@ def _paint_in_strips(
     picture = strips.look_at(job.source, job.target)
     if picture is None:
         return None
-    limit = memory or tiles.available_memory()
+    limit = tiles.limit(memory, stylizer.device)
     if tiles.side_within(limit, stylizer.model.generator, picture.size) is None:
         return None
     if not strips.is_available():

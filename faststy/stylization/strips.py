@@ -131,13 +131,13 @@ def paint_file(
         dials: style, strength, repair and keep_color.
 
     Raises:
-        FaststyError: the picture is damaged, or the target cannot be written. Then there is no
-            target, or still the old one.
+        FaststyError: the picture is damaged, memory does not suffice, or the target cannot be
+            written. Then there is no target, or still the old one.
     """
     generator = stylizer.model.generator
-    side = side_within(memory or tiles.available_memory(), generator, picture.size[0])
+    limit = tiles.limit(memory, stylizer.device)
+    side = side_within(limit, generator, picture.size[0])
     painter = stylizer.painter(**dials)
-    painter.hold(_samples(picture))
     target.parent.mkdir(parents=True, exist_ok=True)
     halo, folder = tiles.halo_of(generator), target.resolve().parent
     with (
@@ -145,9 +145,17 @@ def paint_file(
         tempfile.TemporaryDirectory(TEMPORARY, ".", dir=folder) as at,
     ):
         raw = os.path.join(at, "painted")
-        with open(raw, "wb") as rows:
-            for painted in _paint(picture, side, halo, painter, progress):
-                rows.write(painted.data)
+
+        def attempt(side: int | None) -> None:
+            assert side is not None
+            painter.hold(_samples(picture))
+            with open(raw, "wb") as rows:
+                for painted in _paint(picture, side, halo, painter, progress):
+                    rows.write(painted.data)
+
+        width, height = picture.size
+        what = f"{picture.path}: not enough memory to paint {width} x {height}"
+        tiles.with_less_memory(side, attempt, what)
         _encode(raw, picture, format_of(target), file.fileno())
 
 

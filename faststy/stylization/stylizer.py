@@ -149,7 +149,8 @@ class Stylizer:
 
         Args:
             memory: bytes that the program may take; by default two thirds of what is free. What
-                needs more as a whole is painted in tiles, which show nowhere, without a map.
+                needs more as a whole, or more than a GPU has, is painted in tiles, which show
+                nowhere, without a map.
             progress: is told the part of the picture that is painted, 0 to 1.
         """
         self.check_dials(strength, repair)
@@ -160,31 +161,26 @@ class Stylizer:
         photo = photo.with_rgb(scale_down(photo.rgb, size))
         soft = None if mask is None else _soft_mask(mask, photo.size)
         filled = _fill_transparent(photo)
-        side = tiles.side_within(
-            memory or tiles.available_memory(), self.model.generator, filled.size
-        )
-        try:
+        limit = tiles.limit(memory, self.device)
+
+        def attempt(side: int | None) -> tuple[Image.Image, npt.NDArray[np.float32] | None]:
             if side is None:
-                rgb, lost = self._paint_whole(filled, soft, weights, strength, repair, keep_color)
-            else:
-                lost = None
-                rgb = self._paint_tiles(
-                    filled,
-                    soft,
-                    side,
-                    progress,
-                    style=weights,
-                    strength=strength,
-                    repair=repair,
-                    keep_color=keep_color,
-                )
-        except (MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
-                raise
-            width, height = photo.size
-            raise FaststyError(
-                f"{photo.name}: not enough memory to paint {width} x {height}; use a smaller size"
-            ) from error
+                return self._paint_whole(filled, soft, weights, strength, repair, keep_color)
+            rgb = self._paint_tiles(
+                filled,
+                soft,
+                side,
+                progress,
+                style=weights,
+                strength=strength,
+                repair=repair,
+                keep_color=keep_color,
+            )
+            return rgb, None
+
+        side = tiles.side_within(limit, self.model.generator, filled.size)
+        what = f"{photo.name}: not enough memory to paint {photo.size[0]} x {photo.size[1]}"
+        rgb, lost = tiles.with_less_memory(side, attempt, what)
         return Painting(photo.with_rgb(rgb), lost, weights)
 
     def _paint_whole(
@@ -422,7 +418,3 @@ def _soft_mask(mask: PictureSource, size: tuple[int, int]) -> Image.Image:
         grey = Image.composite(grey, black, picture.alpha)
     grey = grey.resize(size, Image.Resampling.BILINEAR)
     return grey.filter(ImageFilter.GaussianBlur(min(size) / 256))
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate" in str(error)

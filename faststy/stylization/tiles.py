@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +19,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from faststy.errors import FaststyError
 from faststy.nn.generator import SCALE, Generator
 from faststy.stylization.statistics import is_flat
+
+Painted = TypeVar("Painted")
 
 ALIGNMENT = 64  # pixels: where tiles begin, cells of all kinds begin
 SMALLEST, LARGEST = 512, 2048  # sides of tiles, pixels
@@ -97,6 +100,43 @@ def side_within(memory: int, generator: Generator, size: tuple[int, int]) -> int
         return None
     side = int((max(left, 0) / PER_PIXEL_IN_TILES) ** 0.5) - 2 * halo_of(generator)
     return min(max(side // ALIGNMENT * ALIGNMENT, SMALLEST), LARGEST)
+
+
+def limit(memory: int | None, device: torch.device) -> int:
+    """Bytes that painting on `device` may take: `memory`, by default what is available.
+
+    On a GPU it is no more than two thirds of what that has free, too.
+    """
+    most = memory or available_memory()
+    if device.type != "cuda":
+        return most
+    free, _ = torch.cuda.mem_get_info(device)
+    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return min(most, free * 2 // 3)
+
+
+def with_less_memory(
+    side: int | None, paint: Callable[[int | None], Painted], what: str
+) -> Painted:
+    """`paint(side)`, and where memory does not suffice the same with smaller and smaller tiles.
+
+    Raises FaststyError where it does not suffice for the smallest ones; `what` says for what.
+    """
+    while True:
+        try:
+            return paint(side)
+        except (MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            if side is not None and side <= SMALLEST:
+                raise FaststyError(f"{what}; use a smaller size") from error
+        # Here, outside of the handler, nothing of the failed try is held any more.
+        side = LARGEST if side is None else max(side // 2 // ALIGNMENT * ALIGNMENT, SMALLEST)
+        torch.cuda.empty_cache()
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate" in str(error)
 
 
 def available_memory(root: str | os.PathLike[str] = "/") -> int:

@@ -1,5 +1,6 @@
 """A picture from file to file in strips is the same picture painted in memory in tiles."""
 
+import itertools
 from dataclasses import asdict
 
 import numpy as np
@@ -70,6 +71,24 @@ def test_strips_are_the_tiles(stylizer, save, tmp_path, source, target):
     assert told == sorted(told)
     assert told[-1] == 1
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([source, target])
+
+
+@needs_libvips
+def test_out_of_memory_goes_on_in_smaller_tiles(stylizer, save, tmp_path, monkeypatch):
+    path, sides, paint = save("a.png"), [], strips._paint
+
+    def tight(picture, side, *rest):
+        sides.append(side)
+        yield from itertools.islice(paint(picture, side, *rest), None if side == 512 else 1)
+        if side > 512:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(strips, "_paint", tight)
+    picture = strips.look_at(path, tmp_path / "b.png")
+    strips.paint_file(stylizer, picture, tmp_path / "b.png", memory=64 << 30)
+    assert sides == [2048, 1024, 512]
+    truth = stylizer.paint(path, memory=TOO_LITTLE).picture.rgb
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "b.png")), np.asarray(truth))
 
 
 @needs_libvips

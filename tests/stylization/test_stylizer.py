@@ -13,6 +13,7 @@ from faststy.nn.generator import Generator, GeneratorConfig
 from faststy.nn.repairer import Repairer
 from faststy.ops.reference import LUMA
 from faststy.pictures import read_picture
+from faststy.stylization import tiles
 from faststy.stylization.stylizer import Stylizer, blend, mixing_weights, with_colors_of
 
 
@@ -292,6 +293,7 @@ def test_too_little_memory_is_one_sentence(stylizer, photo, monkeypatch):
             raise RuntimeError(message)
 
         monkeypatch.setattr(stylizer.model.generator, "forward", forward)
+        monkeypatch.setattr(tiles, "paint_tiles", forward)  # that is tried then
 
     fail("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
     with pytest.raises(FaststyError, match="not enough memory to paint 62 x 45; use a smaller"):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from faststy.errors import FaststyError
 from faststy.model_file import Model, ModelInfo
 from faststy.nn.generator import Generator, GeneratorConfig
 from faststy.nn.repairer import Repairer
@@ -228,3 +229,54 @@ def test_control_groups_bound_what_is_available(tmp_path, files, free):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     assert tiles.available_memory(tmp_path) == free * 2 // 3
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A GPU of 3 GB to ask for its memory: 1 GB is free, and half of one is kept by torch."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (GB, 3 * GB))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: GB)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: GB // 2)
+    return torch.device("cuda")
+
+
+def test_a_gpu_bounds_the_memory_too(gpu, monkeypatch):
+    monkeypatch.setattr(tiles, "available_memory", lambda: 40 * GB)
+    assert tiles.limit(None, torch.device("cpu")) == 40 * GB
+    assert tiles.limit(2 * GB, torch.device("cpu")) == 2 * GB
+    assert tiles.limit(None, gpu) == GB
+    assert tiles.limit(GB // 4, gpu) == GB // 4
+
+
+def test_what_is_too_large_for_the_gpu_is_painted_in_tiles(stylizer, photo, gpu, monkeypatch):
+    """The nets stay on the CPU; what is asked is how large the GPU is."""
+    ask = tiles.limit
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (GB // 4, GB))
+    monkeypatch.setattr(tiles, "limit", lambda memory, device: ask(memory, gpu))
+    painting = stylizer.paint(photo, memory=40 * GB)
+    assert painting.lost_content is None
+    in_tiles = stylizer.paint(photo, memory=TOO_LITTLE).picture.rgb
+    np.testing.assert_array_equal(np.asarray(painting.picture.rgb), np.asarray(in_tiles))
+
+
+def test_out_of_memory_goes_on_in_smaller_tiles(stylizer, photo, monkeypatch):
+    """As on a GPU that others use, too: what was free may be gone."""
+    expected = np.asarray(stylizer.paint(photo, memory=TOO_LITTLE).picture.rgb)
+
+    def fail(*_):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.")
+
+    in_tiles, sides = tiles.paint_tiles, []
+
+    def tight(picture, side, *rest):
+        sides.append(side)
+        return in_tiles(picture, side, *rest) if side < 1000 else fail()
+
+    monkeypatch.setattr(stylizer, "_paint_whole", fail)
+    monkeypatch.setattr(tiles, "paint_tiles", tight)
+    painting = stylizer.paint(photo, memory=64 * GB)
+    assert sides == [2048, 1024, 512]
+    np.testing.assert_array_equal(np.asarray(painting.picture.rgb), expected)
+    monkeypatch.setattr(tiles, "paint_tiles", fail)
+    with pytest.raises(FaststyError, match="not enough memory to paint 787 x 613; use a smaller"):
+        stylizer.paint(photo)
