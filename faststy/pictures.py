@@ -157,6 +157,21 @@ def read_picture(
     )
 
 
+def size_of(source: str | os.PathLike[str] | io.BytesIO) -> tuple[int, int] | None:
+    """Width and height, as stored, of the picture that `read_picture` would decode, or None.
+
+    Nothing is decoded, and a stream stays at its beginning.
+    """
+    try:
+        with without_pillow_limit(), _open(source) as image:
+            return image.size if image.width * image.height <= PIXEL_LIMIT else None
+    except Exception:  # a decoder can raise anything on damaged bytes
+        return None
+    finally:
+        if isinstance(source, io.BytesIO):
+            source.seek(0)
+
+
 def write_picture(picture: Picture | Image.Image, path: str | os.PathLike[str]) -> None:
     """Writes `picture` in the format of the suffix; the file appears complete or not at all.
 
@@ -315,8 +330,7 @@ def _from_stream(stream: BinaryIO, name: str, pixel_limit: int) -> Picture:
     stream.seek(start)
     with without_pillow_limit():
         try:
-            Image.init()  # registers all formats that this build of Pillow has
-            image = Image.open(stream, formats=[f for f in _READABLE if f in Image.OPEN])
+            image = _open(stream)
         except UnidentifiedImageError as error:
             raise FaststyError(
                 f"{name}: not a picture that faststy reads "
@@ -326,6 +340,11 @@ def _from_stream(stream: BinaryIO, name: str, pixel_limit: int) -> Picture:
             raise FaststyError(f"{name}: damaged or cut off ({error})") from error
     with image:
         return _from_image(image, name, pixel_limit)
+
+
+def _open(source: str | os.PathLike[str] | BinaryIO) -> Image.Image:
+    Image.init()  # registers all formats that this build of Pillow has
+    return Image.open(source, formats=[f for f in _READABLE if f in Image.OPEN])
 
 
 _limit_lock = threading.RLock()

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
+from faststy import pictures
 from faststy.errors import FaststyError
 from faststy.pictures import (
     encode_picture,
@@ -538,3 +539,16 @@ def test_heat_map_grows_brighter():
     assert light[0] < 5
     assert light[-1] > 240
     assert heat_map(np.array([[np.nan, 2.0, -1.0]])).getpixel((1, 0)) == (252, 253, 191)
+
+
+def test_the_size_is_known_before_anything_is_decoded(tmp_path, monkeypatch):
+    Image.new("L", (70, 30)).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_text("hello")
+    assert pictures.size_of(tmp_path / "a.png") == (70, 30)
+    assert pictures.size_of(tmp_path / "b.png") is None
+    assert pictures.size_of(tmp_path / "none.png") is None
+    stream = io.BytesIO((tmp_path / "a.png").read_bytes())
+    assert pictures.size_of(stream) == (70, 30)
+    assert stream.tell() == 0
+    monkeypatch.setattr(pictures, "PIXEL_LIMIT", 2000)
+    assert pictures.size_of(tmp_path / "a.png") is None

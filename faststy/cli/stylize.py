@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import math
 import os
 import re
 import sys
@@ -168,7 +170,8 @@ def command(
                     seconds = time.perf_counter() - start
                     summary.painted.append(_entry(job, painted_size, seconds))
                     continue
-            source = sys.stdin.buffer if job.source is None else job.source
+            source = io.BytesIO(sys.stdin.buffer.read()) if job.source is None else job.source
+            _warn_if_held(stylizer, job, source, size, memory)
             photo = read_picture(source, name=job.name)
             painting = stylizer.paint(
                 photo,
@@ -240,8 +243,40 @@ def _paint_in_strips(
             err=True,
         )
         return None
+    _warn_of_memory(job, strips.least_memory(stylizer.model.generator, picture.size[0]), memory)
     strips.paint_file(stylizer, picture, job.target, memory=memory, progress=progress, **dials)
     return picture.size
+
+
+def _warn_if_held(
+    stylizer: Stylizer, job: Job, source: Path | io.BytesIO, size: int | None, memory: int | None
+) -> None:
+    """Looks at a picture that will be held as a whole, and says so where memory has no room."""
+    from faststy.pictures import size_of
+    from faststy.stylization import tiles
+
+    photo = size_of(source)
+    if photo is None:  # read_picture says what is wrong with it
+        return
+    ratio = 1.0 if size is None else min(1.0, size / min(photo))
+    painted = (math.ceil(photo[0] * ratio), math.ceil(photo[1] * ratio))
+    # What is scaled down is still held at its full size.
+    held = 0 if ratio == 1 else tiles.PER_PIXEL // 2 * photo[0] * photo[1]
+    needed = tiles.least_memory(stylizer.model.generator, painted) + held
+    _warn_of_memory(job, needed, memory)
+
+
+def _warn_of_memory(job: Job, needed: int, memory: int | None) -> None:
+    from faststy.stylization import tiles
+
+    limit = memory or tiles.available_memory()
+    if needed > limit:
+        most = "--memory" if memory else "what is free to take,"
+        click.echo(
+            f"faststy: {job.name} takes about {math.ceil(needed / (1 << 20))}M of memory, "
+            f"more than {most} {limit >> 20}M",
+            err=True,
+        )
 
 
 def plan(inputs: tuple[str, ...], out: str | None, label: str, save_map: bool) -> list[Job]:

@@ -101,15 +101,24 @@ def look_at(path: Path, target: Path) -> Large | None:
 def side_within(memory: int, generator: Generator, width: int) -> int:
     """Sides of tiles with which a picture of `width` is painted in at most `memory` bytes.
 
-    Too little memory gives the smallest tiles.
+    Too little memory gives the smallest tiles, which take `least_memory`.
     """
     halo = tiles.halo_of(generator)
     for side in range(tiles.LARGEST, tiles.SMALLEST, -tiles.ALIGNMENT):
-        seen = side + 2 * halo
-        rows = (3 * seen + side) * width * 3  # read, joined to those before, and painted
-        if tiles.PROGRAM + rows + tiles.PER_PIXEL_IN_TILES * seen**2 <= memory:
+        if _memory(side, halo, width) <= memory:
             return side
     return tiles.SMALLEST
+
+
+def least_memory(generator: Generator, width: int) -> int:
+    """Bytes that painting a picture of `width` takes in the smallest tiles."""
+    return _memory(tiles.SMALLEST, tiles.halo_of(generator), width)
+
+
+def _memory(side: int, halo: int, width: int) -> int:
+    seen = side + 2 * halo
+    rows = (3 * seen + side) * width * 3  # read, joined to those before, and painted
+    return tiles.PROGRAM + rows + tiles.PER_PIXEL_IN_TILES * seen**2
 
 
 def paint_file(

@@ -92,7 +92,7 @@ def halo_of(generator: Generator) -> int:
 def side_within(memory: int, generator: Generator, size: tuple[int, int]) -> int | None:
     """Sides of tiles with which painting takes at most `memory` bytes; None: no tiles are needed.
 
-    Too little memory gives the smallest tiles.
+    Too little memory gives the smallest tiles, which take `least_memory`.
     """
     pixels = size[0] * size[1]
     left = memory - PROGRAM - PER_PIXEL * pixels
@@ -100,6 +100,13 @@ def side_within(memory: int, generator: Generator, size: tuple[int, int]) -> int
         return None
     side = int((max(left, 0) / PER_PIXEL_IN_TILES) ** 0.5) - 2 * halo_of(generator)
     return min(max(side // ALIGNMENT * ALIGNMENT, SMALLEST), LARGEST)
+
+
+def least_memory(generator: Generator, size: tuple[int, int]) -> int:
+    """Bytes that painting takes in the smallest tiles, as the picture itself is held whole."""
+    seen = SMALLEST + 2 * halo_of(generator)
+    tile = min(seen, size[0]) * min(seen, size[1])
+    return PROGRAM + PER_PIXEL * size[0] * size[1] + PER_PIXEL_IN_TILES * tile
 
 
 def limit(memory: int | None, device: torch.device) -> int:

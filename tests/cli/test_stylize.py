@@ -20,6 +20,7 @@ from faststy.model_file import Model, ModelInfo, save_model
 from faststy.nn.generator import Generator, GeneratorConfig
 from faststy.nn.repairer import Repairer
 from faststy.pictures import read_picture
+from faststy.stylization import strips, tiles
 from faststy.stylization.stylizer import Stylizer
 
 
@@ -276,10 +277,63 @@ def test_little_memory_paints_in_tiles(photos, model, faststy):
     expected = Stylizer.load(model).paint(large, memory=1).picture.rgb
     np.testing.assert_array_equal(pixels("o.png"), np.asarray(expected))
     fails_with(
-        faststy("stylize", "large.png", "-m", model, "-o", "m.png", "--memory", "1M", "--save-map"),
+        faststy(
+            "stylize", "large.png", "-m", model, "-o", "m.png", "--memory", "520M", "--save-map"
+        ),
         "large.png: painted in tiles, there is no map to save; give more --memory",
     )
     assert not Path("m.png").exists()
+
+
+def least(model, width, height):
+    """MiB of memory: for 450 MiB, 8 bytes a pixel, and 200 for each that a tile sees."""
+    seen = 512 + 2 * tiles.halo_of(Stylizer.load(model).model.generator)
+    whole = (450 << 20) + 8 * width * height + 200 * min(seen, width) * min(seen, height)
+    return -(-whole // (1 << 20))
+
+
+def test_a_limit_that_cannot_be_kept_is_told(photos, model, faststy):
+    noise = np.random.default_rng(0).integers(0, 256, (530, 540), np.uint8)
+    Image.fromarray(noise).save("grey.png")
+    Image.fromarray(noise[..., None].repeat(3, 2)).save("rgb.png")
+    needed = least(model, 540, 530)
+    says = "takes about {}M of memory, more than --memory {}M\n".format
+    limits = ("-m", model, "-o", "o.png", "--memory")
+    status, _, err = faststy("stylize", "grey.png", *limits, "500M")
+    assert (status, err) == (0, f"faststy: grey.png {says(needed, 500)}")
+    assert faststy("stylize", "grey.png", *limits, f"{needed}M")[2] == ""
+    data = Path("grey.png").read_bytes()
+    status, _, err = faststy("stylize", "-", *limits, "500M", stdin=data)
+    assert (status, err) == (0, f"faststy: standard input {says(needed, 500)}")
+    # What is scaled down is held at its full size, too.
+    scaled = -(-(least(model, 306, 300) * (1 << 20) + 4 * 540 * 530) // (1 << 20))
+    assert "about" in faststy("stylize", "rgb.png", *limits, "400M", "--size", "300")[2]
+    assert faststy("stylize", "rgb.png", *limits, f"{scaled}M", "--size", "300")[2] == ""
+
+
+def test_what_is_free_may_be_too_little(photos, model, faststy, monkeypatch):
+    monkeypatch.setattr(tiles, "available_memory", lambda: 100 << 20)
+    status, _, err = faststy("stylize", "c.gif", "-m", model, "-o", "o.png")
+    assert status == 0
+    needed = least(model, 30, 20)
+    assert err == (
+        f"faststy: c.gif takes about {needed}M of memory, more than what is free to take, 100M\n"
+    )
+
+
+@pytest.mark.skipif(not strips.is_available(), reason="libvips is not installed")
+def test_strips_that_are_too_wide_for_the_limit_are_told(photos, model, faststy):
+    noise = np.random.default_rng(0).integers(0, 256, (1024, 1100, 3), np.uint8)
+    Image.fromarray(noise).save("large.png")
+    generator = Stylizer.load(model).model.generator
+    needed = -(-strips.least_memory(generator, 1100) // (1 << 20))
+    limits = ("-m", model, "-o", "o.png", "--memory")
+    status, _, err = faststy("stylize", "large.png", *limits, "500M")
+    assert (status, err) == (
+        0,
+        f"faststy: large.png takes about {needed}M of memory, more than --memory 500M\n",
+    )
+    assert faststy("stylize", "large.png", *limits, f"{needed}M")[2] == ""
 
 
 @pytest.mark.parametrize("size", ["0", "much", "-2G", "1.2.3G", ""])

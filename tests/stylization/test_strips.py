@@ -156,3 +156,8 @@ def test_memory_decides():
     assert sides[0] == tiles.SMALLEST
     assert sides[1] < sides[2]
     assert sides[-1] == tiles.LARGEST
+    least = strips.least_memory(generator, 16384)
+    assert strips.side_within(least, generator, 16384) == tiles.SMALLEST
+    wider = least + (tiles.SMALLEST << 20)
+    assert strips.side_within(wider, generator, 16384) > tiles.SMALLEST
+    assert strips.least_memory(generator, 32768) > least + (100 << 20)
