@@ -194,14 +194,22 @@ def thumbnails(stylizer: Stylizer, picture: Frame, side: int = 96) -> list[bytes
 
 
 def in_real_time(open_again: Callable[[], Clip]) -> Iterator[Frame]:
-    """The frames of a clip, each at its time, over and over."""
+    """The frames of a clip, each at its time, over and over; a single one is read only once."""
     while True:
+        count = 0
         with closing(open_again()) as clip:
-            begin = time.monotonic()
+            begin = shown = time.monotonic()
+            pause = 1 / float(clip.rate)
             for frame in clip.frames():
-                time.sleep(max(0.0, begin + float(clip.times.popleft()) - time.monotonic()))
+                count += 1
+                shown = begin + float(clip.times.popleft())
+                time.sleep(max(0.0, shown - time.monotonic()))
                 clip.packets.clear()  # nobody hears the sound
                 yield frame
+        time.sleep(max(0.0, shown + pause - time.monotonic()))  # the last one has its time, too
+        while count == 1:
+            yield frame
+            time.sleep(pause)
 
 
 def from_camera(camera: Clip) -> Iterator[Frame]:

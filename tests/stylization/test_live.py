@@ -201,18 +201,42 @@ def test_a_film_runs_at_its_speed_over_and_over(film):
     assert not np.array_equal(taken[0], taken[3])
 
 
+@pytest.fixture
+def clock(monkeypatch):
+    """Seconds that pass by sleeping only, in a list."""
+    now = [0.0]
+    fake = SimpleNamespace(
+        time=time.time,
+        monotonic=lambda: now[0],
+        sleep=lambda seconds: now.__setitem__(0, now[0] + seconds),
+    )
+    monkeypatch.setattr(live_module, "time", fake)
+    return now
+
+
+def test_the_last_frame_of_a_film_has_its_time_too(film, clock):
+    path = film("a.mp4", frames=12, rate=25)
+    frames = in_real_time(lambda: open_clip(path))
+    times = [(next(frames), clock[0])[1] for _ in range(37)]
+    np.testing.assert_allclose(times, np.arange(37) / 25, atol=1e-6)
+
+
+def test_a_photo_is_no_faster_than_a_film(tmp_path, clock):
+    Image.new("RGB", (32, 24), "red").save(tmp_path / "a.jpg")
+    opened = []
+    frames = in_real_time(lambda: opened.append(1) or open_clip(tmp_path / "a.jpg"))
+    times = [(next(frames), clock[0])[1] for _ in range(5)]
+    np.testing.assert_allclose(times, np.arange(5) / 25, atol=1e-6)
+    assert len(opened) == 1
+
+
 def test_a_camera_is_read_until_it_ends(film):
     clip = open_clip(film("a.mp4", frames=4))
     assert len(list(from_camera(clip))) == 4
     assert not clip.times
 
 
-def test_the_moving_photo_moves_and_keeps_its_pace(monkeypatch):
-    clock = [0.0]
-    fake = SimpleNamespace(
-        monotonic=lambda: clock[0], sleep=lambda s: clock.__setitem__(0, clock[0] + s)
-    )
-    monkeypatch.setattr(live_module, "time", fake)
+def test_the_moving_photo_moves_and_keeps_its_pace(clock):
     frames = moving_photo(36, fps=10)
     first, second = next(frames), next(frames)
     assert first.shape == (36, 64, 3)
