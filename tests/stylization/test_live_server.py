@@ -56,13 +56,16 @@ def green_frames():
         yield np.full((90, 160, 3), (0, 200, 0), np.uint8)
 
 
+buffer = io.BytesIO()
+Image.new("RGB", (8, 8), "red").save(buffer, "JPEG")
+RED = buffer.getvalue()
+
+
 @pytest.fixture
 def server():
-    buffer = io.BytesIO()
-    Image.new("RGB", (8, 8), "red").save(buffer, "JPEG")
     with (
         Live(Tinter(), green_frames(), style={"rain": 1.0}) as live,
-        LiveServer(live, source="a <b>test</b>", thumbnails=[buffer.getvalue()] * 2) as server,
+        LiveServer(live, source="a <b>test</b>", thumbnails=[RED] * 2) as server,
     ):
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
@@ -384,5 +387,57 @@ def test_nothing_is_cut_off_or_overlaps(monkeypatch, width, height):
             browser.wait_for("document.querySelector('#strength').value === '0.3'")
             chosen = "document.querySelector('.style[aria-pressed=true]').dataset.style"
             assert browser.run(chosen) == names[5]
+        finally:
+            server.shutdown()
+
+
+@pytest.mark.skipif(live_screenshot.find_chromium() is None, reason="there is no chromium here")
+def test_a_mixture_of_more_than_two_is_kept(monkeypatch):
+    """The page has dials for two styles; what else is in the mixture stays and is shown."""
+    names = ("rain", "starry_night", "ink", "wood_cut")
+    monkeypatch.setattr(Tinter, "styles", names)
+    mixture = {"rain": 0.4, "starry_night": 0.3, "ink": 0.2, "wood_cut": 0.1}
+
+    def until(true):
+        end = time.monotonic() + 20
+        while not true() and time.monotonic() < end:
+            time.sleep(0.02)
+        assert true(), live.dials
+
+    with (
+        Live(Tinter(), green_frames(), style=mixture) as live,
+        LiveServer(live, source="a test", thumbnails=[RED] * 4) as server,
+        live_screenshot.Chromium(900, 700) as browser,
+    ):
+        threading.Thread(target=server.serve_forever, args=(0.01,)).start()
+        try:
+            browser.open(server.url)
+            browser.wait_for("document.querySelector('#message')?.hidden")
+            shown = "[...document.querySelectorAll('#mixing output, #rest')].map(e => e.innerText)"
+            assert browser.run(shown) == ["30 %", "and ink 20 %, wood cut 10 %"]
+            browser.press("#strength", x=0.3)
+            until(lambda: live.dials["strength"] < 1)
+            assert live.dials["style"] == mixture
+
+            browser.press("#mix", x=0.99)  # as far as the others leave room
+            until(lambda: live.dials["style"]["starry_night"] > 0.6)
+            turned = live.dials["style"]
+            assert turned["starry_night"] == pytest.approx(0.7, abs=0.02)
+            assert sum(turned.values()) == pytest.approx(1)
+            assert [turned["ink"], turned["wood_cut"]] == pytest.approx([0.2, 0.1])
+
+            browser.run(
+                "(o => { o.value = 'ink'; o.dispatchEvent(new Event('input', {bubbles: true})); })"
+                "(document.querySelector('#other'))"
+            )
+            until(lambda: "starry_night" not in live.dials["style"])
+            assert live.dials["style"]["wood_cut"] == pytest.approx(0.1)
+            assert browser.run(shown)[1] == "and wood cut 10 %"
+
+            browser.press(".style[data-style='starry_night']")  # one's own choice
+            until(lambda: "wood_cut" not in live.dials["style"])
+            assert set(live.dials["style"]) == {"starry_night", "ink"}
+            assert browser.run("document.querySelector('#rest').hidden")
+            assert browser.errors == []
         finally:
             server.shutdown()
