@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
+import re
+import sys
 import threading
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -106,7 +107,7 @@ class _Handler(BaseHTTPRequestHandler):
         if not self._is_ours():
             return
         length = self.headers.get("Content-Length", "")
-        if not length.isascii() or not length.isdigit() or int(length) > LONGEST_BODY:
+        if not re.fullmatch("[0-9]{1,9}", length) or int(length) > LONGEST_BODY:
             self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "the request is too long")
             return
         body = self.rfile.read(int(length))
@@ -164,8 +165,8 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(shown.both if both else shown.painting, "image/jpeg", more=facts)
 
     def _answer_json(self, values: dict[str, Any], status: HTTPStatus = HTTPStatus.OK) -> None:
-        data = json.dumps(values, ensure_ascii=False).encode()
-        self._answer(data, "application/json", status)
+        # In ASCII: a name may hold half a surrogate pair, which UTF-8 has not.
+        self._answer(json.dumps(values).encode(), "application/json", status)
 
     def _refuse(self, status: HTTPStatus, reason: str) -> None:
         self.close_connection = True  # what the request still holds is not read
@@ -220,4 +221,6 @@ def read_dials(values: Any) -> dict[str, Any]:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) <= sys.float_info.max  # also for integers that are no float

@@ -303,7 +303,7 @@ def mixing_weights(style: Style | None, names: list[str]) -> dict[str, float]:
             close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
             hint = f"did you mean '{close[0]}'? " if close else ""
             raise FaststyError(f"unknown style '{name}': {hint}the model has {', '.join(names)}")
-    total = math.fsum(style.values())
+    total = sum(style.values())
     if not all(weight >= 0 for weight in style.values()) or not 0 < total < math.inf:
         shown = ", ".join(f"{name}:{weight:g}" for name, weight in style.items())
         raise FaststyError(f"style weights must be 0 or more, and not all 0: {shown or 'none'}")

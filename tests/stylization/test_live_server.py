@@ -39,8 +39,8 @@ class Tinter:
         return self
 
     def set(self, **dials):
-        if set(dials.get("style", {})) - set(self.styles):
-            raise FaststyError("unknown style")
+        for name in set(dials.get("style", {})) - set(self.styles):
+            raise FaststyError(f"unknown style '{name}'")
         self.dials |= dials
 
     def __call__(self, frame):
@@ -197,6 +197,10 @@ def test_odd_numbers_of_frames_do_no_harm(server, after):
         ({"style": {"rain": None}}, "style is no object of numbers"),
         ({"style": {"snow": 1}}, "unknown style"),
         ({"half_life": 0}, "there is no dial 'half_life'"),
+        ('{"strength": %s}' % ("9" * 350), "strength is 999"),
+        ('{"style": {"rain": %s}}' % ("9" * 350), "style is no object of numbers"),
+        ('{"style": {"\\ud800": 1}}', "unknown style '\ud800'"),
+        ('{"\\ud800": 1}', "there is no dial '\\ud800'"),
     ],
 )
 def test_wrong_dials_are_refused_and_change_nothing(server, dials, reason):
@@ -210,6 +214,7 @@ def test_wrong_dials_are_refused_and_change_nothing(server, dials, reason):
 def test_requests_are_bounded(server):
     assert turn(server, " " * 5000)[0] == 413
     assert turn(server, "{}", Content_Length="9" * 30)[0] == 413
+    assert turn(server, "{}", Content_Length="9" * 5000)[0] == 413
     assert turn(server, "{}", Content_Length="-1")[0] == 413
     assert turn(server, "{}", Content_Type="text/plain")[0] == 415
     assert ask(server, "POST", "/other", "{}", Content_Type="application/json")[0] == 404

@@ -249,6 +249,8 @@ def test_mixing_weights():
         ("rain:-1", "0 or more"),
         ("rain:nan", "0 or more"),
         ("rain:inf", "0 or more"),
+        ("rain:inf,starry night:-inf", "0 or more"),
+        ("rain:1e308,starry night:1e308", "0 or more"),  # their sum is no number
         ("rain:0", "not all 0"),
         ({}, "not all 0"),
         ("", "unknown style ''"),
