@@ -87,6 +87,7 @@ class Live:
         }
         self.error: str | None = None
         self._frames = frames
+        self._turning = threading.Lock()  # whoever turns dials does not wait for a painting
         self._changed = threading.Condition()
         self._newest: tuple[int, Frame, float] | None = None
         self._taken = 0
@@ -112,8 +113,9 @@ class Live:
 
     def set(self, **dials: Any) -> None:
         """Turns dials: style, strength, repair, keep_color. Raises FaststyError, ValueError."""
-        self.painter.set(**dials)
-        self.dials = {**self.dials, **dials}
+        with self._turning:
+            self.painter.set(**dials)
+            self.dials = {**self.dials, **dials}
 
     def next(self, after: int, timeout: float) -> Shown | None:
         """The newest painting, once its number is not `after`; None when it took too long."""

@@ -76,7 +76,9 @@ class FramePainter:
     """
 
     def __init__(self, stylizer: Stylizer, **dials: Unpack[Dials]) -> None:
-        self._stylizer, self._lock = stylizer, threading.Lock()
+        self._stylizer = stylizer
+        self._lock = threading.Lock()  # of those who paint
+        self._turning = threading.Lock()  # of those who turn dials: they do not wait for a painting
         self.in_batches = stylizer.device.type == "cuda"
         model = stylizer.model
         self._repairer = None
@@ -111,11 +113,12 @@ class FramePainter:
         changes: dict[str, Any] = dict(dials)
         if "style" in dials:
             changes["style"] = mixing_weights(dials["style"], self._stylizer.styles)
-        turned = replace(self._settings, **changes)
-        self._stylizer.check_dials(turned.strength, turned.repair)
-        if not turned.half_life >= 0:
-            raise ValueError(f"half_life is {turned.half_life}; expected 0 or more frames")
-        self._settings = turned
+        with self._turning:
+            turned = replace(self._settings, **changes)
+            self._stylizer.check_dials(turned.strength, turned.repair)
+            if not turned.half_life >= 0:
+                raise ValueError(f"half_life is {turned.half_life}; expected 0 or more frames")
+            self._settings = turned
 
     def hold(self, frames: Tensor) -> None:
         """Takes the statistics of `frames`, uint8 ``[N, H, W, 3]``, all together, for good.
@@ -123,14 +126,14 @@ class FramePainter:
         If these are flat, of a single colour, it takes those of the first frame that is not.
         """
         with self._lock, torch.inference_mode():
-            self._settings = replace(self._settings, half_life=math.inf)
+            self.set(half_life=math.inf)
             self._make_net(self._settings.style)
             self._held, self._stale = True, False
             self._start(frames.to(self._stylizer.device))
 
     def reset(self) -> None:
         """Forgets the statistics, as after a jump in time."""
-        self._stale = True
+        self._stale = True  # whoever paints looks at it once a frame: that needs no lock
 
     @property
     def at_a_time(self) -> int:

@@ -132,6 +132,27 @@ def test_dials_reach_the_painter_and_are_remembered():
         assert live.dials == before
 
 
+def test_dials_that_two_pages_turn_at_once_are_both_remembered():
+    class Slow(Inverter):
+        begun_to_turn = threading.Event()
+
+        def set(self, **dials):
+            super().set(**dials)
+            if not self.begun_to_turn.is_set():
+                self.begun_to_turn.set()
+                time.sleep(0.2)
+
+    stylizer = Slow()
+    with Live(stylizer, Frames()) as live:
+        thread = threading.Thread(target=live.set, kwargs={"strength": 0.25})
+        thread.start()
+        assert stylizer.begun_to_turn.wait(10)
+        live.set(strength=0.75)  # the last word
+        thread.join()
+        assert stylizer.dials["strength"] == 0.75
+        assert live.dials["strength"] == 0.75
+
+
 def test_a_camera_that_fails_is_told_to_those_who_look():
     stylizer, frames = Inverter(), Frames()
     with Live(stylizer, frames) as live:

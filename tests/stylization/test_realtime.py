@@ -192,6 +192,48 @@ def test_dials_turn_together_or_not_at_all(stylizer):
         painter.set(strenght=0.5)
 
 
+def test_dials_that_two_threads_turn_at_once_are_both_turned(stylizer, monkeypatch):
+    painter = stylizer.painter()
+    check, first = stylizer.check_dials, threading.Event()
+
+    def slowly(strength, repair):
+        """The first one to come here leaves the other time to overtake."""
+        check(strength, repair)
+        if not first.is_set():
+            first.set()
+            time.sleep(0.2)
+
+    monkeypatch.setattr(stylizer, "check_dials", slowly)
+    thread = threading.Thread(target=painter.set, kwargs={"strength": 0.25})
+    thread.start()
+    assert first.wait(10)
+    painter.set(keep_color=True)
+    thread.join()
+    settings = painter._settings
+    assert (settings.strength, settings.keep_color) == (0.25, True)
+
+
+def test_dials_do_not_wait_for_a_painting(stylizer, monkeypatch):
+    painter = stylizer.painter()
+    begun, go = threading.Event(), threading.Event()
+
+    def paint_some(frames, settings):
+        begun.set()
+        assert go.wait(10)
+        return list(frames)
+
+    monkeypatch.setattr(painter, "_paint_some", paint_some)
+    thread = threading.Thread(target=painter, args=(frame(),))
+    thread.start()
+    assert begun.wait(10)
+    turning = threading.Thread(target=lambda: (painter.set(strength=0.25), painter.reset()))
+    turning.start()
+    turning.join(10)
+    assert not turning.is_alive()
+    go.set()
+    thread.join()
+
+
 @pytest.mark.parametrize("shape", [(4, 5), (0, 5, 3), (4, 5, 4)])
 def test_wrong_frames(stylizer, shape):
     painter = stylizer.painter()
