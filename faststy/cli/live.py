@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 import click
@@ -48,17 +49,20 @@ def command(source: str, model: str, style: str | None, size: int, port: int) ->
     faststy live demo
     faststy live clip.mp4 --size 480
     """
-    from faststy.stylization.live import Live, thumbnails
+    from faststy.stylization.live import Live, first_frame, thumbnails
     from faststy.stylization.live_server import LiveServer
     from faststy.stylization.stylizer import Stylizer, mixing_weights
 
     stylizer = Stylizer.load(model)
     weights = mixing_weights(style, stylizer.styles)
-    frames = _frames(source, size)
-    first = next(frames)
+    if source.isdecimal():
+        source = f"/dev/video{source}"
+    open_frames = partial(_frames, source, size)
+    first, frames = first_frame(open_frames)
     previews = thumbnails(stylizer, first)
+    camera_again = open_frames if source.startswith("/dev/") else None
     with (
-        Live(stylizer, _again(first, frames), style=weights) as live,
+        Live(stylizer, _again(first, frames), style=weights, open_again=camera_again) as live,
         LiveServer(live, source=source, thumbnails=previews, port=port) as server,
     ):
         click.echo(f"{server.url}  shows {source}; Ctrl-C ends it")
@@ -73,8 +77,6 @@ def _frames(source: str, size: int) -> Iterator[Frame]:
 
     if source == DEMO:
         return moving_photo(size)
-    if source.isdecimal():
-        source = f"/dev/video{source}"
     if source.startswith("/dev/"):
         return from_camera(open_camera(source, size=size))
     return in_real_time(lambda: open_clip(source, size=size))

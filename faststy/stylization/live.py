@@ -7,6 +7,7 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, wait
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,6 +28,10 @@ Frame = npt.NDArray[np.uint8]
 JPEG_QUALITY = 85
 IDLE = 3.0
 """Seconds without anyone who looks, after which nothing is painted."""
+RETRY, RETRY_MOST = 1.0, 5.0
+"""Seconds before a lost camera is opened again: doubled by each try in vain, and at most."""
+PATIENCE = 20.0
+"""Seconds in which the first frame must come."""
 SPEED_OVER = 1.0
 """Seconds over which the speed is measured."""
 
@@ -66,7 +71,7 @@ class Live:
 
     Attributes:
         dials: as they are turned.
-        error: why there are no more frames, or None.
+        error: why there are no more frames, or none for now; or None.
 
     >>> with Live(stylizer, frames) as live:
     ...     live.set(style="ink", strength=0.8)
@@ -74,9 +79,18 @@ class Live:
     """
 
     def __init__(
-        self, stylizer: Stylizer, frames: Iterable[Frame], *, style: dict[str, float] | None = None
+        self,
+        stylizer: Stylizer,
+        frames: Iterable[Frame],
+        *,
+        style: dict[str, float] | None = None,
+        open_again: Callable[[], Iterable[Frame]] | None = None,
     ) -> None:
-        """`frames` come at their own pace; an iterator that waits for a camera, for instance."""
+        """`frames` come at their own pace; an iterator that waits for a camera, for instance.
+
+        Where they end or fail, `open_again` is asked for more until it has some: a camera that was
+        unplugged comes back. Without it that is the end.
+        """
         self.stylizer = stylizer
         self.painter = stylizer.painter(style=style)
         self.dials: dict[str, Any] = {
@@ -86,7 +100,9 @@ class Live:
             "keep_color": False,
         }
         self.error: str | None = None
-        self._frames = frames
+        self._frames, self._open_again = frames, open_again
+        self._count = 0  # of the frames that came
+        self._lost: str | None = None  # the error that a frame ends
         self._turning = threading.Lock()  # whoever turns dials does not wait for a painting
         self._changed = threading.Condition()
         self._newest: tuple[int, Frame, float] | None = None
@@ -134,24 +150,45 @@ class Live:
         """Runs a thread's work; what goes wrong is told to those who look."""
         try:
             work()
-        except FaststyError as error:
-            reason = str(error)
         except Exception as error:
-            reason = f"{type(error).__name__}: {error}"
-        else:
-            return
-        with self._changed:
-            self.error = self.error or reason
-            self._changed.notify_all()
+            with self._changed:
+                self.error = self.error or _reason(error)
+                self._changed.notify_all()
 
     def _read(self) -> None:
-        frames = iter(self._frames)
+        """Takes frames until they end for good, or nobody wants any."""
+        pause = RETRY
+        open_frames = None
+        while True:
+            before = self._count
+            try:
+                self._take(self._frames if open_frames is None else open_frames())
+                return
+            except Exception as error:
+                if self._open_again is None:
+                    raise
+                lost = f"{_reason(error)}; trying again"
+            pause = RETRY if self._count > before else min(2 * pause, RETRY_MOST)
+            with self._changed:
+                if self.error in (None, self._lost):  # else the painter broke
+                    self.error = self._lost = lost
+                    self._changed.notify_all()
+                if self._changed.wait_for(lambda: self._stopped, pause):
+                    return
+            open_frames = self._open_again
+
+    def _take(self, source: Iterable[Frame]) -> None:
+        """Takes frames until it is stopped; raises where they end."""
+        frames = iter(source)
         try:
-            for count, frame in enumerate(frames, start=1):
+            for frame in frames:
                 with self._changed:
                     if self._stopped:
                         return
-                    self._newest = (count, frame, time.time())
+                    self._count += 1
+                    self._newest = (self._count, frame, time.time())
+                    if self.error == self._lost:
+                        self.error = None
                     self._changed.notify_all()
         finally:
             if isinstance(frames, Generator):
@@ -214,6 +251,30 @@ def in_real_time(open_again: Callable[[], Clip]) -> Iterator[Frame]:
             time.sleep(pause)
 
 
+def first_frame(
+    open_frames: Callable[[], Iterator[Frame]], patience: float = PATIENCE
+) -> tuple[Frame, Iterator[Frame]]:
+    """Opens what gives frames: the first one, and those that follow.
+
+    A thread waits for it, so that a camera that opens and gives nothing holds nobody up.
+
+    Raises what opening raises, and FaststyError after `patience` seconds.
+    """
+    opened: Future[tuple[Frame, Iterator[Frame]]] = Future()
+
+    def work() -> None:
+        try:
+            frames = open_frames()
+            opened.set_result((next(frames), frames))
+        except Exception as error:
+            opened.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    if not wait([opened], patience).done:
+        raise FaststyError(f"no frame came within {patience:g} s")
+    return opened.result()
+
+
 def from_camera(camera: Clip) -> Iterator[Frame]:
     """The frames of an opened camera."""
     with closing(camera):
@@ -241,10 +302,22 @@ def moving_photo(size: int, fps: float = 30.0) -> Iterator[Frame]:
         count = max(count + 1, int((time.monotonic() - begin) * fps))
 
 
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, FaststyError) else f"{type(error).__name__}: {error}"
+
+
 def _jpeg(pixels: Frame) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "JPEG", quality=JPEG_QUALITY)
     return buffer.getvalue()
 
 
-__all__ = ["Live", "Shown", "from_camera", "in_real_time", "moving_photo", "thumbnails"]
+__all__ = [
+    "Live",
+    "Shown",
+    "first_frame",
+    "from_camera",
+    "in_real_time",
+    "moving_photo",
+    "thumbnails",
+]

@@ -150,8 +150,8 @@ class _Handler(BaseHTTPRequestHandler):
         live = self.server.live
         shown = live.next(int(after) if after.isdecimal() else 0, PATIENCE)
         if shown is None:
-            if live.error is not None:
-                self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, live.error)
+            if (error := live.error) is not None:  # a camera may just come back
+                self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, error)
             else:
                 self._answer(b"", None, HTTPStatus.NO_CONTENT)
             return

@@ -1,12 +1,18 @@
 """`faststy live`: what it shows, and what is said when there is nothing to show."""
 
+import fcntl
 import http.client
 import io
+import json
+import os
 import re
 import signal
 import socket
+import struct
 import subprocess
 import sys
+import termios
+import time
 from dataclasses import asdict
 
 import pytest
@@ -59,6 +65,76 @@ def test_it_paints_until_ctrl_c(film, model):
     running.send_signal(signal.SIGINT)
     out, err = running.communicate(timeout=60)
     assert (running.returncode, out, err) == (0, "", "")
+
+
+CAMERA = """
+import sys, av
+really, camera = av.open, sys.argv.pop(1)
+av.open = lambda name, *_, format=None, **options: really(camera if format == "v4l2" else name)
+from faststy.cli import main
+main()
+"""
+
+
+def start_with_camera(camera, model):
+    """`faststy live` with the file `camera` behind /dev/video0."""
+    return subprocess.Popen(
+        [sys.executable, "-c", CAMERA, str(camera), "live", "-m", str(model), "--port", "0"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_a_camera_that_opens_and_gives_nothing_does_not_block_ctrl_c(tmp_path, model):
+    os.mkfifo(tmp_path / "camera")
+    end = os.open(tmp_path / "camera", os.O_RDWR)
+    running = start_with_camera(tmp_path / "camera", model)
+    try:
+        os.write(end, b"some")
+        wait_for(lambda: struct.unpack("i", fcntl.ioctl(end, termios.FIONREAD, b"1234")) == (0,))
+        running.send_signal(signal.SIGINT)
+        out, _ = running.communicate(timeout=20)
+        assert (running.returncode, out) == (1, "")
+    finally:
+        running.kill()
+        os.close(end)
+
+
+def test_a_camera_that_was_lost_is_opened_again(film, model):
+    running = start_with_camera(film("a.mp4", frames=3, size=(64, 48)), model)
+    try:
+        port = re.match(
+            r"http://127\.0\.0\.1:(\d+)/  shows /dev/video0;", running.stdout.readline()
+        )[1]
+        connection = http.client.HTTPConnection("127.0.0.1", int(port), timeout=60)
+
+        seen, number = [], 0
+        while seen[-2:] != [503, 200]:  # as the page asks
+            connection.request("GET", f"/frame?after={number}")
+            answer = connection.getresponse()
+            data = answer.read()
+            if answer.status == 200:
+                assert int(answer.headers["X-Number"]) > number
+                number = int(answer.headers["X-Number"])
+            else:
+                error = json.loads(data)["error"]
+                assert error == "the camera gives no more frames; trying again"
+                time.sleep(0.05)
+            seen.append(answer.status)
+            assert len(seen) < 500
+        running.send_signal(signal.SIGINT)
+        assert running.communicate(timeout=20) == ("", "")
+        assert running.returncode == 0
+    finally:
+        running.kill()
+
+
+def wait_for(true, seconds=40):
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def test_mistakes_are_one_sentence(faststy, model, tmp_path):

@@ -12,7 +12,14 @@ from PIL import Image
 from faststy.errors import FaststyError
 from faststy.stylization import live as live_module
 from faststy.stylization.clips import open_clip
-from faststy.stylization.live import Live, from_camera, in_real_time, moving_photo, thumbnails
+from faststy.stylization.live import (
+    Live,
+    first_frame,
+    from_camera,
+    in_real_time,
+    moving_photo,
+    thumbnails,
+)
 
 
 class Inverter:
@@ -179,6 +186,89 @@ def test_a_camera_that_ends_is_told():
     with Live(Inverter(), iter([])) as live:
         assert live.next(0, 10) is None
         assert live.error == "the camera gives no more frames"
+
+
+def test_a_camera_that_comes_back_is_shown_again(monkeypatch):
+    """Meanwhile those who look are told; each try in vain makes the next one wait for longer."""
+    monkeypatch.setattr(live_module, "RETRY", 0.1)
+    monkeypatch.setattr(live_module, "RETRY_MOST", 0.2)
+    frames, tries, told, stylizer = Frames(), [], [], Inverter()
+    stylizer.gate.release(100)
+
+    def open_again():
+        tries.append(time.monotonic())
+        told.append(live.error)
+        if len(tries) < 4:
+            raise FaststyError(f"no camera {len(tries)}")
+        frames.number = 100
+        return frames
+
+    with Live(stylizer, frames, open_again=open_again) as live:
+        live.next(0, 0)
+        frames.push(1)
+        shown = live.next(0, 10)
+        frames.number = -1  # it is unplugged
+        frames.ready.release()
+        end = time.monotonic() + 10
+        while len(tries) < 4 and time.monotonic() < end:
+            assert live.next(shown.number, 10) is None
+            time.sleep(0.01)
+        assert told == [
+            f"{why}; trying again" for why in ("unplugged", *(f"no camera {i}" for i in (1, 2, 3)))
+        ]
+        assert np.diff(tries).min() > 0.15  # 0.2, as 0.1 was in vain
+        frames.ready.release()
+        end = time.monotonic() + 10
+        while (again := live.next(shown.number, 10)) is None and time.monotonic() < end:
+            time.sleep(0.01)
+        assert again.before[0, 0, 0] == 101
+        assert again.number > shown.number
+        assert live.error is None
+
+
+def test_a_camera_that_comes_back_does_not_hide_that_the_painter_broke(monkeypatch):
+    class Broken(Inverter):
+        def __call__(self, frame):
+            raise RuntimeError("bug")
+
+    monkeypatch.setattr(live_module, "RETRY", 0.02)
+    frames = Frames()
+    with Live(Broken(), frames, open_again=lambda: frames) as live:
+        live.next(0, 0)
+        frames.push(1)
+        assert live.next(0, 10) is None
+        frames.number = -1
+        frames.ready.release()
+        end = time.monotonic() + 10
+        while frames.number < 0 and time.monotonic() < end:
+            time.sleep(0.05)
+            frames.number = 5
+        frames.push(1)
+        assert live.error == "RuntimeError: bug"
+
+
+def test_leaving_does_not_wait_for_a_camera_that_is_looked_for():
+    opened = threading.Event()
+    with Live(Inverter(), iter([]), open_again=opened.set) as live:
+        assert live.next(0, 10) is None
+        assert live.error == "the camera gives no more frames; trying again"
+    assert not live._reader.is_alive()
+    assert not opened.is_set()
+
+
+def test_the_first_frame_and_a_camera_that_gives_none():
+    first, rest = first_frame(lambda: iter([1, 2, 3]))
+    assert (first, list(rest)) == (1, [2, 3])
+
+    def fail():
+        raise FaststyError("busy")
+
+    with pytest.raises(FaststyError, match="busy"):
+        first_frame(fail)
+    asleep = threading.Event()
+    with pytest.raises(FaststyError, match=r"no frame came within 0\.05 s"):
+        first_frame(asleep.wait, patience=0.05)
+    asleep.set()
 
 
 def test_leaving_closes_the_frames():
