@@ -152,7 +152,8 @@ class Live:
             work()
         except Exception as error:
             with self._changed:
-                self.error = self.error or _reason(error)
+                if self.error in (None, self._lost):  # a lost camera may come back, this does not
+                    self.error = _reason(error)
                 self._changed.notify_all()
 
     def _read(self) -> None:

@@ -247,6 +247,27 @@ def test_a_camera_that_comes_back_does_not_hide_that_the_painter_broke(monkeypat
         assert live.error == "RuntimeError: bug"
 
 
+def test_a_painter_that_breaks_while_the_camera_is_lost_is_told():
+    class Broken(Inverter):
+        def __call__(self, frame):
+            self.begun.release()
+            self.gate.acquire()
+            raise RuntimeError("bug")
+
+    stylizer, frames = Broken(), Frames()
+    with Live(stylizer, frames, open_again=lambda: frames) as live:
+        live.next(0, 0)
+        frames.push(1)
+        assert stylizer.begun.acquire(timeout=10)
+        frames.number = -1
+        frames.ready.release()
+        assert live.next(0, 10) is None
+        assert live.error == "unplugged; trying again"
+        stylizer.gate.release()
+        live._painter.join(10)
+        assert live.error == "RuntimeError: bug"
+
+
 def test_leaving_does_not_wait_for_a_camera_that_is_looked_for():
     opened = threading.Event()
     with Live(Inverter(), iter([]), open_again=opened.set) as live:
