@@ -34,7 +34,7 @@ from faststy.training.loop import Progress, train
 from faststy.training.schedule import SHARES
 
 VARIANTS = ("perceptual only", "+ adversarial", "+ repair")
-TILE = 320  # px, longest side of a picture on the sheet
+TILE = 240  # px, longest side of a picture on the sheet
 HEAD = """# What each stage earns
 
 Made by `{command}`: {styles} styles, {steps:,} steps of the generator each, from scratch, on
