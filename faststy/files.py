@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -54,6 +54,38 @@ def write_text(path: Path, text: str) -> None:
         part = text[max(0, error.start - 20) : error.end + 20]
         raise FaststyError(f"{path}: cannot hold {part!r}, which is not Unicode") from error
     write_bytes(path, data)
+
+
+def check_output(
+    path: Path, inputs: Iterable[Path] = (), *, makes_folders: bool = False
+) -> None:
+    """Find out before the work whether `path` can be written after it.
+
+    Args:
+        inputs: files that must not be overwritten.
+        makes_folders: missing folders above `path` will be made.
+
+    Raises FaststyError for a folder, an input, and a place that cannot be written.
+    """
+    try:
+        if path.is_dir():
+            raise FaststyError(f"{path}: is a folder; name a file in it")
+        if path.exists() and any(i.exists() and path.samefile(i) for i in inputs):
+            raise FaststyError(f"{path}: is an input and will not be overwritten")
+        folder = path.resolve().parent
+        while makes_folders and not folder.exists():
+            folder = folder.parent
+        reason = None
+        if not folder.exists():
+            reason = "its folder is not there"
+        elif not folder.is_dir():
+            reason = "a part of the path is a file, not a folder"
+        elif not os.access(folder, os.W_OK | os.X_OK):
+            reason = "no permission"
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: links in a circle
+        reason = getattr(error, "strerror", None) or str(error)
+    if reason is not None:
+        raise FaststyError(f"{path}: cannot be written ({reason})")
 
 
 def remove_leftovers(folder: Path) -> None:

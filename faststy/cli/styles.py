@@ -58,14 +58,13 @@ def _paint(model: Path, photo: Path, target: Path) -> None:
     from rich.console import Console
     from rich.progress import Progress
 
-    from faststy.errors import FaststyError
+    from faststy.files import check_output
     from faststy.pictures import format_of, read_picture, write_picture
     from faststy.stylization.contact_sheet import contact_sheet
     from faststy.stylization.stylizer import Stylizer
 
     format_of(target)  # a sheet that cannot be written is said before the work
-    if target.exists() and target.samefile(photo):
-        raise FaststyError(f"{target}: is the photo and will not be overwritten; change -o")
+    check_output(target, (photo,), makes_folders=True)
     picture = read_picture(photo)
     stylizer = Stylizer.load(model)
     console = Console(stderr=True)

@@ -73,9 +73,11 @@ def command(
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+    from faststy.files import check_output
     from faststy.pictures import format_of, read_picture, scale_down, write_picture
 
     format_of(out)  # an output that cannot be written is said before the work
+    check_output(out, (photo, style), makes_folders=True)
     began = time.monotonic()
     source, painting = read_picture(photo), read_picture(style)
 

@@ -85,7 +85,7 @@ def test_a_sheet_and_json(place, faststy):
     [
         (("-o", "sheet.jpg"), "-o is for a sheet"),
         (("--sheet", "absent.jpg"), "absent.jpg: cannot be read"),
-        (("--sheet", "photo.jpg", "-o", "photo.jpg"), "photo.jpg: is the photo"),
+        (("--sheet", "photo.jpg", "-o", "photo.jpg"), "photo.jpg: is an input"),
         (("--sheet", "photo.jpg", "-o", "sheet.gif"), "'.gif' is no format that faststy writes"),
         (("--sheet", "model.safetensors"), "model.safetensors: not a picture"),
         (("-m", "photo.jpg"), "photo.jpg: not a readable model file"),

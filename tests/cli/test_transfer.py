@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -87,6 +88,28 @@ def test_bad_input_is_one_sentence_and_no_picture(place, told, photo, style, out
     assert err.count("\n") == 1
     assert sentence in err
     assert sorted(place.rglob("*")) == before
+
+
+@pytest.mark.parametrize("out", ["photo.png", "style.png", "link.png", "./folder/../photo.png"])
+def test_photo_and_style_are_never_overwritten(place, told, out):
+    (place / "folder").mkdir()
+    (place / "link.png").symlink_to("photo.png")
+    before = {path: path.read_bytes() for path in place.glob("*.png")}
+    status, _, err = told("photo.png", "style.png", "-o", out, "--steps", "1")
+    assert (status, err) == (2, f"faststy: {Path(out)}: is an input and will not be overwritten\n")
+    assert {path: path.read_bytes() for path in place.glob("*.png")} == before
+
+
+@pytest.mark.parametrize("out", ["folder.png", "text.jpg/o.png", "circle/o.png"])
+def test_an_output_that_cannot_be_written_is_told_before_the_work(place, told, monkeypatch, out):
+    (place / "folder.png").mkdir()
+    (place / "text.jpg").write_text("not a picture")
+    (place / "circle").symlink_to("circle")
+    monkeypatch.setattr("faststy.training.transfer.transfer", lambda *_, **__: pytest.fail("work"))
+    status, _, err = told("photo.png", "style.png", "-o", out)
+    assert status == 2
+    assert err.startswith(f"faststy: {out}: ")
+    assert err.count("\n") == 1
 
 
 def test_an_unknown_encoder_or_device(told):
