@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,11 +80,13 @@ def command(
     from faststy.pictures import list_pictures
     from faststy.tensors import device_named
 
-    if html is not None:
-        _check_page(html)
+    given = [*styles, *more]
+    _check_order(model, given)
     net = load_model(model)
-    pictures = match_styles(net.info.styles, [*styles, *more])
+    pictures = match_styles(net.info.styles, given)
     photos = list_pictures(content)
+    if html is not None:
+        _check_page(html, [model, *given, *photos])
     where = device_named(device)
     judge = load_encoder(encoder).to(where)
     style_size = style_size or net.info.style_size or TrainConfig.style_size
@@ -102,23 +103,35 @@ def command(
         result = evaluate(net, photos, targets, judge, where, size=size, on_progress=show)
     for reason in result.skipped.values():
         click.echo(f"skipped {reason}", err=True)
-    if html is not None:
-        _write_page(html, result, model, net, size)
     if as_json:
         values = {"model": str(model), "encoder": encoder, "device": str(where), **_values(result)}
         click.echo(json.dumps(values, ensure_ascii=False))
     else:
         _print(result)
+    if html is not None:  # last: a full disk costs no numbers
+        _write_page(html, result, model, net, size)
 
 
-def _check_page(path: Path) -> None:
+def _check_page(path: Path, inputs: list[Path]) -> None:
     """Raises FaststyError where the page could not be written in the end."""
     from faststy.errors import FaststyError
+    from faststy.files import check_output
 
-    if path.is_dir():
-        raise FaststyError(f"{path}: is a folder; name a file in it for --html")
-    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-        raise FaststyError(f"{path}: its folder is not there or cannot be written")
+    check_output(path, inputs)
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise FaststyError(f"{path}: no name of a page; end it in .html")
+
+
+def _check_order(model: Path, given: list[Path]) -> None:
+    """Raises FaststyError where a style picture stands in the model's place, after --style."""
+    from faststy.errors import FaststyError
+
+    models = [path for path in given if path.suffix == ".safetensors"]
+    if model.suffix != ".safetensors" and models:
+        raise FaststyError(
+            f"{model}: is no model, but {models[0]} is; name the model first, or --style for "
+            "each picture"
+        )
 
 
 def _write_page(path: Path, result: Evaluation, model: Path, net: Any, size: int | None) -> None:

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from faststy.cli import main
+from faststy.errors import FaststyError
 from faststy.model_file import Model, ModelInfo, save_model
 from faststy.nn.generator import Generator, GeneratorConfig
 from faststy.nn.repairer import Repairer
@@ -83,17 +84,44 @@ def test_json(faststy):
         (("--style", "rain.png", "photos/a.png"), "photos/a.png: no style"),
         (("--style", "absent/rain.png"), "absent/rain.png: cannot be read"),
         (("--style", "rain.png", "--content", "rain.png"), "rain.png: not a folder"),
-        (("--style", "rain.png", "--html", "absent/page.html"), "absent/page.html: its folder"),
+        (("--style", "rain.png", "--html", "absent/page.html"), "absent/page.html: cannot be written (its folder"),
         (("--style", "rain.png", "--html", "photos"), "photos: is a folder"),
+        (("--style", "rain.png", "--html", "model.safetensors"), "model.safetensors: is an input"),
+        (("--style", "rain.png", "--html", "photos/a.png"), "photos/a.png: is an input"),
+        (("--style", "rain.png", "--html", "rain.png"), "rain.png: is an input"),
+        (("--style", "rain.png", "--html", "link.html"), "link.html: is an input"),
+        (("--style", "rain.png", "--html", "page.png"), "page.png: no name of a page"),
         (("--style", "rain.png", "--encoder", "vgg"), "unknown encoder 'vgg'"),
         (("--style", "rain.png", "--device", "moon"), "device 'moon' cannot be used"),
     ],
 )
 def test_mistakes_are_told_before_the_work(place, faststy, flags, sentence):
+    (place / "link.html").symlink_to("photos/a.png")
     before = sorted(place.rglob("*"))
+    photo = (place / "photos/a.png").read_bytes()
     status, out, err = faststy(*USUAL, *flags)
     assert status == 2
     assert out == ""
     assert err.startswith(f"faststy: {sentence}")
     assert err.count("\n") == 1
     assert sorted(place.rglob("*")) == before
+    assert (place / "photos/a.png").read_bytes() == photo
+
+
+def test_a_page_that_cannot_be_written_costs_no_numbers(faststy, monkeypatch):
+    def full(path, text):
+        raise FaststyError(f"{path}: cannot be written (No space left on device)")
+
+    monkeypatch.setattr("faststy.files.write_text", full)
+    status, out, err = faststy(*USUAL, "--style", "rain.png", "--html", "page.html", "--json")
+    assert status == 2
+    assert "rain" in json.loads(out)["styles"]
+    assert err.endswith("faststy: page.html: cannot be written (No space left on device)\n")
+
+
+def test_a_style_picture_in_the_place_of_the_model_is_told(faststy):
+    pictures = ("rain.png", "night.png")
+    status, out, err = faststy("--content", "photos", "--style", *pictures, "model.safetensors")
+    assert (status, out) == (2, "")
+    assert err.startswith("faststy: night.png: is no model, but model.safetensors is; name the ")
+    assert err.count("\n") == 1
