@@ -22,6 +22,11 @@ def to_image(x: Tensor) -> Image.Image:
     return Image.fromarray(levels.permute(1, 2, 0).contiguous().cpu().numpy())
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether `error` says that memory, the host's or the device's, does not suffice."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate" in str(error)
+
+
 def device_named(name: str) -> torch.device:
     """The device `name`; "auto" is CUDA where there is one. Raises FaststyError if unusable."""
     if name == "auto":

@@ -73,6 +73,7 @@ def command(
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+    from faststy.errors import FaststyError
     from faststy.files import check_output
     from faststy.pictures import format_of, read_picture, scale_down, write_picture
 
@@ -84,7 +85,7 @@ def command(
     import torch
 
     from faststy.nn.encoder import load_encoder
-    from faststy.tensors import device_named, to_image, to_tensor
+    from faststy.tensors import device_named, is_out_of_memory, to_image, to_tensor
     from faststy.training.transfer import transfer
 
     where = device_named(device)
@@ -105,7 +106,15 @@ def command(
         def show(done: int, total: int, loss: float) -> None:
             progress.update(task, completed=done, total=total, loss=f"loss {loss:.3f}")
 
-        painted = transfer(x, s, net, style_weight=style_weight, steps=steps, on_progress=show)
+        try:
+            painted = transfer(x, s, net, style_weight=style_weight, steps=steps, on_progress=show)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            width, height = source.size
+            raise FaststyError(
+                f"{photo}: not enough memory to paint {width} x {height}; use a smaller --size"
+            ) from error
     write_picture(source.with_rgb(to_image(painted[0])), out)
     seconds = time.monotonic() - began
     if as_json:

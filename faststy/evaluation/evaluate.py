@@ -20,7 +20,7 @@ from faststy.evaluation.stability import Layer, Motion, Scene, contrast, warp_er
 from faststy.model_file import Model
 from faststy.nn.lost_content import CONTENT_TAP, lost_content, lost_regions
 from faststy.pictures import list_pictures, read_picture, scale_down
-from faststy.tensors import to_tensor
+from faststy.tensors import is_out_of_memory, to_tensor
 
 SMALLEST = 16  # px: in less there is nothing to judge
 STYLE_PICTURES = 24  # of a folder, averaged into what its style is measured against
@@ -169,16 +169,17 @@ def evaluate(
     """Paint every photo in every style, and measure the paintings.
 
     Args:
-        photos: picture files; those that cannot be read are listed in the result.
+        photos: picture files; those that cannot be read, or that memory does not suffice for, are
+            listed in the result.
         styles: by name, what `style_grams` gives.
         encoder: judges; `[N, 3, H, W]` in 0...1 to four taps, on `device`.
         size: short side, px, at which photos are painted; smaller ones stay as they are.
         on_progress: called after each painting with how many are done and how many there are.
 
-    Raises FaststyError when no photo can be read.
+    Raises FaststyError when no photo can be judged.
     """
     model = model.to(device)
-    result, total, warm = Evaluation(), len(photos) * len(styles), False
+    result, total = Evaluation(), len(photos) * len(styles)
     for number, path in enumerate(photos):
         try:
             picture = scale_down(read_picture(path).rgb, size)
@@ -187,27 +188,59 @@ def evaluate(
         except FaststyError as error:
             result.skipped[path] = str(error)
             continue
-        judge = _Judge(_channels_last(picture, device), encoder)
-        moving = Moving(judge.photo) if len(result.entries) < MOVED_PHOTOS * len(styles) else None
-        for done, (style, grams) in enumerate(styles.items(), 1):
-            if not warm:  # the first call of a net is slow
-                paint(model, judge.photo, style)
-                warm = True
-            began = _now(device)
-            painted, repaired = paint(model, judge.photo, style)
-            seconds = _now(device) - began
-            lost, scores = judge(painted, grams)
-            final = None if repaired is None else judge(repaired, grams, lost)[1]
-            result.entries.append(Entry(path, style, picture.size, seconds, scores, final))
-            if moving is not None:
-                for after, change in moving.errors(model, style).items():
-                    result.motion.setdefault((style, after), []).append(change)
+
+        def tell(done: int, before: int = number * len(styles)) -> None:
             if on_progress is not None:
-                on_progress(number * len(styles) + done, total)
+                on_progress(before + done, total)
+
+        moved = len(result.entries) < MOVED_PHOTOS * len(styles)
+        try:
+            if not result.entries:  # the first call of a net is slow
+                paint(model, _channels_last(picture, device), next(iter(styles)))
+            found = _of_photo(model, path, picture, styles, encoder, device, moved, tell)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            width, height = picture.size
+            result.skipped[path] = (
+                f"{path}: not enough memory to judge {width} x {height}; use a smaller size"
+            )
+            continue
+        result.entries += found.entries
+        for key, errors in found.motion.items():
+            result.motion.setdefault(key, []).extend(errors)
     if not result.entries:
         first = next(iter(result.skipped.values()))
         raise FaststyError(f"none of {len(photos)} photos can be judged: {first}")
     return result
+
+
+def _of_photo(
+    model: Model,
+    path: Path,
+    picture: Image.Image,
+    styles: Mapping[str, Sequence[Tensor]],
+    encoder: nn.Module,
+    device: torch.device,
+    moved: bool,
+    tell: Callable[[int], None],
+) -> Evaluation:
+    """What `evaluate` finds of one photo; all of it or none, so that means compare the same."""
+    found = Evaluation()
+    judge = _Judge(_channels_last(picture, device), encoder)
+    moving = Moving(judge.photo) if moved else None
+    for done, (style, grams) in enumerate(styles.items(), 1):
+        began = _now(device)
+        painted, repaired = paint(model, judge.photo, style)
+        seconds = _now(device) - began
+        lost, scores = judge(painted, grams)
+        final = None if repaired is None else judge(repaired, grams, lost)[1]
+        found.entries.append(Entry(path, style, picture.size, seconds, scores, final))
+        if moving is not None:
+            for after, change in moving.errors(model, style).items():
+                found.motion.setdefault((style, after), []).append(change)
+        tell(done)
+    return found
 
 
 @torch.inference_mode()

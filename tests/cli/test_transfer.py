@@ -112,6 +112,16 @@ def test_an_output_that_cannot_be_written_is_told_before_the_work(place, told, m
     assert err.count("\n") == 1
 
 
+def test_too_little_memory_is_one_sentence(place, told, monkeypatch):
+    def transfer(*_, **__):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr("faststy.training.transfer.transfer", transfer)
+    status, out, err = told("photo.png", "style.png", "-o", "o.png", "--size", "20")
+    sentence = "photo.png: not enough memory to paint 28 x 20; use a smaller --size"
+    assert (status, out, err) == (2, "", f"faststy: {sentence}\n")
+
+
 def test_an_unknown_encoder_or_device(told):
     for flag, value in (("--encoder", "vgg16"), ("--device", "tpu")):
         status, _, err = told("photo.png", "style.png", "-o", "o.png", flag, value)

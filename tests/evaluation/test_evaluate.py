@@ -141,6 +141,42 @@ def test_motion_is_what_does_not_move_with_the_photo(result, model, monkeypatch)
     assert errors[True] > 100  # of two unrelated pictures: √2, less what sampling smooths
 
 
+def out_of_memory():
+    """As torch says it: of the CPU's memory, and of a GPU's."""
+    text = "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+    return RuntimeError(text), torch.OutOfMemoryError("CUDA out of memory"), MemoryError()
+
+
+@pytest.mark.parametrize("error", out_of_memory(), ids=lambda error: type(error).__name__)
+def test_a_photo_that_memory_does_not_hold_is_skipped(model, folder, encoder, monkeypatch, error):
+    def painted(model, photo, style):
+        if photo.shape[-1] == 96 and style == "night":  # a.png, half of it done
+            raise error
+        return paint(model, photo, style)
+
+    monkeypatch.setattr("faststy.evaluation.evaluate.paint", painted)
+    a, b = folder / "a.png", folder / "b.png"
+    grams = style_grams(folder / "style.png", 64, encoder, CPU)
+    styles = {"rain": grams, "night": grams}
+    result = evaluate(model, [a, b], styles, encoder, CPU)
+    assert [(entry.photo, entry.style) for entry in result.entries] == [(b, "rain"), (b, "night")]
+    assert [len(errors) for errors in result.motion.values()] == [1] * 4
+    sentence = f"{a}: not enough memory to judge 96 x 72; use a smaller size"
+    assert result.skipped == {a: sentence}
+    with pytest.raises(FaststyError, match=re.escape(sentence)):
+        evaluate(model, [a], styles, encoder, CPU)
+
+
+def test_other_errors_of_torch_are_no_lack_of_memory(model, folder, encoder, monkeypatch):
+    def painted(model, photo, style):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("faststy.evaluation.evaluate.paint", painted)
+    grams = style_grams(folder / "style.png", 64, encoder, CPU)
+    with pytest.raises(RuntimeError, match="a bug"):
+        evaluate(model, [folder / "a.png"], {"rain": grams}, encoder, CPU)
+
+
 def test_a_smaller_size_progress_and_a_model_without_a_repairer(model, folder, encoder):
     told = []
     result = evaluate(
