@@ -11,7 +11,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -103,7 +103,7 @@ class Summary:
     help="Most memory to take, as 2G or 500M: larger pictures are painted in tiles, which show "
     "nowhere.  [default: two thirds of what is free]",
 )
-@click.option("--save-map", is_flag=True, help="Also write the map of lost content, NAME_lost.png.")
+@click.option("--save-map", is_flag=True, help="Also write the map of lost content, NAME_lost.png. Tiles have none.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was done as one JSON object.")
 def command(
     inputs: tuple[str, ...],
@@ -189,9 +189,12 @@ def command(
             data = encode_picture(painting.picture, format)
             lost = painting.lost_content
             if save_map and lost is None:
-                raise FaststyError(
-                    f"{job.name}: painted in tiles, there is no map to save; give more --memory"
+                click.echo(
+                    f"faststy: {job.name}: painted in tiles, there is no map to save; "
+                    "give more --memory",
+                    err=True,
                 )
+                job = replace(job, map_target=None)
             heat = encode_picture(heat_map(lost), "PNG") if save_map and lost is not None else None
         except FaststyError as error:
             if len(jobs) == 1:

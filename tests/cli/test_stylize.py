@@ -276,13 +276,23 @@ def test_little_memory_paints_in_tiles(photos, model, faststy):
     assert status == 0, err
     expected = Stylizer.load(model).paint(large, memory=1).picture.rgb
     np.testing.assert_array_equal(pixels("o.png"), np.asarray(expected))
-    fails_with(
-        faststy(
-            "stylize", "large.png", "-m", model, "-o", "m.png", "--memory", "520M", "--save-map"
-        ),
-        "large.png: painted in tiles, there is no map to save; give more --memory",
-    )
-    assert not Path("m.png").exists()
+
+
+def test_a_painting_in_tiles_is_written_without_its_map(photos, model, faststy):
+    large = np.random.default_rng(0).integers(0, 256, (530, 540, 3), np.uint8)
+    Image.fromarray(large).save("photos/large.png")
+    enough = tiles.PROGRAM + 5_000_000  # for the others as a whole
+    flags = ("-m", model, "-o", "out", "--memory", enough, "--save-map", "--json")
+    status, out, err = faststy("stylize", "photos", *flags)
+    assert status == 0
+    assert files("out") == ["a.png", "a_lost.png", "large.png", "sub/b.jpg", "sub/b_lost.png"]
+    told = "photos/large.png: painted in tiles, there is no map to save; give more --memory"
+    assert err == f"faststy: {told}\n"
+    assert [entry.get("map") for entry in json.loads(out)["painted"]] == [
+        "out/a_lost.png",
+        None,
+        "out/sub/b_lost.png",
+    ]
 
 
 def least(model, width, height):
