@@ -104,6 +104,13 @@ class Picture:
             alpha = alpha.resize(rgb.size, Image.Resampling.LANCZOS)
         return dataclasses.replace(self, rgb=rgb, alpha=alpha)
 
+    def in_srgb(self) -> Picture:
+        """The same colours as numbers of sRGB, without a profile."""
+        if self.icc_profile is None:
+            return self
+        rgb = _to_srgb(self.rgb, self.icc_profile)
+        return dataclasses.replace(self, rgb=rgb, icc_profile=None)
+
     def to_image(self) -> Image.Image:
         """One Pillow image, RGB or RGBA, that carries profile and metadata in ``info``."""
         image = self.rgb.copy()

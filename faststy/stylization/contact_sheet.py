@@ -29,13 +29,21 @@ def contact_sheet(
     """
     if not isinstance(photo, Picture):
         photo = read_picture(photo)
-    small = Picture(scale_down(photo.rgb, SIDE), name=photo.name)
-    pictures = [("photo", small.rgb)]
+    small = photo.with_rgb(scale_down(photo.rgb, SIDE))
+    pictures = [("photo", _on_paper(small))]
     for done, style in enumerate(stylizer.styles, 1):
-        pictures.append((style, stylizer(small, style=style)))
+        pictures.append((style, _on_paper(stylizer.paint(small, style=style).picture)))
         if on_progress is not None:
             on_progress(done, len(stylizer.styles))
     return labelled(pictures)
+
+
+def _on_paper(picture: Picture) -> Image.Image:
+    """The picture as it is seen on the sheet, which is sRGB and opaque."""
+    rgb = picture.in_srgb().rgb
+    if picture.alpha is None:
+        return rgb
+    return Image.composite(rgb, Image.new("RGB", rgb.size, PAPER), picture.alpha)
 
 
 def labelled(

@@ -1,11 +1,12 @@
 """The contact sheet: every style is there, in its place, under its name."""
 
+import io
 from dataclasses import asdict
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
 
 from faststy.model_file import Model, ModelInfo
 from faststy.nn.generator import Generator, GeneratorConfig
@@ -28,12 +29,52 @@ def test_the_photo_and_every_style(stylizer):
     sheet = contact_sheet(stylizer, photo, lambda done, total: told.append((done, total)))
     assert told == [(1, 3), (2, 3), (3, 3)]
     expected = [photo, *(stylizer(photo, style=name) for name in stylizer.styles)]
-    columns = (sheet.width - GAP) // (60 + GAP)
-    for index, picture in enumerate(expected):
-        left = GAP + index % columns * (60 + GAP)
-        top = GAP + index // columns * (40 + LABEL)
-        cell = sheet.crop((left, top, left + 60, top + 40))
-        assert (np.asarray(cell) == np.asarray(picture)).all()
+    for cell, picture in zip(cells(sheet, 60, 40, 4), expected, strict=True):
+        assert (cell == np.asarray(picture)).all()
+
+
+def cells(sheet, width, height, count):
+    """The pixels of each picture on a sheet."""
+    columns = (sheet.width - GAP) // (width + GAP)
+    for index in range(count):
+        left = GAP + index % columns * (width + GAP)
+        top = GAP + index // columns * (height + LABEL)
+        yield np.asarray(sheet.crop((left, top, left + width, top + height)))
+
+
+def test_transparent_pixels_are_paper(stylizer):
+    noise = np.random.default_rng(0).integers(0, 256, (40, 60, 4), np.uint8)
+    noise[..., 3] = 255
+    noise[:, :20, 3] = 0  # with colours that nobody should see
+    shown = list(cells(contact_sheet(stylizer, Image.fromarray(noise)), 60, 40, 4))
+    for cell in shown:
+        assert (cell[:, :20] == PAPER).all()
+    assert (shown[0][:, 20:] == noise[:, 20:, :3]).all()
+    expected = [stylizer(Image.fromarray(noise), style=name) for name in stylizer.styles]
+    for cell, painted in zip(shown[1:], expected, strict=True):
+        assert (cell[:, 20:] == np.asarray(painted)[:, 20:, :3]).all()
+
+
+def dim_profile():
+    """sRGB's profile, with half as much light in its green."""
+    place = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    green = place.index(b"gXYZ", 128)
+    at = int.from_bytes(place[green + 4 : green + 8], "big")
+    values = np.frombuffer(place[at + 8 : at + 20], ">i4") // 2
+    return place[: at + 8] + values.astype(">i4").tobytes() + place[at + 20 :]
+
+
+def test_colours_of_another_profile_are_seen_as_they_are(stylizer):
+    noise = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+    photo = Image.fromarray(noise)
+    photo.info["icc_profile"] = dim_profile()
+    sheet = contact_sheet(stylizer, photo)
+    expected = [photo, *(stylizer(photo, style=name) for name in stylizer.styles)]
+    for cell, picture in zip(cells(sheet, 60, 40, 4), expected, strict=True):
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(picture.info["icc_profile"]))
+        srgb = ImageCms.profileToProfile(picture, profile, ImageCms.createProfile("sRGB"), 1)
+        assert np.abs(cell.astype(int) - np.asarray(picture)).mean() > 5
+        assert np.abs(cell.astype(int) - np.asarray(srgb)).mean() < 1
 
 
 def test_large_photos_are_painted_small(stylizer):
