@@ -24,6 +24,9 @@ FORMAT = 1
 KEY = "faststy.encoder"  # the metadata entry that marks an encoder file
 
 MEAN = (123.68 / 255, 116.779 / 255, 103.939 / 255)  # the pixel mean VGG-19 was trained with
+DEVIATION = (0.229, 0.224, 0.225)  # what torchvision divides pictures in 0…1 by
+# The first row of the first filter, for red, of the weights that VGG-19's authors published.
+OXFORD = (0.3943, 0.3774, -0.0460)
 MIN_SIDE = 8  # three poolings
 VGG19_STAGES = ((64, 64), (128, 128), (256, 256, 256, 256), (512,))
 # torchvision's names of the convolutions up to conv4_1, stage by stage
@@ -47,12 +50,16 @@ class PerceptualEncoder(nn.Module):
     Args:
         stages: output channels of the convolutions of each of the four stages.
         heads: channels of each tap, or None for taps straight from the convolutions.
+
+    Raises ValueError for another number of stages, or one without a convolution.
     """
 
     mean: Tensor
 
     def __init__(self, stages: Sequence[Sequence[int]], heads: Sequence[int] | None = None) -> None:
         super().__init__()
+        if len(stages) != 4 or not all(stages):
+            raise ValueError(f"stages: expected convolutions in each of four, got {stages}")
         self.channels = list(heads) if heads else [widths[0] for widths in stages]  # of the taps
         self.stages = nn.ModuleList()
         channels = 3
@@ -145,11 +152,14 @@ class VGG19Encoder(PerceptualEncoder):
     """The teacher: VGG-19 up to relu4_1, with 64, 128, 256 and 512 channels.
 
     Args:
-        path: a `.safetensors` file with torchvision's names (`features.0.weight` …) for weights
-            made for RGB in 0…255 minus the mean; by default torchvision's own weights.
+        path: a `.safetensors` file with torchvision's names (`features.0.weight` …); by default
+            torchvision's own weights. What the weights take is told by its metadata entry
+            `input`: `RGB in [0,255]` for that minus the mean, as the authors of VGG-19 published
+            them, which need no entry; or `torchvision` for RGB in 0…1 minus the mean, divided by
+            the deviation.
 
-    Raises FaststyError when the file does not hold VGG-19, or torchvision is not installed or
-    cannot load its weights.
+    Raises FaststyError when the file does not hold VGG-19 or does not tell its input, or
+    torchvision is not installed or cannot load its weights.
     """
 
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
@@ -157,22 +167,27 @@ class VGG19Encoder(PerceptualEncoder):
         names = [n for stage in VGG19_NAMES for n in stage]
         keys = [f"features.{n}.{kind}" for n in names for kind in ("weight", "bias")]
         if path is None:
-            tensors, source = _torchvision_vgg19(), "torchvision's VGG-19"
+            tensors, source, entry = _torchvision_vgg19(), "torchvision's VGG-19", "torchvision"
         else:
-            tensors, _ = _read(Path(path))
-            source = str(path)
+            tensors, metadata = _read(Path(path))
+            source, entry = str(path), metadata.get("input", "")
         missing = [key for key in keys if key not in tensors]
         if missing:
             raise FaststyError(
                 f"{source}: not VGG-19 up to conv4_1; expected torchvision's names, "
                 f"{missing[0]} is missing"
             )
+        divided = _takes_divided(entry, tensors["features.0.weight"], source)
+        # Pictures are in 0…1 here. For weights made for 0…255, biases shrink as the input does,
+        # features with them; for those made for a deviation of 1, weights are divided instead.
+        shrink = 1 if divided else 255
+        std = torch.tensor(DEVIATION if divided else (1.0, 1.0, 1.0)).view(1, 3, 1, 1)
         state = {}
         for t, stage in enumerate(VGG19_NAMES):
             for i, n in enumerate(stage):
                 state[f"stages.{t}.{i}.weight"] = tensors[f"features.{n}.weight"].float()
-                # Pictures are in 0…1 here: biases shrink as the input does, features with them.
-                state[f"stages.{t}.{i}.bias"] = tensors[f"features.{n}.bias"].float() / 255
+                state[f"stages.{t}.{i}.bias"] = tensors[f"features.{n}.bias"].float() / shrink
+        state["stages.0.0.weight"] = state["stages.0.0.weight"] / std
         _load(self, state, source)
 
 
@@ -221,7 +236,21 @@ def _torchvision_vgg19() -> dict[str, Tensor]:
         raise FaststyError(
             f"torchvision cannot load its VGG-19 ({error}); vgg19:FILE takes a file"
         ) from error
-    # torchvision's were trained for pictures in 0…1 divided by this deviation, not for 0…255
-    std = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
-    state["features.0.weight"] = state["features.0.weight"] / std
-    return {key: value * 255 if key.endswith("bias") else value for key, value in state.items()}
+    return state
+
+
+def _takes_divided(entry: str, first: Tensor, source: str) -> bool:
+    """Whether weights are for pictures in 0…1 divided by their deviation, not for 0…255.
+
+    The numbers themselves do not tell: both kinds have weights and biases of the same size.
+    """
+    if entry == "torchvision":
+        return True
+    row = first[:1, 0, 0].float().flatten()
+    known = row.shape == (len(OXFORD),) and torch.allclose(row, torch.tensor(OXFORD), atol=1e-3)
+    if known or entry.replace(" ", "").startswith("RGBin[0,255]"):
+        return False
+    raise FaststyError(
+        f"{source}: does not tell what pictures its weights take; save it with the metadata "
+        '{"input": "torchvision"} or {"input": "RGB in [0,255]"}'
+    )

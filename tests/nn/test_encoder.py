@@ -18,6 +18,7 @@ from faststy.errors import FaststyError
 from faststy.nn.encoder import (
     KEY,
     MEAN,
+    OXFORD,
     VGG19_NAMES,
     VGG19_STAGES,
     WEIGHTS,
@@ -46,7 +47,7 @@ def teacher_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
             tensors[f"features.{n}.bias"] = bias.half()
             channels = width
     path = tmp_path_factory.mktemp("teacher") / "vgg19.safetensors"
-    save_file(tensors, path)
+    save_file(tensors, path, {"input": "RGB in [0,255] minus the mean"})
     return path
 
 
@@ -180,12 +181,17 @@ def install_torchvision(monkeypatch: pytest.MonkeyPatch, weights: object) -> Non
     monkeypatch.setitem(sys.modules, "torchvision.models", models)
 
 
+@pytest.mark.parametrize("saved", [False, True])
 def test_torchvisions_vgg19_sees_pictures_divided_by_their_deviation(
-    monkeypatch: pytest.MonkeyPatch, teacher_file: Path
+    monkeypatch: pytest.MonkeyPatch, teacher_file: Path, tmp_path: Path, saved: bool
 ) -> None:
     weights = {name: tensor.float() for name, tensor in load_file(teacher_file).items()}
-    install_torchvision(monkeypatch, weights)
-    net = load_encoder("vgg19")
+    if saved:
+        save_file(weights, tmp_path / "saved.safetensors", {"input": "torchvision"})
+        net = load_encoder(f"vgg19:{tmp_path / 'saved.safetensors'}")
+    else:
+        install_torchvision(monkeypatch, weights)
+        net = load_encoder("vgg19")
     plain = PerceptualEncoder(VGG19_STAGES)
     for t, names in enumerate(VGG19_NAMES):
         for i, n in enumerate(names):
@@ -198,6 +204,30 @@ def test_torchvisions_vgg19_sees_pictures_divided_by_their_deviation(
     for tap, truth in zip(net(x), expected, strict=True):
         scale = truth.square().mean().sqrt().item()
         torch.testing.assert_close(tap.double(), truth, rtol=1e-4, atol=1e-4 * scale)
+
+
+def test_a_vgg19_that_does_not_tell_its_input_is_refused(
+    tmp_path: Path, teacher_file: Path
+) -> None:
+    path = tmp_path / "vgg19.safetensors"
+    weights = load_file(teacher_file)
+    for metadata in ({}, {"input": "BGR in [0,255]"}):
+        save_file(weights, path, metadata)
+        with pytest.raises(FaststyError, match=r"does not tell what pictures its weights take; "):
+            VGG19Encoder(path)
+
+
+def test_the_published_weights_of_vgg19_need_no_label(tmp_path: Path, teacher_file: Path) -> None:
+    weights = load_file(teacher_file)
+    weights["features.0.weight"][0, 0, 0] = torch.tensor(OXFORD)
+    save_file(weights, tmp_path / "vgg19.safetensors")
+    net = VGG19Encoder(tmp_path / "vgg19.safetensors")
+    expected = weights["features.0.bias"].float() / 255
+    torch.testing.assert_close(net.stages[0][0].bias, expected)
+    weights["features.0.weight"] = weights["features.0.weight"].flip(1)  # BGR
+    save_file(weights, tmp_path / "vgg19.safetensors")
+    with pytest.raises(FaststyError, match="does not tell"):
+        VGG19Encoder(tmp_path / "vgg19.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -264,6 +294,10 @@ def test_files_that_lie_are_refused(tmp_path: Path) -> None:
     write(format=99, **plan)
     with pytest.raises(FaststyError, match="newer faststy"):
         Encoder(path)
+    for empty in ([[], [4], [4], [4]], [[4], [4], [], [4]], []):
+        write(format=1, stages=empty, heads=plan["heads"][: len(empty)])
+        with pytest.raises(FaststyError, match="not a faststy encoder"):
+            Encoder(path)
     write(format=1, stages="none")
     with pytest.raises(FaststyError, match="not a faststy encoder"):
         Encoder(path)

@@ -69,7 +69,7 @@ def test_a_broken_run_ends_as_a_whole_one(tool, tmp_path, monkeypatch):
         for i, n in enumerate(names)
         for kind in ("weight", "bias")
     }
-    save_file(weights, tmp_path / "vgg19.safetensors")
+    save_file(weights, tmp_path / "vgg19.safetensors", {"input": "RGB in [0,255]"})
     rng = np.random.default_rng(0)
     for folder in ("photos", "styles"):
         (tmp_path / folder).mkdir()
