@@ -293,6 +293,11 @@ def list_pictures(folder: str | os.PathLike[str], *, recursive: bool = True) -> 
     return sorted(found)
 
 
+def style_sample(count: int) -> range:
+    """Which of the `count` pictures of a style its targets average: all, or a spread of 24 to 47."""
+    return range(0, count, max(1, count // 24))
+
+
 def scale_down(image: Image.Image, short_side: int | None) -> Image.Image:
     """`image` with a short side of `short_side` pixels; itself when it is smaller, or for None."""
     if short_side is None or min(image.size) <= short_side:

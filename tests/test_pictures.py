@@ -25,6 +25,7 @@ from faststy.pictures import (
     list_pictures,
     read_picture,
     scale_down,
+    style_sample,
     write_picture,
 )
 
@@ -502,6 +503,13 @@ def test_links_stay_and_folders_and_devices_are_refused(tmp_path):
 def test_missing_folders_are_made(tmp_path):
     write_picture(Image.fromarray(noise(4, 4, 3)), tmp_path / "x" / "y" / "a.png")
     assert read_picture(tmp_path / "x" / "y" / "a.png").size == (4, 4)
+
+
+def test_a_style_sample_is_a_spread():
+    assert list(style_sample(23)) == list(range(23))
+    assert style_sample(1) == range(1)
+    assert len(style_sample(47)) == 47
+    assert list(style_sample(960)) == list(range(0, 960, 40))
 
 
 def test_list_pictures(tmp_path):

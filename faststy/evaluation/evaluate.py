@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,11 +20,10 @@ from faststy.evaluation.distances import content_distance
 from faststy.evaluation.stability import Layer, Motion, Scene, contrast, warp_error
 from faststy.model_file import Model
 from faststy.nn.lost_content import CONTENT_TAP, lost_content, lost_regions
-from faststy.pictures import list_pictures, read_picture, scale_down
+from faststy.pictures import list_pictures, read_picture, scale_down, style_sample
 from faststy.tensors import is_out_of_memory, to_tensor
 
 SMALLEST = 16  # px: in less there is nothing to judge
-STYLE_PICTURES = 24  # of a folder, averaged into what its style is measured against
 EPS = 1e-6
 PAN = Motion((3.3, -1.4))  # px per frame, of the photos that are moved
 MOVED_PHOTOS = 2
@@ -141,13 +141,13 @@ def match_styles(names: Sequence[str], pictures: Sequence[Path]) -> dict[str, Pa
 def style_grams(
     source: Path, short_side: int, encoder: nn.Module, device: torch.device
 ) -> list[Tensor]:
-    """The Gram matrices [1, C, C] per tap of a style picture; the mean over those of a folder.
+    """The Gram matrices [1, C, C] per tap of a style picture; of a folder those of its training.
 
     Raises FaststyError for pictures that cannot be read.
     """
     paths = list_pictures(source) if source.is_dir() else [source]
     grams = []
-    for path in paths[:: -(-len(paths) // STYLE_PICTURES)]:
+    for path in (paths[index] for index in style_sample(len(paths))):
         picture = scale_down(read_picture(path).rgb, short_side)
         if min(picture.size) < SMALLEST:
             raise FaststyError(f"{path}: too small for a style; {SMALLEST} px is the least")
@@ -267,14 +267,15 @@ class Moving:
     @torch.inference_mode()
     def errors(self, model: Model, style: str) -> dict[bool, float]:
         """The warp error of paintings, in % of their contrast: without repair (False) and, of a
-        model with a repairer, with it (True)."""
+        model with a repairer, with it (True); none where the photo is too small to follow."""
         variants = zip(*(paint(model, frame, style) for frame in self.frames), strict=True)
         found = {}
         for repaired, painted in zip((False, True), variants, strict=True):
             pictures = [ops.to_pixels(y)[0].cpu().numpy() for y in painted if y is not None]
             if pictures:
                 error = warp_error(pictures, self.flows)
-                found[repaired] = 100 * error / max(contrast(pictures), EPS)
+                if not math.isnan(error):
+                    found[repaired] = 100 * error / max(contrast(pictures), EPS)
         return found
 
 

@@ -14,6 +14,7 @@ from faststy import ops
 from faststy.nn.discriminator import Discriminator
 from faststy.nn.generator import Generator, GeneratorConfig
 from faststy.nn.repairer import Repairer
+from faststy.pictures import style_sample
 from faststy.training import objective
 from faststy.training.adam import Adam
 from faststy.training.config import TrainConfig
@@ -33,7 +34,6 @@ REPAIR_WEIGHTS = {
 }
 REPAIR_SLACK = 1.03  # the repair may cost this factor of style distance before it is punished
 MAX_GRADIENT = 50.0  # norm; usual ones are 5 to 30, so only bursts are clipped
-DOMAIN_PICTURES = 24  # of a folder of styles, averaged into its targets
 
 
 @dataclass
@@ -48,9 +48,8 @@ class StyleTarget:
     @classmethod
     def of(cls, pictures: Pictures, encoder: nn.Module, device: torch.device) -> StyleTarget:
         """Average the targets of (a spread of) the pictures of a style."""
-        stride = max(1, len(pictures) // DOMAIN_PICTURES)
         taps_of, colours, variation = [], [], []
-        for index in range(0, len(pictures), stride):
+        for index in style_sample(len(pictures)):
             s = pictures.get(index).to(device).float().div_(255)[None]
             s = s.contiguous(memory_format=torch.channels_last)
             with torch.no_grad():

@@ -23,6 +23,7 @@ from faststy.evaluation.evaluate import (
     style_grams,
 )
 from faststy.evaluation.page import HEAD, evaluation_page, table
+from faststy.evaluation.stability import Motion
 from faststy.model_file import Model, ModelInfo
 from faststy.nn.encoder import Encoder
 from faststy.nn.generator import Generator, GeneratorConfig
@@ -30,6 +31,8 @@ from faststy.nn.lost_content import CONTENT_TAP, lost_content
 from faststy.nn.repairer import Repairer
 from faststy.pictures import read_picture
 from faststy.tensors import to_tensor
+from faststy.training.dataset import Pictures
+from faststy.training.step import StyleTarget
 
 CPU = torch.device("cpu")
 
@@ -141,6 +144,14 @@ def test_motion_is_what_does_not_move_with_the_photo(result, model, monkeypatch)
     assert errors[True] > 100  # of two unrelated pictures: √2, less what sampling smooths
 
 
+def test_motion_that_cannot_be_followed_is_a_dash(model, folder, encoder, monkeypatch):
+    monkeypatch.setattr("faststy.evaluation.evaluate.PAN", Motion((500.0, 0.0)))
+    grams = style_grams(folder / "style.png", 64, encoder, CPU)
+    result = evaluate(model, [folder / "a.png"], {"rain": grams}, encoder, CPU)
+    assert result.mean_motion(repaired=True) is None
+    assert [row[-1] for row in table(result)] == ["–", "–"]
+
+
 def out_of_memory():
     """As torch says it: of the CPU's memory, and of a GPU's."""
     text = "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
@@ -203,6 +214,16 @@ def test_a_folder_of_styles_is_their_mean(folder, encoder, tmp_path):
     both = style_grams(tmp_path, 40, encoder, CPU)
     for one, two, mean in zip(*each, both, strict=True):
         torch.testing.assert_close(mean, (one + two) / 2)
+
+
+def test_a_large_folder_is_judged_by_the_targets_of_its_training(encoder, tmp_path):
+    rng = np.random.default_rng(0)
+    for i in range(30):
+        Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(tmp_path / f"{i:02}.png")
+    trained = StyleTarget.of(Pictures.found(tmp_path, 16), encoder, CPU)
+    judged = style_grams(tmp_path, 16, encoder, CPU)
+    for ours, theirs in zip(judged, trained.grams, strict=True):
+        torch.testing.assert_close(ours[0], theirs)
 
 
 def test_nothing_to_judge(model, folder, encoder):
