@@ -78,14 +78,15 @@ def save_model(
 
 def load_info(path: str | os.PathLike[str]) -> ModelInfo:
     """Read what a model file says of itself, without its weights. Raises FaststyError."""
-    return _read(Path(path), weights=False)[0]
+    info = _read(Path(path), weights=False)[0]
+    _check_styles(info, path)
+    return info
 
 
 def load_model(path: str | os.PathLike[str]) -> Model:
     """Load a model (fp32, CPU, eval mode). Raises FaststyError when it cannot be read as one."""
     info, tensors = _read(Path(path), weights=True)
-    if len(info.styles) != info.generator.get("styles") or not info.styles:
-        raise FaststyError(f"{path}: its style names do not match its weights")
+    _check_styles(info, path)
     if info.repairer is not None and info.format < TWO_GATES:
         raise FaststyError(f"{path}: made by an older faststy, with another repair; train it again")
     try:
@@ -104,6 +105,11 @@ def load_model(path: str | os.PathLike[str]) -> Model:
         if module is not None:
             module.eval().requires_grad_(False)
     return Model(generator, repairer, info)
+
+
+def _check_styles(info: ModelInfo, path: str | os.PathLike[str]) -> None:
+    if len(info.styles) != info.generator.get("styles") or not info.styles:
+        raise FaststyError(f"{path}: its style names do not match its weights")
 
 
 def _read(path: Path, weights: bool) -> tuple[ModelInfo, dict[str, Tensor]]:

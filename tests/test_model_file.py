@@ -178,6 +178,14 @@ def test_weights_that_do_not_fit_the_description(path, change):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("styles", [[], ["rain"]])
+def test_styles_that_do_not_fit_are_refused_by_all(path, styles):
+    rewrite(path, lambda values, _: {**values, "styles": styles})
+    for load in (load_model, load_info):
+        with pytest.raises(FaststyError, match="its style names do not match its weights"):
+            load(path)
+
+
 def test_missing_weights(path):
     rewrite(path, lambda values, tensors: tensors.pop("generator.head.bias") is None)
     with pytest.raises(FaststyError, match="the weights do not fit the model"):

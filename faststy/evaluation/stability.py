@@ -7,6 +7,7 @@ Temporal Consistency". On real clips: how much more paintings change than what t
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -129,13 +130,15 @@ def warp_error(painted: Sequence[Frame], flows: Sequence[tuple[Tensor, Tensor]])
     Args:
         painted: frames of a scene, painted.
         flows: of each frame but the first, as `Scene.flow` gives them.
+    Returns:
+        NaN where no point of any frame is sure.
     """
     total, count = 0.0, 0
     pictures = [_as_floats(frame) for frame in painted]
     for before, after, (flow, sure) in zip(pictures, pictures[1:], flows, strict=False):
         difference = (after - sample(before, flow, "border")).square().mean(0)[sure]
         total, count = total + float(difference.sum()), count + difference.numel()
-    return float(255 * (total / max(count, 1)) ** 0.5)
+    return float(255 * (total / count) ** 0.5) if count else math.nan
 
 
 def contrast(painted: Iterable[Frame]) -> float:

@@ -1,5 +1,7 @@
 """Warp errors of paintings whose unsteadiness is known."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -81,6 +83,12 @@ def test_noise_counts_twice(moving):
         10 * 2**0.5, rel=0.05
     )
     assert contrast(grey) == pytest.approx(10, rel=0.05)
+
+
+def test_where_no_point_is_sure_nothing_is_known():
+    grey = np.full((*SIZE, 3), 128, np.uint8)
+    nowhere = torch.zeros(*SIZE, 2), torch.zeros(SIZE, dtype=torch.bool)
+    assert math.isnan(warp_error([grey, grey], [nowhere]))
 
 
 def test_change_ratio(moving):
