@@ -17,7 +17,8 @@
    random mixtures of the losses. The best moving average of the weights, by gradient agreement on
    scenes held out, is written to `--out` whenever it has become better.
 
-Interrupted at any moment, the same command goes on from the last checkpoint in `--work`.
+Interrupted at any moment, the same command goes on from the last checkpoint in `--work`; other
+flags than --steps, --rate, --out and --device are refused there.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,6 +61,7 @@ SCENES = 400  # the oldest make room
 CHECK_EVERY = 100  # steps from one measurement and checkpoint to the next
 EMA = 0.995
 LAST = torch.channels_last
+FOLDERS = ("photos", "styles")
 
 console = Console(stderr=True)
 
@@ -415,12 +418,13 @@ class Run:
     """The state of a distillation: everything that a checkpoint holds."""
 
     def __init__(
-        self, student: PerceptualEncoder, bases: Sequence[Tensor], stages: str, heads: str
+        self, student: PerceptualEncoder, bases: Sequence[Tensor], settings: dict[str, Any]
     ) -> None:
         self.student, self.bases = student, list(bases)
         self.average = {k: v.detach().clone() for k, v in student.named_parameters()}
         self.adam = torch.optim.Adam(student.requires_grad_().parameters(), lr=0.0)
-        self.stages, self.heads = stages, heads
+        self.settings = settings
+        self.stages, self.heads = settings["stages"], settings["heads"]
         self.step, self.best = 0, 0.0
 
     def save(self, path: Path) -> None:
@@ -429,7 +433,7 @@ class Run:
             tensors |= {f"student.{name}": p.detach(), f"average.{name}": self.average[name]}
             for key, value in self.adam.state.get(p, {}).items():
                 tensors[f"{key}.{name}"] = value
-        state = {"step": self.step, "best": self.best, "stages": self.stages, "heads": self.heads}
+        state = {"step": self.step, "best": self.best, "settings": self.settings}
         tensors = {k: v.cpu().contiguous() for k, v in tensors.items()}
         write_bytes(path, save(tensors, {"run": json.dumps(state)}))
 
@@ -438,10 +442,9 @@ class Run:
         with safe_open(path, framework="pt") as file:
             state = json.loads(file.metadata()["run"])
         tensors = {k: v.to(device) for k, v in load_file(path).items()}
-        student = PerceptualEncoder(*widths(state["stages"], state["heads"])).to(device)
-        run = cls(
-            student, [tensors[f"basis.{t}"] for t in range(4)], state["stages"], state["heads"]
-        )
+        settings = state.get("settings", state)  # older runs hold stages and heads alone
+        student = PerceptualEncoder(*widths(settings["stages"], settings["heads"])).to(device)
+        run = cls(student, [tensors[f"basis.{t}"] for t in range(4)], settings)
         run.step, run.best = state["step"], state["best"]
         with torch.no_grad():
             for name, p in student.named_parameters():
@@ -490,6 +493,25 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
     return peak * min(1.0, (step + 1) / 50) * fall
 
 
+def fixed_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """What may not differ when a run goes on."""
+    folders = {name: [str(path.resolve()) for path in vars(args)[name]] for name in FOLDERS}
+    chosen = {name: vars(args)[name] for name in ("stages", "heads", "seed", "first_scenes")}
+    return {"teacher": str(args.teacher.resolve()), **folders, **chosen}
+
+
+def refuse_another(run: Run, args: argparse.Namespace) -> None:
+    """Do not go on with other settings than those of the run. Raises FaststyError."""
+    for name, new in fixed_settings(args).items():
+        old = run.settings.get(name, new)
+        if old != new:
+            old, new = (" ".join(v) if isinstance(v, list) else v for v in (old, new))
+            flag = name.replace("_", "-")
+            raise FaststyError(
+                f"{args.work}: this run has --{flag} {old}, not {new}; choose another --work"
+            )
+
+
 def distil(args: argparse.Namespace) -> None:
     device = torch.device(args.device)
     torch.manual_seed(args.seed)
@@ -499,6 +521,7 @@ def distil(args: argparse.Namespace) -> None:
     checkpoint = args.work / "checkpoint.safetensors"
     if checkpoint.is_file():
         run = Run.load(checkpoint, device)
+        refuse_another(run, args)
         console.print(f"going on from step {run.step}")
     else:
         rng = random.Random(args.seed)
@@ -507,7 +530,7 @@ def distil(args: argparse.Namespace) -> None:
             four = [corpus.photo(rng), corpus.photo(rng), corpus.style(rng), corpus.style(rng)]
             batches.append(torch.stack(four).to(device, memory_format=LAST))
         student, bases = prune(teacher, batches, *widths(args.stages, args.heads))
-        run = Run(student, bases, args.stages, args.heads)
+        run = Run(student, bases, fixed_settings(args))
         run.save(checkpoint)
     run.student.to(memory_format=LAST)
 

@@ -1,6 +1,7 @@
 """tools/distill_encoder.py: pruning finds what it can find; a broken run ends as a whole one."""
 
 import importlib.util
+import shutil
 import sys
 from pathlib import Path
 
@@ -77,11 +78,11 @@ def test_a_broken_run_ends_as_a_whole_one(tool, tmp_path, monkeypatch):
             pixels = rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(tmp_path / folder / f"{i}.png")
 
-    def distil(name, steps):
+    def distil(name, steps, *more):
         flags = ["--teacher", "vgg19.safetensors", "--photos", "photos", "--styles", "styles"]
         flags += ["--work", name, "--out", f"{name}.safetensors", "--steps", str(steps)]
         flags += ["--first-scenes", "1", "--stages", "4,4/4,4/4,4,4,4/8", "--heads", "4,4,4,8"]
-        monkeypatch.setattr(sys, "argv", [str(TOOL), *flags, "--device", "cpu"])
+        monkeypatch.setattr(sys, "argv", [str(TOOL), *flags, "--device", "cpu", *more])
         monkeypatch.chdir(tmp_path)
         tool.main()
 
@@ -114,3 +115,18 @@ def test_a_broken_run_ends_as_a_whole_one(tool, tmp_path, monkeypatch):
         tmp_path / "broken.safetensors"
     ).read_bytes()
     assert Encoder(tmp_path / "whole.safetensors").channels == [4, 4, 4, 8]
+
+    before = (tmp_path / "whole/checkpoint.safetensors").read_bytes()
+    shutil.copy("vgg19.safetensors", "another.safetensors")
+    for flag, value in [
+        ("--stages", "8,4/4,4/4,4,4,4/8"),
+        ("--heads", "4,4,4,4"),
+        ("--teacher", "another.safetensors"),
+        ("--photos", "styles"),  # one more folder
+        ("--seed", "1"),
+        ("--first-scenes", "2"),
+    ]:
+        with pytest.raises(SystemExit, match=f"error: whole: this run has {flag} .*, not .*{value}"):
+            distil("whole", 5, flag, value)
+    assert (tmp_path / "whole/checkpoint.safetensors").read_bytes() == before
+    distil("whole", 4, "--steps", "4")
