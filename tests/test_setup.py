@@ -100,6 +100,7 @@ def test_the_wheel_is_for_all_later_pythons(setup, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     (wheel,) = (tmp_path / "wheels").iterdir()
     assert re.search(r"-cp310-abi3-\w+\.whl$", wheel.name)
+    assert wheel.stat().st_size <= 15_000_000
     names = zipfile.ZipFile(wheel).namelist()
     assert "faststy/_C.abi3.so" in names
     assert "faststy/kernels/gram.py" in names
