@@ -56,9 +56,7 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, data)
 
 
-def check_output(
-    path: Path, inputs: Iterable[Path] = (), *, makes_folders: bool = False
-) -> None:
+def check_output(path: Path, inputs: Iterable[Path] = (), *, makes_folders: bool = False) -> None:
     """Find out before the work whether `path` can be written after it.
 
     Args:

@@ -294,7 +294,7 @@ def list_pictures(folder: str | os.PathLike[str], *, recursive: bool = True) -> 
 
 
 def style_sample(count: int) -> range:
-    """Which of the `count` pictures of a style its targets average: all, or a spread of 24 to 47."""
+    """Which of `count` pictures of a style its targets average: all, or a spread of 24 to 47."""
     return range(0, count, max(1, count // 24))
 
 

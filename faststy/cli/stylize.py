@@ -103,7 +103,11 @@ class Summary:
     help="Most memory to take, as 2G or 500M: larger pictures are painted in tiles, which show "
     "nowhere.  [default: two thirds of what is free]",
 )
-@click.option("--save-map", is_flag=True, help="Also write the map of lost content, NAME_lost.png. Tiles have none.")
+@click.option(
+    "--save-map",
+    is_flag=True,
+    help="Also write the map of lost content, NAME_lost.png. Tiles have none.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print what was done as one JSON object.")
 def command(
     inputs: tuple[str, ...],

@@ -84,7 +84,10 @@ def test_json(faststy):
         (("--style", "rain.png", "photos/a.png"), "photos/a.png: no style"),
         (("--style", "absent/rain.png"), "absent/rain.png: cannot be read"),
         (("--style", "rain.png", "--content", "rain.png"), "rain.png: not a folder"),
-        (("--style", "rain.png", "--html", "absent/page.html"), "absent/page.html: cannot be written (its folder"),
+        (
+            ("--style", "rain.png", "--html", "absent/page.html"),
+            "absent/page.html: cannot be written (its folder",
+        ),
         (("--style", "rain.png", "--html", "photos"), "photos: is a folder"),
         (("--style", "rain.png", "--html", "model.safetensors"), "model.safetensors: is an input"),
         (("--style", "rain.png", "--html", "photos/a.png"), "photos/a.png: is an input"),

@@ -154,7 +154,9 @@ def test_motion_that_cannot_be_followed_is_a_dash(model, folder, encoder, monkey
 
 def out_of_memory():
     """As torch says it: of the CPU's memory, and of a GPU's."""
-    text = "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+    text = (
+        "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+    )
     return RuntimeError(text), torch.OutOfMemoryError("CUDA out of memory"), MemoryError()
 
 

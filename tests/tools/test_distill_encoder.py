@@ -126,7 +126,9 @@ def test_a_broken_run_ends_as_a_whole_one(tool, tmp_path, monkeypatch):
         ("--seed", "1"),
         ("--first-scenes", "2"),
     ]:
-        with pytest.raises(SystemExit, match=f"error: whole: this run has {flag} .*, not .*{value}"):
+        with pytest.raises(
+            SystemExit, match=f"error: whole: this run has {flag} .*, not .*{value}"
+        ):
             distil("whole", 5, flag, value)
     assert (tmp_path / "whole/checkpoint.safetensors").read_bytes() == before
     distil("whole", 4, "--steps", "4")
