@@ -24,7 +24,10 @@ def to_image(x: Tensor) -> Image.Image:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether `error` says that memory, the host's or the device's, does not suffice."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate" in str(error)
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    # The CPU's allocator, and oneDNN where its own working memory is refused.
+    return "can't allocate" in str(error) or str(error) == "could not create a primitive"
 
 
 def device_named(name: str) -> torch.device:

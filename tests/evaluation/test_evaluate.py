@@ -153,11 +153,12 @@ def test_motion_that_cannot_be_followed_is_a_dash(model, folder, encoder, monkey
 
 
 def out_of_memory():
-    """As torch says it: of the CPU's memory, and of a GPU's."""
+    """As torch says it: of the CPU's memory, oneDNN's, and a GPU's."""
     text = (
         "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
     )
-    return RuntimeError(text), torch.OutOfMemoryError("CUDA out of memory"), MemoryError()
+    onednn = RuntimeError("could not create a primitive")
+    return RuntimeError(text), onednn, torch.OutOfMemoryError("CUDA out of memory"), MemoryError()
 
 
 @pytest.mark.parametrize("error", out_of_memory(), ids=lambda error: type(error).__name__)
