@@ -22,6 +22,7 @@ from torch import Tensor
 from faststy.errors import FaststyError
 from faststy.nn.generator import SCALE, Generator
 from faststy.stylization.statistics import is_flat
+from faststy.tensors import is_out_of_memory
 
 Painted = TypeVar("Painted")
 
@@ -133,17 +134,13 @@ def with_less_memory(
         try:
             return paint(side)
         except (MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             if side is not None and side <= SMALLEST:
                 raise FaststyError(f"{what}; use a smaller size") from error
         # Here, outside of the handler, nothing of the failed try is held any more.
         side = LARGEST if side is None else max(side // 2 // ALIGNMENT * ALIGNMENT, SMALLEST)
         torch.cuda.empty_cache()
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate" in str(error)
 
 
 def available_memory(root: str | os.PathLike[str] = "/") -> int:
