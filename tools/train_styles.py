@@ -11,9 +11,9 @@ against a grid; with --repairer only the repairer is.
 
 The shipped file: 1,310 photos (ImageNet samples, BSDS500), 70 minutes on one core of an AMD EPYC,
 11,419 steps of the generator and 1,200 of the repairer; 3,300 of the repairer, with the excess of
-style weighing 2.0 (1,200 steps), 4.5 (1,600) and 8.0 (see `REPAIR_WEIGHTS` in
-faststy/training/step.py); --on for 28 minutes on one core, 15,458 steps; --repairer for 8 minutes on
-one core, 2,900 steps with the excess at 3.0, and 30 % of the weights that another 2,050 steps at 6.0
+style weighing 2.0 (1,200 steps), 4.5 (1,600), 8.0 (see `REPAIR_WEIGHTS` in
+faststy/training/step.py); --on for 28 minutes on one core, 15,458 steps; --repairer for 8 minutes,
+2,900 steps with the excess at 3.0, and 30 % of the weights that 2,050 more at 6.0
 made of them.
 """
 
