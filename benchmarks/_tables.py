@@ -198,7 +198,8 @@ def summary(reports: list[tuple[Path, Report]]) -> str:
                 table.append(
                     {
                         "`faststy bench …`": f"{r['suite']}: {r['name']}",
-                        "ours": amount(r["median"][OURS], r["unit"]),
+                        "ours": amount(r["median"][OURS], r["unit"])
+                        + ("" if r["steady"] else " ~"),
                         "against": name,
                         "which takes": times(found),
                     }
