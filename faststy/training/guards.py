@@ -149,8 +149,14 @@ class Guards:
 
     @torch.no_grad()
     def _look(self, photo: Tensor) -> Seen:
-        """What the last steps were like, and what the average paints."""
-        return _seen(Reading(self._numbers(_contrast(self.trainer.average(photo)), photo)))
+        """What the last steps were like, and what is shipped paints: the least of it."""
+        painted = self.trainer.average(photo)
+        contrast = _contrast(painted)
+        if self.memory.stage == "repair":
+            repairer = self.trainer.repairer
+            repaired = repairer.apply_repair(painted, *repairer(painted, photo), 1.0)
+            contrast = torch.minimum(contrast, _contrast(repaired))
+        return _seen(Reading(self._numbers(contrast, photo)))
 
     def _judge(self, step: int) -> list[str]:
         """Judge and answer what was asked for, once `step` is far enough beyond."""
@@ -237,5 +243,5 @@ def _seen(reading: Reading) -> Seen:
 
 
 def _contrast(x: Tensor) -> Tensor:
-    """Mean over pictures and channels of the deviation of the pixels of [N, 3, H, W]."""
-    return x.detach().float().std((2, 3)).mean()
+    """Mean over pictures and channels of the deviation of the pixels of [N, 3, H, W], as shown."""
+    return x.detach().float().clamp(0, 1).std((2, 3)).mean()

@@ -57,6 +57,7 @@ LOG_EVERY = 0.5
 PHOTO_ZOOM = (1.0, 2.2)  # photos are shown to the generator scaled down by these factors
 PREVIEW_PHOTOS = 3
 START_PHOTOS = 8  # crops that the styles to begin as are compared on
+LAST_PHOTOS = 8  # crops that the model is judged on before it is saved
 LICENSE = "The weights are yours; the style picture keeps the terms that it has."
 
 
@@ -263,8 +264,9 @@ def _train(
 
     finished = until >= 1 and not interrupted
     if finished:  # also when all steps were done before it was killed
-        photo = drawn.photo if step > first else photo_batch(step - 1).to(device)
-        for event in guards.settle(step, photo):
+        rng = generator(config.seed, step, stream=3)
+        photo = random_crops(photos, LAST_PHOTOS, config.size, PHOTO_ZOOM, rng)
+        for event in guards.settle(step, photo.to(device)):
             log.tell(step, event)
     if not world.leads:
         return result(finished)
