@@ -153,8 +153,8 @@ class Guards:
         painted = self.trainer.average(photo)
         contrast = _contrast(painted)
         if self.memory.stage == "repair":
-            repairer = self.trainer.repairer
-            repaired = repairer.apply_repair(painted, *repairer(painted, photo), 1.0)
+            lost, residual = self.trainer.repairer(painted, photo)
+            repaired = self.trainer.repairer.apply_repair(painted, lost, residual, 1.0)
             contrast = torch.minimum(contrast, _contrast(repaired))
         return _seen(Reading(self._numbers(contrast, photo)))
 
