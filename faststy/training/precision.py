@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 import torch
+from torch import nn
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -41,6 +43,17 @@ def _prefers_bfloat16(device: torch.device) -> bool:
 def processor() -> Mapping[str, bool | int | str]:
     """What this machine's processor can do, as PyTorch names it."""
     return torch.cpu.get_capabilities()
+
+
+def computing_in(precision: torch.dtype, net: nn.Module) -> nn.Module:
+    """A copy of a frozen `net` with its weights in `precision`, so that no step converts them.
+
+    Its other tensors stay as they are.
+    """
+    net = copy.deepcopy(net)
+    for weight in net.parameters():
+        weight.data = weight.data.to(precision)
+    return net
 
 
 def in_precision(move: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +23,7 @@ from faststy.training.dataset import Pictures
 from faststy.training.distributed import Alone
 from faststy.training.draws import Draws, crop, draw, erased, moves, warp
 from faststy.training.graph import Recorder, Terms
-from faststy.training.precision import in_precision, precision_named
+from faststy.training.precision import computing_in, in_precision, precision_named
 
 WEIGHED = (*ops.TERMS, "style_together", "style_excess")  # by `Draws.weights`
 REPAIR_WEIGHTS = {
@@ -61,6 +62,16 @@ class StyleTarget:
         return cls(pictures, grams, mean_colours, float(torch.stack(variation).mean()))
 
 
+class Moved(NamedTuple):
+    """Photos of a step after a small motion, and what the generator makes of them."""
+
+    photo: Tensor  # [n, 3, H, W]
+    painted: Tensor  # likewise
+    grid: Tensor  # [n, H, W, 2], see `draws.moves`
+    valid: Tensor  # [n, 1, H, W]
+    whole: bool  # by whole pixels
+
+
 class Trainer:
     """Nets, optimisers and objective of a run; `perceptual` and `repair` take a step.
 
@@ -82,9 +93,10 @@ class Trainer:
         device: torch.device,
         world: Alone | None = None,
     ) -> None:
-        self.config, self.encoder, self.styles, self.device = config, encoder, styles, device
+        self.config, self.styles, self.device = config, styles, device
         self.world = world or Alone()
         self.precision = precision_named(config.precision, device)
+        self.encoder = computing_in(self.precision, encoder)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.generator = Generator(GeneratorConfig.named(config.model, len(styles)))
@@ -194,7 +206,7 @@ class Trainer:
         """The terms and the paintings [N, 3, H, W] of a perceptual or an adversarial step."""
         config, photo, style, index = self.config, drawn.photo, drawn.style, drawn.index
         adversarial = drawn.real is not None
-        painted = self.generator(photo, style)
+        painted, moved = self._paint(drawn)
         judged: Terms = {}
         if drawn.real is not None:
             judged["discriminator"] = self._train_discriminator(drawn.real, painted, style)
@@ -219,8 +231,8 @@ class Trainer:
         )
         terms = _named(losses.terms * shares, self._weights(drawn.stage, 1.0))
         total = losses.total
-        if drawn.shift is not None:
-            terms["stability"] = self._stability(drawn, painted)
+        if moved is not None:
+            terms["stability"] = self._stability(moved, painted)
             total = total + config.stability_weight * terms["stability"]
         if drawn.before is not None and drawn.after is not None:
             terms["paired"] = self._paired(drawn.before, drawn.after, drawn.pair_share)
@@ -253,7 +265,7 @@ class Trainer:
             _first_weights(drawn) * shares,
             logits=self._judged(repaired, style),
             form=self.config.adversarial,
-            repair=(taps[tap], photo_taps[tap], target),
+            repair=(taps[tap], photo_taps[tap], target.to(taps[tap].dtype)),
         )
         terms = _named(losses.terms * shares, ("repair", "adversarial"))
         distance = self._style_together(taps, index, count)
@@ -296,11 +308,9 @@ class Trainer:
     # -- their parts ---------------------------------------------------------------------------
 
     def _train_discriminator(self, real: Tensor, fake: Tensor, style: Tensor) -> Tensor:
-        loss = ops.discriminator_loss(
-            self.discriminator(real, style),
-            self.discriminator(fake.detach(), style),
-            self.config.adversarial,
-        ).total
+        both = self.discriminator(torch.cat([real, fake.detach()]), torch.cat([style, style]))
+        of_real, of_fake = zip(*(logits.chunk(2) for logits in both), strict=True)
+        loss = ops.discriminator_loss(of_real, of_fake, self.config.adversarial).total
         share = len(fake) / self.world.batch(len(fake))
         return self._step("discriminator", loss * share, {})["total"]
 
@@ -320,18 +330,24 @@ class Trainer:
             shares[ops.TERMS.index("content")] = energy / self.world.sum(energy)
         return shares
 
-    def _stability(self, drawn: Draws, painted: Tensor) -> Tensor:
-        """The small-motion term, on half of the batch; this worker's part of it."""
-        assert drawn.shift is not None
+    def _paint(self, drawn: Draws) -> tuple[Tensor, Moved | None]:
+        """The photos painted, and half of them also moved and painted: together, in one pass."""
+        if drawn.shift is None:
+            return self.generator(drawn.photo, drawn.style), None
         motion, count = (drawn.shift, drawn.linear, drawn.wobble), len(drawn.shift)
-        grid, valid = moves(motion, painted.shape[-1])
-        moved_photo = warp(drawn.photo[:count], grid)
-        painted_moved = self.generator(moved_photo, drawn.style[:count])
-        seen = painted_moved, warp(painted[:count], grid), moved_photo, valid
-        whole = self.world.sum
-        loss = objective.stability_loss(*seen, whole)
-        if drawn.linear is None:  # by whole pixels
-            fine = objective.fine_stability_loss(*seen, whole)
+        grid, valid = moves(motion, drawn.photo.shape[-1])
+        photo = warp(drawn.photo[:count], grid)
+        both = torch.cat([drawn.photo, photo]), torch.cat([drawn.style, drawn.style[:count]])
+        painted, painted_moved = self.generator(*both).split([len(drawn.photo), count])
+        return painted, Moved(photo, painted_moved, grid, valid, whole=drawn.linear is None)
+
+    def _stability(self, moved: Moved, painted: Tensor) -> Tensor:
+        """The small-motion term; this worker's part of it."""
+        moved_painting = warp(painted[: len(moved.photo)], moved.grid)
+        seen = moved.painted, moved_painting, moved.photo, moved.valid
+        loss = objective.stability_loss(*seen, self.world.sum)
+        if moved.whole:
+            fine = objective.fine_stability_loss(*seen, self.world.sum)
             loss = loss + self.config.lattice_weight * fine
         return loss
 
@@ -346,7 +362,9 @@ class Trainer:
         """Let the average go that share of the way to the generator."""
         slow: list[Tensor] = list(self.average.parameters())
         fast: list[Tensor] = list(self.generator.parameters())
-        torch._foreach_lerp_(slow, fast, [pace] * len(slow))
+        way = torch._foreach_sub(fast, slow)
+        torch._foreach_mul_(way, pace)  # one tensor for all: by lerp each would be a launch
+        torch._foreach_add_(slow, way)
 
     def _step(self, name: str, loss: Tensor, terms: Terms) -> Terms:
         """One step of the optimiser `name`; one whose gradient is not finite changes nothing.

@@ -11,6 +11,7 @@ from faststy.model_file import Model, load_model
 from faststy.nn.generator import Generator
 from faststy.nn.normalization import ConditionalInstanceNorm2d
 from faststy.training import objective
+from faststy.training.precision import in_precision
 from faststy.training.step import StyleTarget, Trainer
 
 
@@ -58,6 +59,7 @@ def warm_start(trainer: Trainer, base: Model, photo: Tensor) -> list[str]:
 
 
 @torch.no_grad()
+@in_precision
 def _nearest(trainer: Trainer, generator: Generator, target: StyleTarget, photo: Tensor) -> int:
     """The style of `generator` whose paintings are least distant from `target`."""
     distances = []
