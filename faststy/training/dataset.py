@@ -15,11 +15,11 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from faststy.errors import FaststyError
 from faststy.pictures import list_pictures
+from faststy.training.crops import CPU, Square, crops_of
 from faststy.training.picture_cache import PictureCache
 
 T = TypeVar("T")
@@ -94,17 +94,6 @@ def crop_box(
     return below(rng, height - side + 1), below(rng, width - side + 1), side
 
 
-def cut(picture: Tensor, box: tuple[int, int, int], size: int, flip: bool) -> Tensor:
-    """The square `box` of a uint8 [3, H, W] picture as float [3, size, size] in 0...1."""
-    top, left, side = box
-    crop = picture[:, top : top + side, left : left + side].float().div_(255)
-    if side != size:
-        crop = F.interpolate(
-            crop[None], (size, size), mode="bilinear", antialias=True, align_corners=False
-        )[0]
-    return crop.flip(-1) if flip else crop
-
-
 def of_samples(
     count: int, rng: torch.Generator, mine: slice = slice(None)
 ) -> list[torch.Generator]:
@@ -113,13 +102,19 @@ def of_samples(
     return [torch.Generator().manual_seed(seed) for seed in seeds.tolist()]
 
 
-def random_crop(
+def random_square(
     pictures: Pictures, size: int, zoom: tuple[float, float], rng: torch.Generator
-) -> Tensor:
-    """A random crop as [3, size, size] in 0...1."""
+) -> Square:
+    """What a random crop of `size` px is made of."""
     picture = pictures.get(below(rng, len(pictures)))
     box = crop_box(picture.shape[1], picture.shape[2], size, zoom, rng)
-    return cut(picture, box, size, flip=below(rng, 2) == 1)
+    return square_of(picture, box, flip=below(rng, 2) == 1)
+
+
+def square_of(picture: Tensor, box: tuple[int, int, int], flip: bool) -> Square:
+    """The square `box` of a uint8 [3, H, W] picture."""
+    top, left, side = box
+    return Square(picture[:, top : top + side, left : left + side], flip)
 
 
 def random_crops(
@@ -129,10 +124,11 @@ def random_crops(
     zoom: tuple[float, float],
     rng: torch.Generator,
     mine: slice = slice(None),
+    device: torch.device = CPU,
 ) -> Tensor:
     """Those in `mine` of `count` random crops, as [n, 3, size, size] in 0...1, channels_last."""
-    crops = [random_crop(pictures, size, zoom, own) for own in of_samples(count, rng, mine)]
-    return torch.stack(crops).contiguous(memory_format=torch.channels_last)
+    squares = [random_square(pictures, size, zoom, own) for own in of_samples(count, rng, mine)]
+    return crops_of(squares, size, device)
 
 
 def prefetch(make: Callable[[int], T], first: int, threads: int = 4) -> Generator[T, None, None]:

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from faststy.training.config import TrainConfig
-from faststy.training.dataset import Pictures, below, generator, of_samples, random_crop
+from faststy.training.crops import crops_of
+from faststy.training.dataset import Pictures, below, generator, of_samples, random_square
 from faststy.training.distributed import Alone
 
 ENCODER_LATTICE = 8  # the encoder's coarsest stride, px
@@ -131,12 +132,13 @@ def random_styles(count: int, styles: int, rng: torch.Generator) -> tuple[Tensor
 def _real_patches(
     styles: Sequence[Pictures], index: Tensor, photo: Tensor, random: Sequence[torch.Generator]
 ) -> Tensor:
-    """Random crops of the styles `index` as large as `photo`."""
-    crops = [
-        random_crop(styles[i], photo.shape[-1], STYLE_ZOOM, rng)
+    """Random crops of the styles `index` as large as `photo`, where that is."""
+    size = photo.shape[-1]
+    squares = [
+        random_square(styles[i], size, STYLE_ZOOM, rng)
         for i, rng in zip(index.tolist(), random, strict=True)
     ]
-    return torch.stack(crops).contiguous(memory_format=torch.channels_last)
+    return crops_of(squares, size, photo.device)
 
 
 # -- where the encoder looks -------------------------------------------------------------------

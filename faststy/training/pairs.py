@@ -9,7 +9,8 @@ from torch import Tensor
 
 from faststy.errors import FaststyError
 from faststy.pictures import list_pictures
-from faststy.training.dataset import below, crop_box, cut
+from faststy.training.crops import Square, crops_of
+from faststy.training.dataset import below, crop_box, square_of
 from faststy.training.picture_cache import load_tensor
 
 PAIRS_PER_STEP = 2
@@ -52,12 +53,12 @@ class Pairs:
 
     def batch(self, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         """The same random crops of photos and their targets: two [N, 3, size, size] in 0...1."""
-        cuts: tuple[list[Tensor], list[Tensor]] = ([], [])
+        squares: tuple[list[Square], list[Square]] = ([], [])
         for _ in range(PAIRS_PER_STEP):
             pair = self.pairs[below(rng, len(self.pairs))]
             box = crop_box(pair[0].shape[1], pair[0].shape[2], self.size, ZOOM, rng)
             flip = below(rng, 2) == 1
-            for pictures, picture in zip(cuts, pair, strict=True):
-                pictures.append(cut(picture, box, self.size, flip))
-        a, b = (torch.stack(p).contiguous(memory_format=torch.channels_last) for p in cuts)
+            for side, picture in zip(squares, pair, strict=True):
+                side.append(square_of(picture, box, flip))
+        a, b = (crops_of(side, self.size) for side in squares)
         return a, b

@@ -12,7 +12,6 @@ from faststy.training.dataset import (
     Pictures,
     below,
     crop_box,
-    cut,
     generator,
     prefetch,
     random_crops,
@@ -76,16 +75,6 @@ def test_crops_are_pictures_in_channels_last(folder):
     assert x.dtype == torch.float32
     assert 0 <= x.min() < x.max() <= 1
     assert x.is_contiguous(memory_format=torch.channels_last)
-
-
-def test_cutting_takes_the_box_and_flips_it(tmp_path):
-    picture = noise(tmp_path / "a.png")
-    plain = cut(picture, (5, 9, 32), 32, flip=False)
-    torch.testing.assert_close(plain.double(), picture[:, 5:37, 9:41].double() / 255)
-    assert torch.equal(cut(picture, (5, 9, 32), 32, flip=True), plain.flip(-1))
-    shrunk = cut(picture, (0, 0, 64), 32, flip=False)
-    assert shrunk.shape == (3, 32, 32)
-    assert abs(shrunk.mean() - picture[:, :64, :64].float().mean() / 255) < 0.01
 
 
 def test_boxes_lie_in_the_picture_and_have_the_zoom():
