@@ -36,7 +36,7 @@ from faststy.evaluation.distances import content_distance
 from faststy.model_file import load_model
 from faststy.nn.encoder import PerceptualEncoder, load_encoder
 from faststy.pictures import list_pictures, write_picture
-from faststy.training.config import TrainConfig, read_config
+from faststy.training.config import BATCH, TrainConfig, read_config
 from faststy.training.dataset import Pictures
 from faststy.training.loop import train
 from faststy.training.objective import CONTENT_TAP
@@ -118,7 +118,7 @@ def main() -> None:
     parser.add_argument("--base", default="none", help="model to start from: none, auto or a file")
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--size", type=int, default=TrainConfig.size)
-    parser.add_argument("--batch", type=int, default=TrainConfig.batch)
+    parser.add_argument("--batch", type=int, default=BATCH)
     parser.add_argument("--count", type=int, default=24, help="photos that are judged")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from faststy import assets
 from faststy.nn.encoder import load_encoder
 from faststy.ops import dispatch
-from faststy.training.config import TrainConfig
+from faststy.training.config import BATCH, TrainConfig
 from faststy.training.dataset import Pictures, generator, random_crops
 from faststy.training.precision import precision_named
 from faststy.training.step import StyleTarget, Trainer
@@ -49,7 +49,7 @@ class Job(NamedTuple):
 def jobs(device: torch.device) -> list[Job]:
     """All stages at the defaults, on a GPU in larger steps, which are not all launches; and the
     step at the size that people know from the classic recipe."""
-    batch, size = (16, 256) if device.type == "cuda" else (TrainConfig.batch, TrainConfig.size)
+    batch, size = (16, 256) if device.type == "cuda" else (BATCH, TrainConfig.size)
     return [*(Job(stage, batch, size) for stage in STAGES), Job("adversarial", 4, 256)]
 
 

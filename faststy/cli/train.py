@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from faststy.training.config import PRECISIONS, TrainConfig
+from faststy.training.config import BATCH, GPU_BATCH, PRECISIONS, TrainConfig
 
 if TYPE_CHECKING:
     from faststy.training.loop import TrainResult
@@ -28,7 +28,9 @@ DEFAULT = {field.name: field.default for field in fields(TrainConfig)}
 @click.option(
     "--size", type=int, help=f"Side of the training crops in pixels.  [default: {DEFAULT['size']}]"
 )
-@click.option("--batch", type=int, help=f"Crops per step.  [default: {DEFAULT['batch']}]")
+@click.option(
+    "--batch", type=int, help=f"Crops per step.  [default: {BATCH}, on a GPU {GPU_BATCH}]"
+)
 @click.option(
     "--model",
     type=click.Choice(["nano", "fast", "quality"]),

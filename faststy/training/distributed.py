@@ -25,6 +25,8 @@ import torch
 from torch import Tensor
 
 from faststy.errors import FaststyError
+from faststy.tensors import device_named
+from faststy.training.config import BATCH, GPU_BATCH
 
 PATIENCE = timedelta(minutes=10)  # for a worker that answers nothing
 LEAST = 2  # samples of a batch that a worker must get: the small-motion term looks at half of them
@@ -33,6 +35,17 @@ LEAST = 2  # samples of a batch that a worker must get: the small-motion term lo
 def told_rank() -> int:
     """The rank that torchrun gave this process, 0 without it."""
     return int(os.environ.get("RANK", "0"))
+
+
+def workers() -> int:
+    """How many processes torchrun began, 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
+
+
+def default_batch(device: str) -> int:
+    """Samples of a step where nobody says how many; `device` is a name. Raises FaststyError."""
+    usual = GPU_BATCH if device_named(device).type == "cuda" else BATCH
+    return max(usual, LEAST * workers())
 
 
 class Alone:
@@ -151,8 +164,8 @@ def joined(batch: int, out: str, device: str) -> Iterator[Alone]:
     Raises:
         FaststyError: a batch that is too small for so many, or workers that do not find together.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1 or "RANK" not in os.environ:
+    size = workers()
+    if size == 1:
         yield Alone()
         return
     worker = Worker(told_rank(), size, batch, out)

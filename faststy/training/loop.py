@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Callable, Generator
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -35,7 +35,7 @@ from faststy.training.checkpoint import (
 from faststy.training.chore import Chore
 from faststy.training.config import TrainConfig
 from faststy.training.dataset import Pictures, generator, prefetch, random_crops
-from faststy.training.distributed import Alone, joined
+from faststy.training.distributed import Alone, default_batch, joined
 from faststy.training.draws import Draws
 from faststy.training.folder import open_run, refuse_another
 from faststy.training.guards import Guards
@@ -99,12 +99,15 @@ def train(
         FaststyError: nothing to train on, an unwritable folder, a run that is already there or has
             other settings, a worker that was lost.
     """
-    with joined(config.batch, config.out, config.device) as world:
-        return _train(config, on_progress, world, resume, until)
+    batch = config.batch or default_batch(config.device)
+    config = replace(config, batch=batch)
+    with joined(batch, config.out, config.device) as world:
+        return _train(config, batch, on_progress, world, resume, until)
 
 
 def _train(
     config: TrainConfig,
+    batch: int,
     on_progress: Callable[[Progress], None] | None,
     world: Alone,
     resume: bool,
@@ -129,7 +132,7 @@ def _train(
 
     def photo_batch(step: int) -> Tensor:
         rng = generator(config.seed, step)
-        return random_crops(photos, config.batch, config.size, PHOTO_ZOOM, rng, world.mine)
+        return random_crops(photos, batch, config.size, PHOTO_ZOOM, rng, world.mine, device)
 
     def draw(step: int, photo: Tensor | None = None) -> Draws:
         """What the step takes in the stage of now, which threads may be some steps ahead of."""
@@ -234,7 +237,7 @@ def _train(
             now = time.monotonic()
             if world.leads and (now - last_log >= LOG_EVERY or step in (first + 1, config.steps)):
                 last_log = now
-                speed = (step - first) * config.batch / max(now - loop_began, 1e-6)
+                speed = (step - first) * batch / max(now - loop_began, 1e-6)
                 shown = previews.due() and log.attempt(step, "preview", previews.timed(show))
                 preview = run / "preview.png" if shown else None
                 means = log.means()
@@ -253,7 +256,7 @@ def _train(
                     on_progress(progress)
             if saves.due():
                 log.attempt(step, "checkpoint", saves.timed(save))
-    speed = (step - first) * config.batch / max(time.monotonic() - loop_began, 1e-6)
+    speed = (step - first) * batch / max(time.monotonic() - loop_began, 1e-6)
 
     def result(finished: bool) -> TrainResult:
         skipped = {p: why for source in (photos, *sources) for p, why in source.skipped.items()}

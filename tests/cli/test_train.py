@@ -311,13 +311,13 @@ def test_skipped_pictures_are_listed(place, told):
 
 
 def test_help_tells_the_defaults_that_hold(told):
-    from faststy.training.config import TrainConfig
+    from faststy.training.config import BATCH, GPU_BATCH, TrainConfig
 
     _, out, _ = told("--help")
     text, defaults = " ".join(out[out.index("Options:") :].split()), TrainConfig(style=("a",))
     for flag, value in [
         ("--size", defaults.size),
-        ("--batch", defaults.batch),
+        ("--batch", f"{BATCH}, on a GPU {GPU_BATCH}"),
         ("--model", defaults.model),
         ("--style-size", defaults.style_size),
         ("--style-weight", f"{defaults.style_weight:g}"),
