@@ -41,6 +41,16 @@ def cut(square: Square, size: int) -> Tensor:
     return crop.flip(-1) if square.flip else crop
 
 
+def whole(picture: Tensor, short_side: int) -> Tensor:
+    """A uint8 [3, H, W] picture as float [1, 3, h, w] in 0...1, scaled down to `short_side`."""
+    x = picture[None].float().div_(255)
+    scale = short_side / min(x.shape[2:])
+    if scale < 1:
+        sides = [max(round(side * scale), short_side) for side in x.shape[2:]]
+        x = F.interpolate(x, sides, mode="bilinear", antialias=True, align_corners=False)
+    return x.contiguous(memory_format=torch.channels_last)
+
+
 def together(squares: Sequence[Square], size: int, device: torch.device) -> Tensor:
     """As `crops_of`, by products of matrices."""
     n, sides = len(squares), [square.pixels.shape[1] for square in squares]

@@ -11,6 +11,7 @@ into the checkpoint, so that a resumed run is the same run.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from statistics import median
 from typing import Any, NamedTuple
@@ -33,6 +34,7 @@ DISTANCES = {  # from the photo and from the style; a blank picture is near 1
 EXPLODED = 4.0  # times the distance of the untrained nets
 LEAST_REFERENCE = 5.0  # of that distance: a first batch can be an easy one
 FLAT = 0.1  # contrast of the paintings as a share of their photos'
+PLAIN = 0.02  # contrast of a photo that shows next to nothing
 FLAT_POLLS = 8  # in a row; a young generator is flat for some dozen steps
 BLANK = 0.7  # distance from the photo and from the style of what shows neither
 BLANK_POLLS = 12  # in a row; a young generator needs some dozen steps, too
@@ -71,6 +73,18 @@ class Seen(NamedTuple):
     finite: int  # steps
     flat: bool
     skipped: int  # updates, in the whole run
+
+
+class Look(NamedTuple):
+    """What is to be shipped: the last steps, and the least contrasts as shares of the photos'."""
+
+    seen: Seen
+    painted: float
+    repaired: float
+
+    @property
+    def flat(self) -> bool:
+        return not min(self.painted, self.repaired) > FLAT
 
 
 class Guards:
@@ -128,35 +142,54 @@ class Guards:
             self._reading = Reading(self._asked)
         return events + self._judge(step)
 
-    def settle(self, step: int, photo: Tensor) -> list[str]:
+    def settle(self, step: int, photos: Sequence[Tensor]) -> tuple[list[str], bool]:
         """At the end, before the model is saved: what is not well goes back to its last good state.
 
-        Judges what is shipped, the average, on `photo` [N, 3, H, W]. Where no state was good yet,
-        flat paintings go back to the start of the training, unless that paints flat, too.
+        Judges what is shipped, the average and the repairer, on each of `photos` [1, 3, H, W].
+        Where no state was good yet, flat paintings go back to the start of the training, unless
+        that paints flat, too.
+
+        Returns:
+            what was done, in words; and whether the repairer may be shipped: not if it makes flat
+            what the generator did not, in the good state, too.
         """
-        seen = self._look(photo)
-        why = self._complaint(seen, flat=seen.flat)
+        look = self._look(photos)
+        why = self._complaint(look.seen, flat=look.flat)
         if why is None:
-            return []
+            return [], True
         memory, state = replace(self.memory), capture(self.trainer.nets, self.trainer.optimisers)
+        merely_flat = self._complaint(look.seen, flat=False) is None
         answer = self._go_back()
-        merely_flat = self._complaint(seen, flat=False) is None
-        if merely_flat and memory.good_step == 0 and self._look(photo).flat:
+        look, before = self._look(photos), look
+        # Nothing better is known; but a repairer that does harm alone is not worth going back for.
+        if merely_flat and memory.good_step == 0 and look.flat and before.painted <= FLAT:
             restore(state, self.trainer.nets, self.trainer.optimisers)
-            self.memory = memory
-            return []
-        return [f"step {step}: {why}; {answer}"]
+            self.memory, look = memory, before
+            events = []
+        else:
+            events = [f"step {step}: {why}; {answer}"]
+        if look.painted > FLAT >= look.repaired:
+            return [*events, f"step {step}: repaired paintings are flat: saved unrepaired"], False
+        return events, True
 
     @torch.no_grad()
-    def _look(self, photo: Tensor) -> Seen:
-        """What the last steps were like, and what is shipped paints: the least of it."""
-        painted = self.trainer.average(photo)
-        contrast = _contrast(painted)
-        if self.memory.stage == "repair":
-            lost, residual = self.trainer.repairer(painted, photo)
-            repaired = self.trainer.repairer.apply_repair(painted, lost, residual, 1.0)
-            contrast = torch.minimum(contrast, _contrast(repaired))
-        return _seen(Reading(self._numbers(contrast, photo)))
+    def _look(self, photos: Sequence[Tensor]) -> Look:
+        """What the last steps were like, and what is shipped paints."""
+        contrasts = []
+        for photo in photos:
+            painted = repaired = self.trainer.average(photo)
+            if self.memory.stage == "repair":
+                lost, residual = self.trainer.repairer(painted, photo)
+                repaired = self.trainer.repairer.apply_repair(painted, lost, residual, 1.0)
+            contrasts.append(torch.stack([_contrast(x) for x in (painted, repaired, photo)]))
+        *shown, of_photo = torch.stack(contrasts, dim=1)
+        plain = of_photo < PLAIN  # may be painted plainly
+        least = torch.stack([(s / of_photo).masked_fill(plain, math.inf).min() for s in shown])
+        # All workers look at the same photos: what they are told is the mean.
+        numbers = self.trainer.mean(torch.cat([least, torch.ones_like(least[:1])]), 1)
+        painted_share, repaired_share, count = numbers.tolist()
+        seen = _seen(Reading(self._numbers(least[0], photos[0])))
+        return Look(seen, painted_share / count, repaired_share / count)
 
     def _judge(self, step: int) -> list[str]:
         """Judge and answer what was asked for, once `step` is far enough beyond."""

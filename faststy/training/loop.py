@@ -34,6 +34,7 @@ from faststy.training.checkpoint import (
 )
 from faststy.training.chore import Chore
 from faststy.training.config import TrainConfig
+from faststy.training.crops import whole
 from faststy.training.dataset import Pictures, generator, prefetch, random_crops
 from faststy.training.distributed import Alone, default_batch, joined
 from faststy.training.draws import Draws
@@ -57,7 +58,7 @@ LOG_EVERY = 0.5
 PHOTO_ZOOM = (1.0, 2.2)  # photos are shown to the generator scaled down by these factors
 PREVIEW_PHOTOS = 3
 START_PHOTOS = 8  # crops that the styles to begin as are compared on
-LAST_PHOTOS = 8  # crops that the model is judged on before it is saved
+LAST_PHOTOS = 8  # that the model is judged on before it is saved, each as a whole
 LICENSE = "The weights are yours; the style picture keeps the terms that it has."
 
 
@@ -265,11 +266,16 @@ def _train(
             tuple(log.events), finished, interrupted,
         )  # fmt: skip
 
-    finished = until >= 1 and not interrupted
+    finished, repaired = until >= 1 and not interrupted, stage == "repair"
     if finished:  # also when all steps were done before it was killed
-        rng = generator(config.seed, step, stream=3)
-        photo = random_crops(photos, LAST_PHOTOS, config.size, PHOTO_ZOOM, rng)
-        for event in guards.settle(step, photo.to(device)):
+        try:
+            seen = [whole(photo, config.size).to(device) for photo in _spread(photos, LAST_PHOTOS)]
+        except FaststyError:  # no picture is left
+            log.attempt(step, "checkpoint", save)
+            raise
+        settled, sound = guards.settle(step, seen)
+        repaired = repaired and sound
+        for event in settled:
             log.tell(step, event)
     if not world.leads:
         return result(finished)
@@ -277,7 +283,7 @@ def _train(
     if interrupted:
         log.attempt(step, "report", lambda: write_report(run))
         return result(finished=False)
-    model = _model(trainer, config, photos, step, weight.at(1.0), repaired=stage == "repair")
+    model = _model(trainer, config, photos, step, weight.at(1.0), repaired=repaired)
     try:
         save_model(model, model_path)
     except FaststyError as error:
@@ -316,12 +322,15 @@ def _content(config: TrainConfig, cache: PictureCache) -> Pictures:
 
 
 def _show(trainer: Trainer, photos: Pictures, run: Path, stage: str) -> None:
-    chosen = [
-        photos.get(i * len(photos) // PREVIEW_PHOTOS)
-        for i in range(min(PREVIEW_PHOTOS, len(photos)))
-    ]
+    chosen = _spread(photos, PREVIEW_PHOTOS)
     repairer = trainer.repairer if stage == "repair" else None
     paint_preview(trainer.average, repairer, chosen, trainer.device, run / "preview.png")
+
+
+def _spread(photos: Pictures, count: int) -> list[Tensor]:
+    """Some of the photos, uint8 [3, H, W], `count` at most."""
+    count = min(count, len(photos))
+    return [photos.get(i * len(photos) // count) for i in range(count)]
 
 
 def _model(

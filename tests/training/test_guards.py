@@ -228,22 +228,74 @@ def test_broken_off_anywhere_it_goes_on_as_if_it_had_not(cut, lag):
     assert torch.equal(second.trainer.weight, whole.trainer.weight)
 
 
+PHOTOS = [PHOTO[:1], PHOTO[1:]]
+
+
 def test_what_ships_is_judged_at_the_end():
     run = Run()(57)
-    assert run.guards.settle(57, PHOTO) == []
+    assert run.guards.settle(57, PHOTOS) == ([], True)
     run.trainer.average = lambda photo: photo * 0
-    assert "flat; back to the state of step 50" in run.guards.settle(57, PHOTO)[0]
+    (event,), _ = run.guards.settle(57, PHOTOS)
+    assert "flat; back to the state of step 50" in event
     assert run.trainer.weight == 50
     young = Run()(20)
     young.trainer.average = lambda photo: photo * 0
-    assert young.guards.settle(20, PHOTO) == []  # nothing better is known
+    assert young.guards.settle(20, PHOTOS) == ([], True)  # nothing better is known
     assert young.trainer.weight == 20
     assert young.guards.memory.returns == 0
     young.trainer.average = lambda photo: photo * (young.trainer.weight == 0)
-    assert "flat; back to the state of step 0" in young.guards.settle(20, PHOTO)[0]
+    (event,), _ = young.guards.settle(20, PHOTOS)
+    assert "flat; back to the state of step 0" in event
     assert young.trainer.weight == 0
     run = Run()(60)(7, style=1e9)
-    assert "exploded" in run.guards.settle(67, PHOTO)[0]
+    assert "exploded" in run.guards.settle(67, PHOTOS)[0][0]
+
+
+def test_each_photo_is_looked_at():
+    run = Run()(57)
+    run.trainer.average = lambda photo: photo * 0 if torch.equal(photo, PHOTOS[1]) else photo
+    (event,), _ = run.guards.settle(57, PHOTOS)
+    assert "flat; back to the state of step 50" in event
+
+
+def test_a_plain_photo_may_be_painted_plainly():
+    plain = torch.full_like(PHOTO[:1], 0.3)
+    assert Run()(57).guards.settle(57, [*PHOTOS, plain]) == ([], True)
+    assert Run()(57).guards.settle(57, [plain]) == ([], True)
+
+
+def flattening(sound_from):
+    """A repairer that makes everything white, unless the weight is `sound_from` or more."""
+
+    class Repairer:
+        def __call__(self, painted, photo):
+            return None, None
+
+        def apply_repair(self, painted, lost, residual, strength):
+            return painted if run.trainer.weight >= sound_from else painted * 0 + 1
+
+    run = Run()(57, stage="repair")
+    run.trainer.repairer = Repairer()
+    return run
+
+
+def test_a_repairer_that_flattens_is_not_shipped():
+    run = flattening(sound_from=1000)
+    (first, second), sound = run.guards.settle(57, PHOTOS)
+    assert "flat; back to the state of step 50" in first
+    assert "saved unrepaired" in second
+    assert not sound
+    run = flattening(sound_from=50)
+    run.trainer.weight.data.fill_(49)
+    (event,), sound = run.guards.settle(57, PHOTOS)
+    assert "back to the state of step 50" in event
+    assert sound
+    young = flattening(sound_from=1000)
+    young.guards = Guards(young.trainer)  # no state was good yet
+    young(20, stage="repair")
+    (first, second), sound = young.guards.settle(20, PHOTOS)
+    assert "saved unrepaired" in second
+    assert not sound
 
 
 def test_the_host_waits_once_in_ten_steps(monkeypatch):

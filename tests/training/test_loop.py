@@ -134,6 +134,31 @@ def test_several_styles_and_fewer_stages(config, pictures):
     assert model.repairer is None
 
 
+def test_a_repairer_that_does_harm_is_left_out_of_the_model(config, monkeypatch):
+    seen = []
+
+    def settle(guards, step, photos):
+        seen.extend(photos)
+        return [f"step {step}: harm"], False
+
+    monkeypatch.setattr(loop.Guards, "settle", settle)
+    result = train(config())
+    assert load_model(result.model).repairer is None
+    assert result.events[-1] == "step 10: harm"
+    assert {tuple(photo.shape) for photo in seen} == {(1, 3, 64, 64)}  # whole, and small
+
+
+def test_photos_that_vanish_before_the_last_look_lose_nothing(config, tmp_path, monkeypatch):
+    def gone(*args):
+        raise FaststyError("none of 3 pictures can be read")
+
+    monkeypatch.setattr(loop, "whole", gone)
+    with pytest.raises(FaststyError, match="none of 3"):
+        train(config())
+    monkeypatch.undo()
+    assert train(config(), resume=True).steps == 10  # all of them were done
+
+
 def test_pairs_are_learnt(config, pictures, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "LOG_EVERY", 0.0)
     for name, source in (("before", "content/a.png"), ("after", "two.png")):
