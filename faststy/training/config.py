@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,23 @@ class TrainConfig:
     def seconds_budget(self) -> float | None:
         """Length in seconds, or None for a run that is counted in steps."""
         return None if self.steps is not None else self.seconds or DEFAULT_SECONDS
+
+    def absolute(self) -> TrainConfig:
+        """The same files and folders, named so that they are found from any folder."""
+
+        def found(path: str | None) -> str | None:
+            return path and os.path.abspath(path)
+
+        encoder, colon, file = self.encoder.partition(":")
+        return replace(
+            self,
+            style=tuple(map(os.path.abspath, self.style)),
+            content=found(self.content),
+            cache=found(self.cache),
+            pairs=found(self.pairs),
+            base=self.base if self.base in ("auto", "none") else os.path.abspath(self.base),
+            encoder=encoder + colon + (os.path.abspath(file) if file else ""),
+        )
 
     def write(self, path: Path) -> None:
         """Write the settings as TOML, by rename."""

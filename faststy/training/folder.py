@@ -24,12 +24,13 @@ def refuse_another(run: Path, config: TrainConfig, *, resume: bool) -> None:
             f"{run}: holds a training run; go on with --resume or choose another --out"
         )
     before = read_config(recorded)
-    for field in fields(config):
-        old, new = getattr(before, field.name), getattr(config, field.name)
-        if old != new and field.name not in FREE:
+    found, wanted = before.absolute(), config.absolute()
+    for name in (field.name for field in fields(config)):
+        if getattr(found, name) != getattr(wanted, name) and name not in FREE:
+            old, new = _shown(getattr(before, name)), _shown(getattr(config, name))
             raise FaststyError(
-                f"{run}: this run has {field.name.replace('_', '-')} {_shown(old)}, "
-                f"not {_shown(new)}; go on without that setting or choose another --out"
+                f"{run}: this run has {name.replace('_', '-')} {old}, not {new}; "
+                "go on without that setting or choose another --out"
             )
 
 
@@ -41,7 +42,7 @@ def open_run(run: Path, config: TrainConfig) -> None:
         raise FaststyError(f"{run}: cannot be made a folder ({error.strerror})") from error
     for folder in (run, checkpoint_path(run).parent):
         remove_leftovers(folder)
-    config.write(run / "config.toml")
+    config.absolute().write(run / "config.toml")  # it may be resumed from another folder
 
 
 def _shown(value: object) -> str:

@@ -34,6 +34,7 @@ DISTANCES = {  # from the photo and from the style; a blank picture is near 1
 EXPLODED = 4.0  # times the distance of the untrained nets
 LEAST_REFERENCE = 5.0  # of that distance: a first batch can be an easy one
 FLAT = 0.1  # contrast of the paintings as a share of their photos'
+DULL = 2 * FLAT  # of the least of some photos, at the end: others may come out flatter
 PLAIN = 0.02  # contrast of a photo that shows next to nothing
 FLAT_POLLS = 8  # in a row; a young generator is flat for some dozen steps
 BLANK = 0.7  # distance from the photo and from the style of what shows neither
@@ -84,7 +85,7 @@ class Look(NamedTuple):
 
     @property
     def flat(self) -> bool:
-        return not min(self.painted, self.repaired) > FLAT
+        return not min(self.painted, self.repaired) > DULL
 
 
 class Guards:
@@ -162,13 +163,13 @@ class Guards:
         answer = self._go_back()
         look, before = self._look(photos), look
         # Nothing better is known; but a repairer that does harm alone is not worth going back for.
-        if merely_flat and memory.good_step == 0 and look.flat and before.painted <= FLAT:
+        if merely_flat and memory.good_step == 0 and look.flat and before.painted <= DULL:
             restore(state, self.trainer.nets, self.trainer.optimisers)
             self.memory, look = memory, before
             events = []
         else:
             events = [f"step {step}: {why}; {answer}"]
-        if look.painted > FLAT >= look.repaired:
+        if look.painted > DULL >= look.repaired:
             return [*events, f"step {step}: repaired paintings are flat: saved unrepaired"], False
         return events, True
 

@@ -281,6 +281,15 @@ def test_resuming_nothing_starts_anew(config):
     assert train(config(steps=2), resume=True).steps == 2
 
 
+def test_a_run_goes_on_from_another_folder(config, pictures, tmp_path, monkeypatch):
+    monkeypatch.chdir(pictures)
+    train(config(steps=2, style=("one.png",), content="content"))
+    train(config(steps=3, style=("./one.png",), content="content"), resume=True)
+    monkeypatch.chdir(tmp_path)
+    recorded = read_config(tmp_path / "run" / "config.toml", steps=4)
+    assert train(recorded, resume=True).steps == 4
+
+
 def test_a_resume_with_other_settings_is_refused_and_leaves_the_run_as_it_was(config, tmp_path):
     train(config(steps=2))
     with pytest.raises(FaststyError, match="this run has model nano, not fast; go on without"):
