@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.parametrizations import spectral_norm
+
+from faststy.nn.spectral_norm import SpectralNorm
 
 
 class PatchDiscriminator(nn.Module):
@@ -15,17 +17,18 @@ class PatchDiscriminator(nn.Module):
     def __init__(self, channels: int, styles: int) -> None:
         super().__init__()
         widths = (3, channels, 2 * channels, 2 * channels)
-        layers: list[nn.Module] = []
-        for c_in, c_out in pairwise(widths):
-            layers += [spectral_norm(nn.Conv2d(c_in, c_out, 4, stride=2, padding=1))]
-            layers += [nn.LeakyReLU(0.2)]
-        self.layers = nn.Sequential(
-            *layers, spectral_norm(nn.Conv2d(widths[-1], styles, 3, padding=1))
+        self.convs = nn.ModuleList(
+            nn.Conv2d(c_in, c_out, 4, stride=2, padding=1) for c_in, c_out in pairwise(widths)
         )
+        self.convs.append(nn.Conv2d(widths[-1], styles, 3, padding=1))
 
-    def forward(self, x: Tensor, style: Tensor) -> Tensor:
+    def forward(self, x: Tensor, style: Tensor, weights: Sequence[Tensor]) -> Tensor:
+        """As `Discriminator`, by `weights` in place of the convolutions' own."""
+        biases = [conv.get_parameter("bias") for conv in self.convs]
+        for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
+            x = F.leaky_relu(F.conv2d(x, weight, bias, stride=2, padding=1), 0.2)
         # One score per style; a picture is judged as its own style only.
-        scores: Tensor = self.layers(x)
+        scores = F.conv2d(x, weights[-1], biases[-1], padding=1)
         return (scores * style[:, :, None, None]).sum(1, keepdim=True)
 
 
@@ -36,6 +39,7 @@ class Discriminator(nn.Module):
     def __init__(self, styles: int = 1, channels: int = 24, scales: int = 3) -> None:
         super().__init__()
         self.scales = nn.ModuleList(PatchDiscriminator(channels, styles) for _ in range(scales))
+        self.norms = nn.ModuleList(SpectralNorm(weights) for weights in self._weights())
 
     def forward(self, x: Tensor, style: Tensor) -> list[Tensor]:
         """Score patches of `x` [N, 3, H, W] in 0...1 as the styles `style` [N, S] (one-hot).
@@ -43,7 +47,14 @@ class Discriminator(nn.Module):
         Returns one logit map [N, 1, h, w] per scale.
         """
         x = x * 2 - 1
+        normalised = [norm(w) for norm, w in zip(self.norms, self._weights(), strict=True)]
         logits = []
-        for scale, judge in enumerate(self.scales):
-            logits.append(judge(x if scale == 0 else F.avg_pool2d(x, 2**scale), style))
+        for scale, (judge, *weights) in enumerate(zip(self.scales, *normalised, strict=True)):
+            seen = x if scale == 0 else F.avg_pool2d(x, 2**scale)
+            logits.append(judge(seen, style, weights))
         return logits
+
+    def _weights(self) -> list[list[Tensor]]:
+        """Those of all scales, layer by layer: of one shape each."""
+        convs = zip(*(judge.convs for judge in self.scales), strict=True)
+        return [[conv.weight for conv in layer] for layer in convs]
