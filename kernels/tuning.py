@@ -72,6 +72,8 @@ GRAM_UNALIGNED = GramRow(64, 32, 8, 1, 2)
 GRAM_MANY_BACKWARD = GramRow(64, 32, 8, 2, 2)
 MERGE = 4096  # partial sums that a program merges at a time
 PIXEL_TILE = 2048  # values of a frame that a program converts
+PIECE = 16  # bytes: the most that one instruction of a thread moves
+PIECES_TILE = 1024  # values that a program pads or blurs
 
 
 class Plan(NamedTuple):

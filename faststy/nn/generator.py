@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from faststy import ops
 from faststy.nn.normalization import ConditionalInstanceNorm2d
 
 SCALE = 4  # the generator's cell: one position of its feature maps stands for SCALE x SCALE pixels
@@ -36,9 +37,15 @@ class GeneratorConfig:
 SIZES = {"nano": (32, 3), "fast": (48, 4), "quality": (128, 5)}
 
 
-def conv3x3(in_channels: int, out_channels: int, bias: bool = True) -> nn.Conv2d:
+class ReflectedConv3x3(nn.Conv2d):
     """A 3x3 convolution that keeps the size; reflection makes borders like the rest."""
-    return nn.Conv2d(in_channels, out_channels, 3, padding=1, padding_mode="reflect", bias=bias)
+
+    def __init__(self, in_channels: int, out_channels: int, bias: bool = True) -> None:
+        super().__init__(in_channels, out_channels, 3, padding=1, padding_mode="reflect", bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] to [N, K, H, W]; as torch's, but for who pads."""
+        return F.conv2d(ops.reflection_pad(x), self.weight, self.bias)
 
 
 def window(scale: int) -> Tensor:
@@ -69,8 +76,8 @@ class CellStem(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, h·SCALE, w·SCALE] to [N, K, h, w]."""
-        cells = F.pad(F.pixel_unshuffle(x, SCALE), (1, 1, 1, 1), "reflect")
-        return F.conv2d(cells, self.weight * self.window)
+        cells = F.pixel_unshuffle(x, SCALE)
+        return F.conv2d(ops.reflection_pad(cells), self.weight * self.window)
 
 
 class CellHead(nn.Module):
@@ -104,16 +111,8 @@ class CellHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, K, h, w] to [N, C, h·scale, w·scale]."""
-        x = F.conv2d(F.pad(x, (1, 1, 1, 1), "reflect"), *self.kernel())
+        x = F.conv2d(ops.reflection_pad(x), *self.kernel())
         return F.pixel_shuffle(x, self.scale)
-
-
-def blur(x: Tensor) -> Tensor:
-    """[N, C, H, W] convolved with (1 2 1)/4 both ways; a flat picture stays flat to its borders."""
-    # Made where x is: a constant of the host's would have to be copied there each time.
-    line = 0.5 - 0.25 * torch.arange(-1, 2, dtype=x.dtype, device=x.device).abs()
-    kernel = (line[:, None] * line).expand(x.shape[1], 1, 3, 3)
-    return F.conv2d(F.pad(x, (1, 1, 1, 1), "replicate"), kernel, groups=x.shape[1])
 
 
 def double(x: Tensor) -> Tensor:
@@ -131,9 +130,9 @@ class ResidualBlock(nn.Module):
     def __init__(self, channels: int, styles: int) -> None:
         super().__init__()
         # No bias before a norm: it would be subtracted again.
-        self.conv1 = conv3x3(channels, channels, bias=False)
+        self.conv1 = ReflectedConv3x3(channels, channels, bias=False)
         self.norm1 = ConditionalInstanceNorm2d(styles, channels)
-        self.conv2 = conv3x3(channels, channels, bias=False)
+        self.conv2 = ReflectedConv3x3(channels, channels, bias=False)
         self.norm2 = ConditionalInstanceNorm2d(styles, channels)
 
     def forward(self, x: Tensor, style: Tensor) -> Tensor:
@@ -159,10 +158,10 @@ class Generator(nn.Module):
         self.blocks = nn.ModuleList(
             ResidualBlock(channels, config.styles) for _ in range(config.blocks)
         )
-        self.rise = conv3x3(channels, FINE_CHANNELS)
-        self.fine1 = conv3x3(FINE_CHANNELS + 12, FINE_CHANNELS, bias=False)
+        self.rise = ReflectedConv3x3(channels, FINE_CHANNELS)
+        self.fine1 = ReflectedConv3x3(FINE_CHANNELS + 12, FINE_CHANNELS, bias=False)
         self.fine1_norm = ConditionalInstanceNorm2d(config.styles, FINE_CHANNELS)
-        self.fine2 = conv3x3(FINE_CHANNELS, FINE_CHANNELS, bias=False)
+        self.fine2 = ReflectedConv3x3(FINE_CHANNELS, FINE_CHANNELS, bias=False)
         self.fine2_norm = ConditionalInstanceNorm2d(config.styles, FINE_CHANNELS)
         self.head = CellHead(FINE_CHANNELS, 3, 2)
 
@@ -186,7 +185,7 @@ class Generator(nn.Module):
         h = self.fine1_norm(self.fine1(h), style, activation="relu")
         h = self.fine2_norm(self.fine2(h), style, activation="relu")
         # The blur takes away what alternates from pixel to pixel: the grid of the last upsampling.
-        painted = 0.5 + 0.25 * blur(self.head(h))[..., :height, :width]
+        painted = 0.5 + 0.25 * ops.blur(self.head(h))[..., :height, :width]
         # A squashing function would show a grid again; in training a clamp would stop gradients.
         return painted if self.training else painted.clamp(0, 1)
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from faststy.nn.generator import SCALE, CellStem, conv3x3, pad_to_cells
+from faststy.nn.generator import SCALE, CellStem, ReflectedConv3x3, pad_to_cells
 from faststy.ops.reference import GATE, detail, structure
 
 HINTS = 3  # of `structure`
@@ -28,9 +28,9 @@ class Repairer(nn.Module):
         super().__init__()
         self.config = {"channels": channels}
         self.stem = CellStem(6, channels)
-        self.body1 = conv3x3(channels + HINTS, channels)
-        self.body2 = conv3x3(channels, channels)
-        self.head = conv3x3(channels, 6)  # map (1), gates (2) and correction (3)
+        self.body1 = ReflectedConv3x3(channels + HINTS, channels)
+        self.body2 = ReflectedConv3x3(channels, channels)
+        self.head = ReflectedConv3x3(channels, 6)  # map (1), gates (2) and correction (3)
         nn.init.zeros_(self.head.weight)
         bias = [0.0, *[math.log(START / (GATE - START))] * 2, 0.0, 0.0, 0.0]
         self.head.bias = nn.Parameter(torch.tensor(bias))

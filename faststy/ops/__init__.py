@@ -3,6 +3,7 @@
 - `combined_loss`, `discriminator_loss`: all terms of the objective at once;
 - `gram`, `gram_loss`: Gram matrices and the relative distance between them;
 - `instance_norm`, `instance_statistics`: normalisation, affine, residual and activation in one;
+- `reflection_pad`, `blur`: what nets do with borders and with the finest detail;
 - `from_pixels`, `to_pixels`: uint8 frames to tensors and back;
 - `conv3x3`, `upsample`, `blur_cells`, `repair_hints`, `repair_apply`: what painting takes beyond
   those, without gradients;
@@ -12,12 +13,14 @@
 `faststy.ops.reference` holds the definitions in plain PyTorch.
 """
 
+from faststy.ops.blur import blur
 from faststy.ops.combined_loss import TERMS, Losses, combined_loss, discriminator_loss
 from faststy.ops.conv3x3 import conv3x3
 from faststy.ops.dispatch import Implementation, implementations
 from faststy.ops.gram import gram, gram_loss
 from faststy.ops.instance_norm import instance_norm, instance_statistics
 from faststy.ops.pixels import from_pixels, to_pixels
+from faststy.ops.reflection_pad import reflection_pad
 from faststy.ops.repair import repair_apply, repair_hints
 from faststy.ops.tune import Tuned, tune
 from faststy.ops.upsample import blur_cells, upsample
@@ -27,6 +30,7 @@ __all__ = [
     "Implementation",
     "Losses",
     "Tuned",
+    "blur",
     "blur_cells",
     "combined_loss",
     "conv3x3",
@@ -37,6 +41,7 @@ __all__ = [
     "implementations",
     "instance_norm",
     "instance_statistics",
+    "reflection_pad",
     "repair_apply",
     "repair_hints",
     "to_pixels",

@@ -30,6 +30,8 @@ KERNELS: dict[str, str | None] = {
     "instance_norm": "faststy.kernels.instance_norm",
     "from_pixels": "faststy.kernels.pixels",
     "to_pixels": "faststy.kernels.pixels",
+    "reflection_pad": "faststy.kernels.reflection_pad",
+    "blur": "faststy.kernels.blur",
     "combined_loss": None,
     "discriminator_loss": None,
     "conv3x3": None,
@@ -124,6 +126,11 @@ def choose(op: str, device: str) -> Implementation:
     first = "triton" if device == "cuda" and KERNELS[op] is not None else "native"
     why = missing[first] if device in ("cpu", "cuda") else None
     return Implementation(op, device, "reference", why or f"there are no kernels for {device}")
+
+
+def by_kernels(x: Tensor) -> bool:
+    """Whether an op that torch has, too, leaves `x` to kernels: elsewhere torch does well."""
+    return IMPL == "triton" or (IMPL == "auto" and x.is_cuda)
 
 
 def implementations() -> list[Implementation]:

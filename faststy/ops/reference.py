@@ -262,6 +262,41 @@ def to_pixels(x: Tensor, shuffle: int, height: int, width: int, low: float, high
     return x.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
+# --------------------------------------------------------------------------- borders
+
+
+def reflection_pad(x: Tensor, pad: int = 1) -> Tensor:
+    """`[N, C, H, W]` to `[N, C, H + 2·pad, W + 2·pad]`, mirrored at the outermost pixels."""
+    return F.pad(x, (pad, pad, pad, pad), "reflect")
+
+
+def blur(x: Tensor) -> Tensor:
+    """`[N, C, H, W]` convolved with (1 2 1)/4 both ways, borders repeated."""
+    # Made where x is: a constant of the host's would have to be copied there each time.
+    line = 0.5 - 0.25 * torch.arange(-1, 2, dtype=x.dtype, device=x.device).abs()
+    kernel = (line[:, None] * line).expand(x.shape[1], 1, 3, 3)
+    return F.conv2d(F.pad(x, (1, 1, 1, 1), "replicate"), kernel, groups=x.shape[1])
+
+
+def reflection_pad_fwd(x: Tensor, pad: int) -> Tensor:
+    return reflection_pad(x, pad).contiguous(memory_format=layout(x))
+
+
+def reflection_pad_bwd(dy: Tensor, pad: int, channels_last: bool) -> Tensor:
+    dx = dy.to(wide(dy.dtype))
+    for dim in (2, 3):
+        size = dx.shape[dim] - 2 * pad
+        before, after = dx.narrow(dim, 0, pad), dx.narrow(dim, pad + size, pad)
+        dx = dx.narrow(dim, pad, size).clone()
+        dx.narrow(dim, 1, pad).add_(before.flip(dim))
+        dx.narrow(dim, size - 1 - pad, pad).add_(after.flip(dim))
+    return dx.to(dy.dtype).contiguous(memory_format=CHANNELS_LAST if channels_last else PLANAR)
+
+
+def blur_fwd(x: Tensor) -> Tensor:
+    return blur(x).contiguous(memory_format=layout(x))
+
+
 # --------------------------------------------------------------------------- painting
 
 

@@ -18,7 +18,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from faststy import ops
-from faststy.nn.generator import blur
 from faststy.nn.lost_content import CONTENT_TAP as CONTENT_TAP
 from faststy.nn.lost_content import lost_content as lost_content
 
@@ -138,7 +137,7 @@ def fine_stability_loss(
     A grid that is locked to the generator's cells is faint beside the strokes, but it is most of
     what differs here. Finest details: what a binomial 3x3 blur takes away.
     """
-    fine = [x - blur(x) for x in (painted_moved, moved_painting, moved_photo)]
+    fine = [x - ops.blur(x) for x in (painted_moved, moved_painting, moved_photo)]
     return _moved_distance(fine[0], fine[1], fine[2], valid, whole)
 
 

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from faststy import assets
+from faststy import assets, ops
 from faststy.evaluation.checkerboard import SMALLEST, STRIDES, checkerboard
-from faststy.nn.generator import blur
 from faststy.pictures import read_picture
 from faststy.tensors import to_tensor
 
@@ -19,7 +18,7 @@ def photos():
 def noise(*, blurs=0, height=256, width=384, seed=0):
     x = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(seed))
     for _ in range(blurs):
-        x = blur(x)
+        x = ops.blur(x)
     return x[0]
 
 

@@ -25,7 +25,7 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 from triton.runtime.jit import JITFunction  # noqa: E402
 
-from faststy.kernels import autotune, gram, instance_norm, pixels  # noqa: E402
+from faststy.kernels import autotune, blur, gram, instance_norm, pixels, reflection_pad  # noqa: E402
 
 # Compute capability: shared memory that one program may use, in bytes.
 CHIPS = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
@@ -159,6 +159,7 @@ GRAM_SHAPES = [
     (1, 27, 9, 9),
     (1, 11, 9, 9),
 ]
+BORDER_SHAPES = [(16, 48, 64, 64), (16, 28, 128, 128), (2, 3, 45, 31)]
 DTYPES = (torch.float32, torch.bfloat16)
 
 
@@ -183,6 +184,12 @@ def grams(shape: tuple[int, ...], dtype: torch.dtype, last: bool) -> None:
     gram.gram_bwd(square, x, meta(n, c), meta(n))
 
 
+def borders(shape: tuple[int, ...], dtype: torch.dtype, last: bool) -> None:
+    x = meta(*shape, dtype=dtype, last=last)
+    reflection_pad.reflection_pad_bwd(reflection_pad.reflection_pad_fwd(x, 1), 1, last)
+    blur.blur_fwd(x)
+
+
 def every_launch() -> list[Launch]:
     """The distinct launches of all ops over the shapes above, by the first rows of all tables."""
     with recorded() as launches:
@@ -202,6 +209,9 @@ def every_launch() -> list[Launch]:
             half = meta(2, c, 32, 32, dtype=torch.float16)
             gram.gram_fwd(half, None)
             gram.gram_bwd(meta(2, c, c), half, None, None)
+        for shape, dtype, last in itertools.product(BORDER_SHAPES, DTYPES, (PLANAR, LAST)):
+            borders(shape, dtype, last)
+        reflection_pad.reflection_pad_bwd(meta(2, 16, 40, 40, last=LAST), 3, LAST)
         frames = meta(1, 1080, 1920, 3, dtype=torch.uint8)
         for last in (False, True):
             packed = pixels.from_pixels(frames, torch.float16, last, 4, 0.0, 1.0)

@@ -11,7 +11,6 @@ from faststy.nn.generator import (
     Generator,
     GeneratorConfig,
     ResidualBlock,
-    blur,
     double,
     pad_to_cells,
     window,
@@ -215,19 +214,6 @@ def test_the_windows_of_neighbouring_cells_add_up(scale):
     assert pixels.mean().item() == pytest.approx(1, abs=1e-6)
     cells = pixels.view(3, scale, 3, scale).sum((0, 2))
     torch.testing.assert_close(cells, torch.full((scale, scale), 9.0))
-
-
-def test_blurring_takes_away_what_alternates():
-    x = torch.rand(1, 2, 9, 12, dtype=torch.float64)
-    y = blur(x)
-    around = F.pad(x, (1, 1, 1, 1), "replicate")
-    weights = ((1, 2, 1), (2, 4, 2), (1, 2, 1))
-    expected = sum(
-        weights[i][j] / 16 * around[..., i : i + 9, j : j + 12] for i in range(3) for j in range(3)
-    )
-    torch.testing.assert_close(y, expected)
-    checks = (torch.arange(8)[:, None] + torch.arange(8)) % 2 * torch.ones(1, 1, 8, 8)
-    assert (blur(checks)[..., 1:-1, 1:-1] - 0.5).abs().max() < 1e-6
 
 
 def test_doubling_makes_positions_that_vary_alike():
