@@ -76,7 +76,7 @@ class CellStem(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, h·SCALE, w·SCALE] to [N, K, h, w]."""
-        cells = F.pixel_unshuffle(x, SCALE)
+        cells = ops.pixel_unshuffle(x, SCALE)
         return F.conv2d(ops.reflection_pad(cells), self.weight * self.window)
 
 
@@ -112,7 +112,7 @@ class CellHead(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[N, K, h, w] to [N, C, h·scale, w·scale]."""
         x = F.conv2d(ops.reflection_pad(x), *self.kernel())
-        return F.pixel_shuffle(x, self.scale)
+        return ops.pixel_shuffle(x, self.scale)
 
 
 def double(x: Tensor) -> Tensor:
@@ -181,7 +181,7 @@ class Generator(nn.Module):
         h = self.stem_norm(self.stem(photo), style, activation="relu")
         for block in self.blocks:
             h = block(h, style)
-        h = torch.cat([double(self.rise(h)), F.pixel_unshuffle(photo, 2)], dim=1)
+        h = torch.cat([double(self.rise(h)), ops.pixel_unshuffle(photo, 2)], dim=1)
         h = self.fine1_norm(self.fine1(h), style, activation="relu")
         h = self.fine2_norm(self.fine2(h), style, activation="relu")
         # The blur takes away what alternates from pixel to pixel: the grid of the last upsampling.

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from faststy.nn.generator import SCALE, CellStem, ReflectedConv3x3, pad_to_cells
-from faststy.ops.reference import GATE, detail, structure
+from faststy.ops.reference import GATE, detail, layout, structure
 
 HINTS = 3  # of `structure`
 START = 0.5  # of both gates, where nothing was learned
@@ -50,7 +50,8 @@ class Repairer(nn.Module):
         painted, photo = pad_to_cells(painted), pad_to_cells(photo)
         painted_detail, photo_detail = detail(painted), detail(photo)
         h = F.leaky_relu(self.stem(torch.cat([painted, photo], dim=1) * 2 - 1), 0.2)
-        h = torch.cat([h, structure(painted_detail, photo_detail)], dim=1)
+        hints = structure(painted_detail, photo_detail)
+        h = torch.cat([h, hints.contiguous(memory_format=layout(h))], dim=1)
         h = F.leaky_relu(self.body1(h), 0.2)
         h = h + F.leaky_relu(self.body2(h), 0.2)
         # All smooth: what is fine in the residual comes from the pictures, and there is no grid.

@@ -3,7 +3,7 @@
 - `combined_loss`, `discriminator_loss`: all terms of the objective at once;
 - `gram`, `gram_loss`: Gram matrices and the relative distance between them;
 - `instance_norm`, `instance_statistics`: normalisation, affine, residual and activation in one;
-- `reflection_pad`, `blur`: what nets do with borders and with the finest detail;
+- `reflection_pad`, `pixel_shuffle`, `pixel_unshuffle`, `blur`: what nets do with pixels;
 - `from_pixels`, `to_pixels`: uint8 frames to tensors and back;
 - `conv3x3`, `upsample`, `blur_cells`, `repair_hints`, `repair_apply`: what painting takes beyond
   those, without gradients;
@@ -19,6 +19,7 @@ from faststy.ops.conv3x3 import conv3x3
 from faststy.ops.dispatch import Implementation, implementations
 from faststy.ops.gram import gram, gram_loss
 from faststy.ops.instance_norm import instance_norm, instance_statistics
+from faststy.ops.pixel_shuffle import pixel_shuffle, pixel_unshuffle
 from faststy.ops.pixels import from_pixels, to_pixels
 from faststy.ops.reflection_pad import reflection_pad
 from faststy.ops.repair import repair_apply, repair_hints
@@ -41,6 +42,8 @@ __all__ = [
     "implementations",
     "instance_norm",
     "instance_statistics",
+    "pixel_shuffle",
+    "pixel_unshuffle",
     "reflection_pad",
     "repair_apply",
     "repair_hints",
