@@ -265,21 +265,21 @@ def to_pixels(x: Tensor, shuffle: int, height: int, width: int, low: float, high
 def pixel_unshuffle(x: Tensor, scale: int) -> Tensor:
     """`[N, C, H, W]` to `[N, C·scale², H/scale, W/scale]` in the layout of `x`."""
     n, c, h, w = x.shape[0], x.shape[1], x.shape[2] // scale, x.shape[3] // scale
-    cells = x.reshape(n, c, h, scale, w, scale)
     if layout(x) == PLANAR:
-        return cells.permute(0, 1, 3, 5, 2, 4).reshape(n, c * scale**2, h, w)
-    cells = cells.permute(0, 2, 4, 1, 3, 5).reshape(n, h, w, c * scale**2)
-    return cells.permute(0, 3, 1, 2)
+        cells = x.reshape(n, c, h, scale, w, scale).permute(0, 1, 3, 5, 2, 4)
+        return cells.reshape(n, c * scale**2, h, w)
+    cells = x.permute(0, 2, 3, 1).reshape(n, h, scale, w, scale, c).permute(0, 1, 3, 5, 2, 4)
+    return cells.reshape(n, h, w, c * scale**2).permute(0, 3, 1, 2)
 
 
 def pixel_shuffle(x: Tensor, scale: int) -> Tensor:
     """`[N, C·scale², H, W]` to `[N, C, H·scale, W·scale]` in the layout of `x`."""
     n, c, h, w = x.shape[0], x.shape[1] // scale**2, x.shape[2], x.shape[3]
-    cells = x.reshape(n, c, scale, scale, h, w)
     if layout(x) == PLANAR:
-        return cells.permute(0, 1, 4, 2, 5, 3).reshape(n, c, h * scale, w * scale)
-    cells = cells.permute(0, 4, 2, 5, 3, 1).reshape(n, h * scale, w * scale, c)
-    return cells.permute(0, 3, 1, 2)
+        cells = x.reshape(n, c, scale, scale, h, w).permute(0, 1, 4, 2, 5, 3)
+        return cells.reshape(n, c, h * scale, w * scale)
+    cells = x.permute(0, 2, 3, 1).reshape(n, h, w, c, scale, scale).permute(0, 1, 4, 2, 5, 3)
+    return cells.reshape(n, h * scale, w * scale, c).permute(0, 3, 1, 2)
 
 
 # --------------------------------------------------------------------------- borders

@@ -233,3 +233,9 @@ def test_training_mode_keeps_what_is_outside_black_and_white():
     assert free.min() < 0
     assert free.max() > 1
     torch.testing.assert_close(free.clamp(0, 1), painted)
+
+
+def test_all_features_and_gradients_stay_channels_last(layouts):
+    photo = torch.rand(2, 3, 32, 48)
+    met = layouts(scrambled().train(), lambda net, x: net(x).square().sum(), photo)
+    assert {"fine1 input", "head output", "gradient at fine1 input", "rise output"} <= met

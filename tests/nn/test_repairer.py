@@ -70,3 +70,13 @@ def test_every_parameter_can_learn_after_the_first_step():
         optimiser.step()
     for name, p in net.named_parameters():
         assert p.grad.abs().sum() > 0, name
+
+
+def test_all_features_and_gradients_stay_channels_last(layouts):
+    def step(net, painted):
+        lost, residual = net(painted, painted.detach().flip(0))
+        return (lost * residual).square().sum()
+
+    painted = torch.rand(2, 3, 32, 48)
+    met = layouts(scrambled(), step, painted)
+    assert {"stem input", "body1 input", "gradient at body1 input", "head output"} <= met

@@ -27,6 +27,7 @@ def test_as_torch_in_the_layout_at_hand(
     dy = torch.randn_like(y)
     (dx,), (gradient,) = (torch.autograd.grad(z, x, dy) for z in (y, expected))
     assert torch.equal(dx, gradient)
+    assert dx.is_contiguous(memory_format=layout)
 
 
 @pytest.mark.parametrize("name", ["pixel_shuffle", "pixel_unshuffle"])
