@@ -102,6 +102,9 @@ FRAMES = Shapes(
 FEATURES = Shapes(cuda=[(1, 48, 540, 960)], cpu=[(1, 48, 270, 480)])
 RISING = Shapes(cuda=[(1, 16, 540, 960)], cpu=[(1, 16, 270, 480)])
 CELLS = Shapes(cuda=[(1, 12, 1080, 1920)], cpu=[(1, 12, 540, 960)])
+# What training at 256², batch 16, pads and blurs on CUDA; a CPU leaves both to torch.
+PADS = Shapes(cuda=[(16, 48, 64, 64), (16, 28, 128, 128)], cpu=[])
+PICTURES = Shapes(cuda=[(16, 3, 256, 256)], cpu=[])
 
 
 # --------------------------------------------------------------------------- inputs
@@ -202,6 +205,10 @@ def eager_blur(x: Tensor) -> Tensor:
     return F.conv2d(F.pad(pixels, (1, 1, 1, 1), "replicate"), kernel, groups=k // 4)
 
 
+def eager_pad(x: Tensor) -> Tensor:
+    return F.pad(x, (1, 1, 1, 1), "reflect")
+
+
 # --------------------------------------------------------------------------- bytes and operations
 
 
@@ -250,6 +257,16 @@ def blur_cost(job: Job) -> tuple[int, int]:
     return 2 * _size(job), 6 * _values(job)
 
 
+def pad_cost(job: Job) -> tuple[int, int]:
+    n, c, h, w = job.shape
+    padded = n * c * (h + 2) * (w + 2) * DTYPES[job.dtype].itemsize
+    return (1 + job.backward) * (_size(job) + padded), job.backward * _values(job)
+
+
+def picture_blur_cost(job: Job) -> tuple[int, int]:
+    return (1 + job.backward) * 2 * _size(job), (1 + job.backward) * 12 * _values(job)
+
+
 OPS = {
     "instance_norm+relu": Op(
         NORMS,
@@ -281,6 +298,12 @@ OPS = {
     "gram": Op(GRAMS, 1, gram_inputs, ops.gram, eager_gram, reference.gram, gram_cost),
     "gram_loss": Op(
         GRAMS, 1, loss_inputs, ops.gram_loss, eager_loss, reference.gram_loss, gram_cost
+    ),
+    "reflection_pad": Op(
+        PADS, 1, gram_inputs, ops.reflection_pad, eager_pad, reference.reflection_pad, pad_cost
+    ),
+    "blur": Op(
+        PICTURES, 1, gram_inputs, ops.blur, reference.blur, reference.blur, picture_blur_cost
     ),
     "from_pixels": Op(
         FRAMES,

@@ -58,7 +58,7 @@ class Repairer(nn.Module):
         out = F.interpolate(self.head(h), scale_factor=SCALE, mode="bilinear", align_corners=False)[
             ..., :height, :width
         ]
-        lost, gates, correction = out.split([1, 2, 3], dim=1)
+        lost, gates, correction = out.split_with_sizes((1, 2, 3), dim=1)
         details = torch.cat([photo_detail, -painted_detail], dim=1)[..., :height, :width]
         gated = GATE * (torch.sigmoid(gates) * details).sum(1, keepdim=True)
         return torch.sigmoid(lost), gated + correction
