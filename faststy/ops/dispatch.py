@@ -128,9 +128,12 @@ def choose(op: str, device: str) -> Implementation:
     return Implementation(op, device, "reference", why or f"there are no kernels for {device}")
 
 
-def by_kernels(x: Tensor) -> bool:
-    """Whether an op that torch has, too, leaves `x` to kernels: elsewhere torch does well."""
-    return IMPL == "triton" or (IMPL == "auto" and x.is_cuda)
+def by_kernels(x: Tensor, values: int = 0) -> bool:
+    """Whether kernels take an op that torch has, too, on samples of `values` values like `x`.
+
+    On a CPU torch's do well, and tests and exports know them; larger samples pass int32 offsets.
+    """
+    return (IMPL == "triton" or (IMPL == "auto" and x.is_cuda)) and values < 2**30
 
 
 def implementations() -> list[Implementation]:

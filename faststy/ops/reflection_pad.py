@@ -31,9 +31,10 @@ def reflection_pad(x: Tensor, pad: int = 1) -> Tensor:
         TypeError, ValueError: a wrong dtype, rank or pad.
     """
     checks.features(x)
-    if not 0 <= pad < min(x.shape[2:]):
-        raise ValueError(f"pad: expected 0 to less than H and W, {list(x.shape[2:])}, got {pad}")
-    if not by_kernels(x):
+    _, c, h, w = x.shape
+    if not 0 <= pad < min(h, w):
+        raise ValueError(f"pad: expected 0 to less than H and W, {[h, w]}, got {pad}")
+    if not by_kernels(x, c * (h + 2 * pad) * (w + 2 * pad)):
         return reference.reflection_pad(x, pad)
     return _ReflectionPad.apply(x, pad)  # type: ignore[no-any-return, no-untyped-call]
 

@@ -72,3 +72,11 @@ def test_float64_is_not_for_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch, "choose", lambda op, device: triton)
     x = torch.zeros(1, 1, 2, 2, dtype=torch.float64)
     assert dispatch.implementation("gram_fwd", (x, None)) is reference.gram_fwd
+
+
+def test_torch_keeps_what_it_does_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.zeros(1, 3, 4, 4)
+    for choice, by_kernels in {"auto": False, "native": False, "triton": True}.items():
+        monkeypatch.setattr(dispatch, "IMPL", choice)
+        assert dispatch.by_kernels(x) == by_kernels
+    assert not dispatch.by_kernels(x, 2**30)  # offsets are int32
