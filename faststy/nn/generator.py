@@ -181,7 +181,9 @@ class Generator(nn.Module):
         h = self.stem_norm(self.stem(photo), style, activation="relu")
         for block in self.blocks:
             h = block(h, style)
-        h = torch.cat([double(self.rise(h)), ops.pixel_unshuffle(photo, 2)], dim=1)
+        h = double(self.rise(h))
+        # In the precision of the features: autocast would else go on with all in the photo's.
+        h = torch.cat([h, ops.pixel_unshuffle(photo, 2).to(h.dtype)], dim=1)
         h = self.fine1_norm(self.fine1(h), style, activation="relu")
         h = self.fine2_norm(self.fine2(h), style, activation="relu")
         # The blur takes away what alternates from pixel to pixel: the grid of the last upsampling.

@@ -51,7 +51,7 @@ class Repairer(nn.Module):
         painted_detail, photo_detail = detail(painted), detail(photo)
         h = F.leaky_relu(self.stem(torch.cat([painted, photo], dim=1) * 2 - 1), 0.2)
         hints = structure(painted_detail, photo_detail)
-        h = torch.cat([h, hints.contiguous(memory_format=layout(h))], dim=1)
+        h = torch.cat([h, hints.to(h.dtype, memory_format=layout(h))], dim=1)
         h = F.leaky_relu(self.body1(h), 0.2)
         h = h + F.leaky_relu(self.body2(h), 0.2)
         # All smooth: what is fine in the residual comes from the pictures, and there is no grid.
