@@ -118,6 +118,9 @@ def extension(sources: list[str]) -> dict[str, Any]:
         language="c++",
         libraries=["torch", "torch_cpu"],
         library_dirs=[str(root / "lib")],
+        # A compiler may link libstdc++ statically. Two copies of it, ours and torch's, that share
+        # half of their symbols lose or crash on the numbers in an error.
+        extra_link_args=["-Wl,--exclude-libs,ALL"] if sys.platform == "linux" else [],
         py_limited_api=True,
     )
     if cuda:

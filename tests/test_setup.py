@@ -17,6 +17,15 @@ NO_COMPILER = {"CXX": "no-such-compiler"}
 CXX = shlex.split(os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "c++")[0]
 NVCC = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
 
+# An op that says numbers in an error.
+FAILS = """
+#include <torch/csrc/stable/library.h>
+#include <torch/headeronly/util/Exception.h>
+void fails(int64_t x) { STD_TORCH_CHECK(x == 13, "x: expected ", 13, ", got ", x); }
+STABLE_TORCH_LIBRARY(fails, m) { m.def("at(int x) -> ()"); }
+STABLE_TORCH_LIBRARY_IMPL(fails, CompositeExplicitAutograd, m) { m.impl("at", TORCH_BOX(&fails)); }
+"""
+
 needs_compiler = pytest.mark.skipif(shutil.which(CXX) is None, reason="there is no C++ compiler")
 needs_nvcc = pytest.mark.skipif(NVCC is None, reason="there is no nvcc")
 
@@ -104,6 +113,21 @@ def test_the_wheel_is_for_all_later_pythons(setup, tmp_path):
     names = zipfile.ZipFile(wheel).namelist()
     assert "faststy/_C.abi3.so" in names
     assert "faststy/kernels/gram.py" in names
+
+
+@needs_compiler
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems bind symbols by library")
+def test_errors_are_errors_where_the_compiler_links_its_library_statically(setup, tmp_path):
+    shutil.copy(ROOT / "csrc" / "module.cpp", tmp_path / "csrc")
+    (tmp_path / "csrc" / "fails.cpp").write_text(FAILS)
+    build = ("setup.py", "build_ext", "--build-lib", "out")
+    done = setup("cpu", *build, LDFLAGS="-static-libstdc++")
+    if "-lstdc++" in done.stderr:
+        pytest.skip("there is no static libstdc++")
+    assert done.returncode == 0, done.stderr
+    call = "import sys, torch; sys.path.insert(0, 'out/faststy'); import _C; torch.ops.fails.at(12)"
+    assert "RuntimeError: fails, " in (told := setup("0", "-c", call).stderr), told
+    assert ", x: expected 13, got 12" in told
 
 
 @needs_compiler

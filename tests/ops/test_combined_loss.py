@@ -271,7 +271,8 @@ def test_the_flag_tells_what_is_not_finite(device: torch.device, value: float, i
         assert losses.finite == 0
         assert not losses.total.isfinite()
         assert losses.terms.isfinite().sum() >= 4
-        assert ops.discriminator_loss([kwargs["logits"][0] * value], [X], form).finite == 0
+        wrong, fake = kwargs["logits"][0] * value, X.to(device)
+        assert ops.discriminator_loss([wrong], [fake], form).finite == 0
 
 
 # --------------------------------------------------------------------------- autograd

@@ -3,7 +3,9 @@
 import copy
 import math
 import threading
+import warnings
 from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -232,16 +234,22 @@ def test_on_a_gpu_a_recorded_batch_is_painted_as_frames_are(stylizer, dials):
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_only_the_last_copy_waits(stylizer):
+def test_on_a_gpu_only_the_last_copy_waits(stylizer, monkeypatch):
     painter = Stylizer(copy.deepcopy(stylizer.model), "cuda").painter(half_life=math.inf)
     frames = [frame(0.03 * i) for i in range(9)]
     for _ in range(3):
         painter.batch(frames)
-    torch.cuda.set_sync_debug_mode("error")
+    last = mock.Mock(wraps=batches.to_host)
+    monkeypatch.setattr(batches, "to_host", last)
+    torch.cuda.set_sync_debug_mode("warn")
     try:
-        painter.batch(frames)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            painter.batch(frames)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    waits = ["synchronizing CUDA operation" in str(w.message) for w in told]
+    assert sum(waits) == last.call_count > 0
 
 
 @pytest.mark.gpu
