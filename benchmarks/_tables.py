@@ -181,10 +181,21 @@ def document(report: Report, links: Iterable[str] = ()) -> str:
             table = markdown(rows(results, report["rates"]))
             parts.append(f"#### `faststy bench {suite}`\n\n{table}")
     for what in ("left_out", "wrong"):
-        told = [f"{name}: {why}" for name, why in report[what].items()]
+        told = reasons(report, what)
         if told:
             parts.append(f"{what.replace('_', ' ').capitalize()}: {'; '.join(told)}.")
     return "\n\n".join(parts)
+
+
+def reasons(report: Report, what: str) -> list[str]:
+    """Why cases are "left_out" or "wrong"; where several of a suite have one reason, once."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for name, why in report[what].items():
+        groups.setdefault((name.partition(":")[0], why), []).append(name)
+    return [
+        f"{names[0]}: {why}" if len(names) == 1 else f"{names[0]} and {len(names) - 1} more: {why}"
+        for (_, why), names in groups.items()
+    ]
 
 
 def summary(reports: list[tuple[Path, Report]]) -> str:

@@ -1,18 +1,22 @@
 #!/usr/bin/env bash
 # The tests and benchmarks of a machine with a CUDA device, which needs no network and no `make dev`:
-# torch, Triton, pytest and what faststy runs on, in some Python, are enough.
+# torch, Triton, pytest and what faststy runs on, in some Python, are enough; with pytest-xdist the
+# tests run side by side.
 #
-#   [OUT=folder] [PYTHON=python3] [BENCH_SECONDS=480] benchmarks/gpu.sh
+#   [OUT=folder] [PYTHON=python3] [TEST_SECONDS=150] [BENCH_SECONDS=480] benchmarks/gpu.sh
 #   REHEARSE=1 OUT=folder [PYTHON=python3] benchmarks/gpu.sh
 #
-# Leaves logs, junit.xml, the results of all suites with their charts and tables, and guards.toml with
-# floors for this device in OUT, by default benchmarks/results/<device>/. Each suite is a process of
-# its own, which is ended when its share of BENCH_SECONDS is over: what it had measured is kept.
+# Leaves logs, JUnit files, the results of all suites with their charts and tables, and guards.toml
+# with floors for this device in OUT, by default benchmarks/results/<device>/. Tests are interrupted
+# after TEST_SECONDS; those that had failed are told. Each suite, and the guards, are a process of
+# their own, which is ended when its share of BENCH_SECONDS is over: what it had measured is kept.
+# The build and the tables come on top, in about a minute.
 # REHEARSE goes through all of it on a CPU in short: tests are collected, suites take their quick form.
 # Exit status: 0; 1 if a step failed (the others still run); 2 without a CUDA device.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 repository=$PWD
+TEST_SECONDS=${TEST_SECONDS:-150}
 BENCH_SECONDS=${BENCH_SECONDS:-480}
 REHEARSE=${REHEARSE:-}
 
@@ -46,45 +50,71 @@ if ! "$python" setup.py -q egg_info --egg-base "$build" \
 fi
 ln -s "$repository/benchmarks" "$build/package/benchmarks" # where `faststy bench` looks for them
 cd "$build/package" || exit 1
-export PYTHONPATH=$build/package${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=$build/package${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 unset TRITON_INTERPRET FASTSTY_IMPL
 nvidia-smi >"$OUT/nvidia-smi.txt" 2>&1
 
 failed=
-step() { # NAME COMMAND…
-  local name=$1
-  shift
-  echo "== $name"
-  "$@" 2>&1 | tee "$OUT/$name.log" || failed="$failed $name"
-}
-tests() { # ARGUMENTS…
-  "$python" -m pytest -c "$repository/pyproject.toml" --rootdir "$repository" -p no:cacheprovider -q \
-    ${REHEARSE:+--collect-only} "$@"
+step() { # NAME SECONDS COMMAND…
+  local name=$1 seconds=$2
+  shift 2
+  echo "== $name: at most $seconds s"
+  # An interrupt, upon which pytest still tells what failed and suites stop; then the end.
+  timeout --foreground -s INT -k 10 "$seconds" "$@" 2>&1 | tee "$OUT/$name.log" || failed="$failed $name"
 }
 
-cases=$repository/tests
-# What compiles for chips that are not there takes minutes, and no GPU.
-step tests-ops tests "$cases/ops" "$cases/kernels" --ignore "$cases/kernels/test_compile.py" \
-  --junitxml "$OUT/junit.xml"
+# --------------------------------------------------------------------------- tests
+
+options=(-p no:cacheprovider -p no:benchmark -q -rfE --tb=short --durations=8)
+[ -n "$REHEARSE" ] && options+=(--collect-only)
+if [ -z "$REHEARSE" ] && "$python" -c 'import xdist' 2>/dev/null; then
+  # Side by side each has one core, for what is compiled as well.
+  export OMP_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=1
+  workers=$(nproc)
+  options+=(-n "$((workers > 14 ? 14 : workers))")
+fi
+tests() { # NAME SECONDS ARGUMENTS…
+  local name=$1 seconds=$2
+  shift 2
+  step "$name" "$seconds" "$python" -m pytest -c "$repository/pyproject.toml" --rootdir "$repository" \
+    "${options[@]}" --junitxml "$OUT/$name.xml" "$@"
+}
+cases=$repository/tests end=$((SECONDS + TEST_SECONDS))
 mapfile -t marked < <(grep -rl --include='test_*.py' 'mark\.gpu' "$cases" | grep -v "^$cases/\(ops\|kernels\)/")
-[ ${#marked[@]} -gt 0 ] && step tests-others tests -m gpu "${marked[@]}"
+[ ${#marked[@]} -gt 0 ] && tests tests-others $((TEST_SECONDS / 2)) -m gpu "${marked[@]}"
+# What compiles for chips that are not there takes minutes, and no GPU.
+tests tests-ops $((end - SECONDS)) "$cases/ops" "$cases/kernels" \
+  --ignore "$cases/kernels/test_compile.py"
+unset OMP_NUM_THREADS TORCHINDUCTOR_COMPILE_THREADS
 
-suites=(startup memory stylization training ops)
-end=$((SECONDS + BENCH_SECONDS)) left=${#suites[@]}
+# --------------------------------------------------------------------------- benchmarks
+
+end=$((SECONDS + BENCH_SECONDS)) weights=0
+share() { # WEIGHT: that of the time that is left, by the weights that are left
+  seconds=$(((end - SECONDS) * $1 / weights)) weights=$((weights - $1))
+  seconds=$((seconds > 1 ? seconds : 1))
+}
+suites=(stylization:3 training:3 ops:5 startup:1 memory:2) guards=2
+for suite in "${suites[@]}" ":$guards"; do weights=$((weights + ${suite#*:})); done
 for suite in "${suites[@]}"; do
-  share=$(((end - SECONDS) / left--))
-  step "$suite" timeout -k 5 "$share" "$python" -m faststy bench "$suite" --json "$OUT/suites/$suite.json" \
-    --seconds $((share - share / 10)) "${where[@]}"
+  share "${suite#*:}" && suite=${suite%:*}
+  # No case begins in the last quarter: the slowest take so long.
+  step "$suite" "$seconds" "$python" -m faststy bench "$suite" --json "$OUT/suites/$suite.json" \
+    --seconds $((seconds * 3 / 4)) "${where[@]}"
 done
-commit=$(git -C "$repository" describe --always --dirty 2>/dev/null || echo unknown)
-step tables "$python" benchmarks/_join.py "$OUT/$(date -u +%F)-$commit.json" "$OUT"/suites/*.json
-
 cp "$repository/benchmarks/guards.toml" "$OUT/guards.toml"
 if [ -z "$REHEARSE" ]; then # a rehearsal measures too little for floors
-  step guards timeout -k 5 120 "$python" benchmarks/guard.py --renew --file "$OUT/guards.toml"
+  share $guards
+  step guards "$seconds" "$python" benchmarks/guard.py --renew --file "$OUT/guards.toml" \
+    --seconds $((seconds * 3 / 4))
   echo "To hold these floors: cp $OUT/guards.toml $repository/benchmarks/"
 fi
+commit=$(git -C "$repository" describe --always --dirty 2>/dev/null || echo unknown)
+step tables 60 "$python" benchmarks/_join.py "$OUT/$(date -u +%F)-$commit.json" "$OUT"/suites/*.json
 
+# --------------------------------------------------------------------------- what came of it
+
+grep -hE '^(FAILED|ERROR) |^(wrong|WRONG)|[0-9]+ (passed|failed|error).* in [0-9.]+s' "$OUT"/*.log
 echo "Results are in $OUT"
 if [ -n "$failed" ]; then
   echo "Failed:$failed" >&2

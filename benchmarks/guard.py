@@ -3,6 +3,7 @@
 
     python benchmarks/guard.py                   # make bench-guard
     python benchmarks/guard.py --renew           # measure, and write guards.toml anew
+    python benchmarks/guard.py --renew --seconds 60    # those that are begun in so long
 
 A guard fails when the upper end of the ratio's interval is below its floor, three times in a row,
 each with more rounds than the one before. Its case must be one of the quick form of its suite.
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -142,13 +144,20 @@ def renewed(guard: Guard, device: torch.device) -> Guard:
     return new
 
 
-def renew(file: Path, device: torch.device) -> int:
-    """Writes the guards of this device anew, and new ones; what is wrong keeps what it had."""
+def renew(file: Path, device: torch.device, seconds: float = float("inf")) -> int:
+    """Writes the guards of this device anew, and new ones; what is wrong keeps what it had.
+
+    What is not begun within `seconds` keeps it, too.
+    """
+    end = time.perf_counter() + seconds
     guards, here, wrong = load(file), classes(device), 0
     kept = []
     for guard in [*guards, *added(guards, device)]:
+        if guard.device not in here or time.perf_counter() > end:
+            kept.append(guard)
+            continue
         try:
-            kept.append(renewed(guard, device) if guard.device in here else guard)
+            kept.append(renewed(guard, device))
         except Exception as error:  # one broken op must not cost all other floors
             print(f"WRONG     {guard}: {type(error).__name__}: {error}".splitlines()[0], flush=True)
             kept.append(guard)
@@ -163,10 +172,13 @@ def main(argv: list[str] | None = None, file: Path = FILE) -> int:
     )
     parser.add_argument("--renew", action="store_true", help="write floors from what is measured")
     parser.add_argument("--file", type=Path, default=file, help="where the guards are")
+    parser.add_argument(
+        "--seconds", type=float, default=float("inf"), help="renew none after so long"
+    )
     args = parser.parse_args(argv)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if args.renew:
-        return renew(args.file, device)
+        return renew(args.file, device, args.seconds)
     guards, here = load(args.file), classes(device)
     failed = [g for g in guards if g.device in here and not holds(g, device)]
     if failed:

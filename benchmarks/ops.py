@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import product
 from typing import Any, NamedTuple
 
 import combined_loss
@@ -31,6 +32,7 @@ VARIANTS = (OURS, "eager", "compiled")
 LAYOUTS = {"channels_last": torch.channels_last, "planar": torch.contiguous_format}
 PACK = 4  # the generator takes cells of 4×4 pixels as channels
 PAINTING = ("conv3x3+relu", "upsample", "blur_cells")
+IN_FLOAT16 = (*PAINTING, "from_pixels", "to_pixels")  # what a GPU paints in
 LARGE = 2**23  # numbers; norms of so many take PyTorch up to a second, in bfloat16 on a CPU
 LOSS_SCALE = 2.0**13  # gradients of Gram matrices are too small for float16 without
 
@@ -71,24 +73,25 @@ class Op(NamedTuple):
     cost: Callable[[Job], tuple[int, int]]  # bytes moved and operations, at least
 
 
-# Training at 256², batch 4 and 8, and 4K frames, whole and at a quarter of the resolution; on a CPU
-# few of them.
+# Training at 256², batch 4 to 64, and 4K frames, whole and at a quarter of the resolution, the most
+# telling first; on a CPU few of them.
 NORMS = Shapes(
     cuda=[
-        (4, 48, 64, 64),
+        (16, 64, 256, 256),
         (1, 48, 540, 960),
+        (4, 48, 64, 64),
         (8, 128, 64, 64),
         (64, 128, 64, 64),
         (4, 64, 256, 256),
-        (16, 64, 256, 256),
         (1, 32, 2160, 3840),
     ],
     cpu=[(4, 48, 64, 64), (1, 48, 540, 960)],
 )
 GRAMS = Shapes(
     cuda=[
-        (8, 128, 64, 64),
+        (16, 64, 256, 256),
         (1, 48, 540, 960),
+        (8, 128, 64, 64),
         (4, 64, 256, 256),
         (4, 512, 32, 32),
         (4, 256, 64, 64),
@@ -354,6 +357,8 @@ OPS = {
     ),
 }
 
+MOST_SHAPES = max(len(shapes) for op in OPS.values() for shapes in op.shapes)
+
 
 # --------------------------------------------------------------------------- one case
 
@@ -436,15 +441,22 @@ def prepare(job: Job, device: torch.device, compiled: bool) -> Prepared:
 
 
 def jobs(device: torch.device, quick: bool) -> Iterator[Job]:
-    cuda = device.type == "cuda"
-    dtypes = list(DTYPES) if cuda else ["float32", "bfloat16", "float16"]
-    for dtype in dtypes[:1] if quick else dtypes:
-        for layout in LAYOUTS:
-            for name, op in OPS.items():
-                shapes = op.shapes.cuda if cuda else cpu_shapes(name, dtype)
-                for shape in shapes[:1] if quick else shapes:
+    """Every op before any other shape, in both layouts before any other dtype."""
+    for i in range(1 if quick else len(DTYPES)):
+        for nth in range(1 if quick else MOST_SHAPES):
+            for layout, (name, op) in product(LAYOUTS, OPS.items()):
+                dtype = dtypes_of(name, device)[i]
+                shapes = op.shapes.cuda if device.type == "cuda" else cpu_shapes(name, dtype)
+                for shape in shapes[nth : nth + 1]:
                     for backward in (False, True)[: 1 + bool(op.leaves)]:
                         yield Job(name, shape, layout, dtype, backward)
+
+
+def dtypes_of(name: str, device: torch.device) -> tuple[str, ...]:
+    """The dtypes of an op, that in which it is used first."""
+    if device.type == "cpu":
+        return ("float32", "bfloat16", "float16")
+    return ("float16", "bfloat16", "float32") if name in IN_FLOAT16 else tuple(DTYPES)
 
 
 def cpu_shapes(name: str, dtype: str) -> list[tuple[int, ...]]:
@@ -460,17 +472,15 @@ def cpu_shapes(name: str, dtype: str) -> list[tuple[int, ...]]:
 
 
 def cases(device: torch.device, quick: bool) -> list[Case]:
-    cuda = device.type == "cuda"
     found = combined_loss.cases(device, quick)
     for job in jobs(device, quick):
         op = OPS[job.op]
-        shapes = op.shapes.cuda if cuda else op.shapes.cpu
-        first = "bfloat16" if cuda else "float32"
-        telling = (first, "channels_last", shapes[0], bool(op.leaves))
+        shapes = op.shapes.cuda if device.type == "cuda" else op.shapes.cpu
+        telling = (dtypes_of(job.op, device)[0], "channels_last", shapes[0], bool(op.leaves))
         headline = (job.dtype, job.layout, job.shape, job.backward) == telling
-        make = partial(prepare, job, device, combined_loss.compiling(job, device, quick))
-        found.append(Case("ops", str(job), make, headline))
-    return found
+        compiled = combined_loss.compiling(job, device, quick, headline)
+        found.append(Case("ops", str(job), partial(prepare, job, device, compiled), headline))
+    return sorted(found, key=lambda case: not case.headline)
 
 
 def tune(chosen: Sequence[Case], device: torch.device, quick: bool) -> Iterator[str]:

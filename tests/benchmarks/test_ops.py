@@ -86,6 +86,55 @@ def test_all_dtypes_are_measured_in_both_layouts_and_float32_comes_first() -> No
         assert {op for op, _ in missing} == (set() if dtype == "float32" else set(suite.PAINTING))
 
 
+def test_on_a_gpu_every_op_comes_before_any_other_shape_and_headlines_before_all() -> None:
+    """So that little time is enough for what is asked first; cases are only listed here."""
+    gpu = torch.device("cuda")
+    jobs = list(suite.jobs(gpu, quick=False))
+    assert len(set(jobs)) == len(jobs)
+    each = len(list(suite.jobs(gpu, quick=True)))  # every op once, in both layouts
+    assert {(job.op, job.layout) for job in jobs[:each]} == {
+        (op, layout) for op in suite.OPS for layout in suite.LAYOUTS
+    }
+    for job in jobs[:each]:
+        assert job.dtype == ("float16" if job.op in suite.IN_FLOAT16 else "bfloat16")
+        assert job.shape == suite.OPS[job.op].shapes.cuda[0]
+    assert jobs[each].shape == (1, 48, 540, 960)
+    cases = suite.cases(gpu, quick=False)
+    headlines = [case.headline for case in cases]
+    assert headlines == sorted(headlines, reverse=True)
+    assert sum(headlines) == 1 + len(suite.OPS)
+
+
+def test_on_a_gpu_torch_compile_is_measured_for_headlines_alone() -> None:
+    gpu, job = torch.device("cuda"), next(suite.jobs(torch.device("cuda"), quick=True))
+    assert combined_loss.compiling(job, gpu, quick=False, headline=True)
+    assert not combined_loss.compiling(job, gpu, quick=False, headline=False)
+    assert not combined_loss.compiling(job, gpu, quick=True, headline=True)
+    assert combined_loss.compiling(job, CPU, quick=False, headline=False)
+    assert not combined_loss.compiling(job._replace(dtype="float16"), CPU, False, True)
+
+
+def test_a_compiled_loss_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For all inputs that rotate: otherwise each would be timed with a compilation, or fail."""
+    compiled: list[Any] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        compiled.append(graph)
+        return graph
+
+    compile_it = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **kw: compile_it(f, **kw, backend=backend))
+    monkeypatch.setattr(combined_loss, "buffers", lambda size, device: 3)
+    for player in ("generator", "discriminator"):  # one after the other, as a suite has them
+        compiled.clear()
+        job = combined_loss.Job(player, "hinge", 1, 32, "float32")
+        prepared = combined_loss.prepare(job, CPU, compiled=True)
+        assert prepared.missing == {}
+        for i in range(3):
+            prepared.calls["compiled"](i)
+        assert len(compiled) == 1
+
+
 def test_tuning_takes_each_kind_of_tensor_once(monkeypatch: pytest.MonkeyPatch) -> None:
     met: list[Any] = []
 

@@ -20,6 +20,13 @@ def test_the_norm_that_is_exported_is_ours(activation: str | None) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
+def test_a_gpu_begins_with_the_largest_frames_and_paints_several_together() -> None:
+    names = [case.name for case in suite.cases(torch.device("cuda"), quick=False)]
+    assert names[:3] == ["3840×2160", "3840×2160, 5 together", "1920×1080"]
+    assert {"256×256", "512×512, 5 together"} < set(names)
+    assert [case.name for case in suite.cases(CPU, quick=True)] == ["512×512"]
+
+
 def test_onnx_runtime_paints_what_the_net_paints() -> None:
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")

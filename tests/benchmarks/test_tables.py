@@ -95,3 +95,12 @@ def test_sections_hold_every_number(
     assert [r["cases"][0]["name"] for _, r in found] == ["new"]
     assert "| new | 1.00 ms | 20% | 3.00× [2.50, 3.50] |" in _tables.whole(found)
     assert "| ops: new | 1.00 ms | eager | 3.00× [2.50, 3.50] |" in _tables.summary(found)
+
+
+def test_a_reason_that_many_cases_have_is_told_once(report: Any) -> None:
+    made = report()
+    made["left_out"] = {"ops: a": "no time", "ops: b": "no time", "memory: c": "no time"}
+    made["left_out"]["ops: d"] = "out of memory"
+    told = ["ops: a and 1 more: no time", "memory: c: no time", "ops: d: out of memory"]
+    assert _tables.reasons(made, "left_out") == told
+    assert _tables.reasons(made, "wrong") == []
