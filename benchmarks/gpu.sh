@@ -3,7 +3,8 @@
 # torch, Triton, pytest and what faststy runs on, in some Python, are enough; with pytest-xdist the
 # tests run side by side.
 #
-#   [OUT=folder] [PYTHON=python3] [TEST_SECONDS=150] [BENCH_SECONDS=480] benchmarks/gpu.sh
+#   [OUT=folder] [PYTHON=python3] [TEST_SECONDS=150] [BENCH_SECONDS=480] [SUITES="training ops"] \
+#     benchmarks/gpu.sh
 #   REHEARSE=1 OUT=folder [PYTHON=python3] benchmarks/gpu.sh
 #
 # Leaves logs, JUnit files, the results of all suites with their charts and tables, and guards.toml
@@ -94,17 +95,18 @@ share() { # WEIGHT: that of the time that is left, by the weights that are left
   seconds=$(((end - SECONDS) * $1 / weights)) weights=$((weights - $1))
   seconds=$((seconds > 1 ? seconds : 1))
 }
-suites=(stylization:3 training:3 ops:5 startup:1 memory:2) guards=2
-for suite in "${suites[@]}" ":$guards"; do weights=$((weights + ${suite#*:})); done
+declare -A weight=([stylization]=3 [training]=3 [ops]=5 [startup]=2 [memory]=2 [guards]=2)
+read -ra suites <<<"${SUITES:-stylization training ops startup memory}"
+for suite in "${suites[@]}" guards; do weights=$((weights + weight[$suite])); done
 for suite in "${suites[@]}"; do
-  share "${suite#*:}" && suite=${suite%:*}
+  share "${weight[$suite]}"
   # No case begins in the last quarter: the slowest take so long.
   step "$suite" "$seconds" "$python" -m faststy bench "$suite" --json "$OUT/suites/$suite.json" \
     --seconds $((seconds * 3 / 4)) "${where[@]}"
 done
 cp "$repository/benchmarks/guards.toml" "$OUT/guards.toml"
 if [ -z "$REHEARSE" ]; then # a rehearsal measures too little for floors
-  share $guards
+  share "${weight[guards]}"
   step guards "$seconds" "$python" benchmarks/guard.py --renew --file "$OUT/guards.toml" \
     --seconds $((seconds * 3 / 4))
   echo "To hold these floors: cp $OUT/guards.toml $repository/benchmarks/"

@@ -472,7 +472,7 @@ def cpu_shapes(name: str, dtype: str) -> list[tuple[int, ...]]:
 
 
 def cases(device: torch.device, quick: bool) -> list[Case]:
-    found = combined_loss.cases(device, quick)
+    found = []
     for job in jobs(device, quick):
         op = OPS[job.op]
         shapes = op.shapes.cuda if device.type == "cuda" else op.shapes.cpu
@@ -480,6 +480,9 @@ def cases(device: torch.device, quick: bool) -> list[Case]:
         headline = (job.dtype, job.layout, job.shape, job.backward) == telling
         compiled = combined_loss.compiling(job, device, quick, headline)
         found.append(Case("ops", str(job), partial(prepare, job, device, compiled), headline))
+    whole, *losses = combined_loss.cases(device, quick)
+    each = sum(1 for _ in jobs(device, quick=True))
+    found = [whole, *found[:each], *losses, *found[each:]]
     return sorted(found, key=lambda case: not case.headline)
 
 
