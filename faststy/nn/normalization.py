@@ -129,9 +129,9 @@ class ConditionalInstanceNorm2d(nn.Module):
         if style.ndim not in (1, 2) or style.shape[-1] != styles:
             expected = f"[{styles}] or [N, {styles}] mixing weights"
             raise ValueError(f"style: expected {expected}, got {list(style.shape)}")
-        # A product and a sum, as autocast would make a matrix product half precision.
-        style = style.to(self.weight.dtype)[..., None]
-        weight, bias = (style * self.weight).sum(-2), (style * self.bias).sum(-2)  # [C] or [N, C]
+        style = style.to(self.weight.dtype).unsqueeze(-2)
+        with torch.autocast(x.device.type, enabled=False):
+            weight, bias = ((style @ w).squeeze(-2) for w in (self.weight, self.bias))
         return ops.instance_norm(
             x, weight, bias, self.eps, activation=activation, residual=residual
         )
