@@ -260,7 +260,8 @@ def _instance_norm_split_kernel(
     y_ptr, y_strides,  # [N, C, HW], written; or None, to stop at partial results
     weight_ptr, weight_stride,  # [C] (stride 0) or [N, C], or None
     bias_ptr, bias_stride,  # the same
-    mean_ptr, rstd_ptr,  # [N, C]: read if there are no partial results, otherwise written
+    mean_ptr, mean_stride,  # [N, C]: read if there are no partial results, otherwise written
+    rstd_ptr, rstd_stride,  # the same
     part_mean_ptr, part_m2_ptr,  # [N, splits, C] or None: means and M2 of chunks
     first, finished, summed,  # units: `finished` from the first on, `summed` from there on
     C, HW, c_blocks, splits, chunk, eps,
@@ -274,15 +275,15 @@ def _instance_norm_split_kernel(
             c0 = i_c * BC
             o_c = c0 + tl.arange(0, BC)
             if part_mean_ptr is None:
-                mean = tl.load(mean_ptr + i_n * C + o_c, mask=o_c < C, other=0)  # [BC]
-                rstd = tl.load(rstd_ptr + i_n * C + o_c, mask=o_c < C, other=0)
+                mean = tl.load(mean_ptr + i_n * mean_stride + o_c, mask=o_c < C, other=0)  # [BC]
+                rstd = tl.load(rstd_ptr + i_n * rstd_stride + o_c, mask=o_c < C, other=0)
             else:
                 mean, rstd = _merged_stats(
                     part_mean_ptr, part_m2_ptr, i_n, o_c, C, HW, splits, chunk, eps, BC, BS
                 )
                 if i_s == 0:
-                    tl.store(mean_ptr + i_n * C + o_c, mean, mask=o_c < C)
-                    tl.store(rstd_ptr + i_n * C + o_c, rstd, mask=o_c < C)
+                    tl.store(mean_ptr + i_n * mean_stride + o_c, mean, mask=o_c < C)
+                    tl.store(rstd_ptr + i_n * rstd_stride + o_c, rstd, mask=o_c < C)
             start, end = i_s * chunk, tl.minimum((i_s + 1) * chunk, HW)
             _normalise_chunk(
                 x_ptr, x_strides, residual_ptr, residual_strides, y_ptr, y_strides,
@@ -298,6 +299,22 @@ def _instance_norm_split_kernel(
         mask = c0 + tl.arange(0, BC) < C
         tl.store(part_mean_ptr + o_out, mean, mask=mask)
         tl.store(part_m2_ptr + o_out, m2, mask=mask)
+
+
+@triton.jit
+def _merge_kernel(
+    part_mean_ptr, part_m2_ptr,  # [N, splits, C]: means and M2 of chunks
+    mean_ptr, rstd_ptr,  # [N, C], written
+    C, HW, c_blocks, splits, chunk, eps,
+    BC: tl.constexpr, BS: tl.constexpr,
+):  # fmt: skip
+    pid = tl.program_id(0).to(tl.int64)
+    i_n, o_c = pid // c_blocks, pid % c_blocks * BC + tl.arange(0, BC)
+    mean, rstd = _merged_stats(
+        part_mean_ptr, part_m2_ptr, i_n, o_c, C, HW, splits, chunk, eps, BC, BS
+    )
+    tl.store(mean_ptr + i_n * C + o_c, mean, mask=o_c < C)
+    tl.store(rstd_ptr + i_n * C + o_c, rstd, mask=o_c < C)
 
 
 # ---------------------------------------------------------------------------- backward
@@ -530,14 +547,15 @@ def instance_norm_fwd(
     rstd = torch.empty_like(mean)
     y = torch.empty_like(x, memory_format=layout(x))
     tensors = (x, x_strides, *_planes_or_none(residual), *planes(y))
-    parameters = (*_parameter(weight), *_parameter(bias), mean, rstd)
+    parameters = (*_parameter(weight), *_parameter(bias))
     if plan.kind == "split":
-        arguments = (*tensors, *parameters, *_partial(x, plan))
+        statistics = (*_parameter(mean), *_parameter(rstd))
+        arguments = (*tensors, *parameters, *statistics, *_partial(x, plan))
         _split(plan, plan.steps(n), arguments, c, h * w, eps, activation)
         return y, mean, rstd
     kernel = {"whole": _instance_norm_whole_kernel, "looped": _instance_norm_looped_kernel}
     kernel[plan.kind][(plan.units(n),)](
-        *tensors, *parameters, c, h * w, plan.c_blocks, eps,
+        *tensors, *parameters, mean, rstd, c, h * w, plan.c_blocks, eps,
         ACTIVATION=activation, BC=plan.block_c, BP=plan.block_p, num_warps=plan.num_warps,
     )  # fmt: skip
     return y, mean, rstd
@@ -549,15 +567,17 @@ def instance_norm_stats(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     pixels = h * w
     x, x_strides = planes(x)
     plan = one_pass_plan(x, x_strides)
-    means, m2s = _partial(x, plan)
-    nothing = (*_planes_or_none(None), *_planes_or_none(None), *_parameter(None), *_parameter(None))
-    arguments = (x, x_strides, *nothing, None, None, means, m2s)
-    _split(plan, [(0, 0, plan.units(n))], arguments, c, pixels, eps, "none")
-    counts = means.new_full((plan.splits, 1), plan.chunk)
-    counts[plan.splits - 1 :] = pixels - (plan.splits - 1) * plan.chunk
-    mean = means[:, 0] + ((means - means[:, :1]) * (counts / pixels)).sum(1)
-    m2 = (m2s + (means - mean[:, None]).square() * counts).sum(1)
-    return mean, torch.rsqrt(m2 / pixels + eps)
+    partial = _partial(x, plan)
+    nothing = (*_planes_or_none(None), *_planes_or_none(None), *[*_parameter(None)] * 4)
+    _split(
+        plan, [(0, 0, plan.units(n))], (x, x_strides, *nothing, *partial), c, pixels, eps, "none"
+    )
+    mean, rstd = (x.new_empty((n, c), dtype=torch.float32) for _ in range(2))
+    _merge_kernel[(plan.units(n),)](
+        *partial, mean, rstd, c, pixels, plan.c_blocks, plan.splits, plan.chunk, eps,
+        BC=plan.block_c, BS=_merge_block(plan),
+    )  # fmt: skip
+    return mean, rstd
 
 
 def instance_norm_apply(
@@ -576,7 +596,7 @@ def instance_norm_apply(
     y = torch.empty_like(x, memory_format=layout(x))
     arguments = (
         x, x_strides, *_planes_or_none(residual), *planes(y),
-        *_parameter(weight), *_parameter(bias), mean.contiguous(), rstd.contiguous(), None, None,
+        *_parameter(weight), *_parameter(bias), *_parameter(mean), *_parameter(rstd), None, None,
     )  # fmt: skip
     _split(plan, [(0, plan.units(n), 0)], arguments, c, h * w, 0.0, activation)
     return y
@@ -664,8 +684,8 @@ def _planes_or_none(t: Tensor | None) -> tuple[Tensor | None, tuple[int, int, in
 
 
 def _parameter(p: Tensor | None) -> tuple[Tensor | None, int]:
-    """A parameter [C] or [N, C] with its stride by sample."""
+    """A parameter [C] or [N, C] with its stride by sample; channels must be neighbours."""
     if p is None:
         return None, 0
-    p = p.contiguous()
+    p = p if p.stride(-1) == 1 else p.contiguous()
     return p, p.stride(0) if p.ndim == 2 else 0

@@ -72,6 +72,12 @@ GRAM_UNALIGNED = GramRow(64, 32, 8, 1, 2)
 GRAM_MANY_BACKWARD = GramRow(64, 32, 8, 2, 2)
 MERGE = 4096  # partial sums that a program merges at a time
 PIXEL_TILE = 2048  # values of a frame that a program converts
+ROW_TILE = 1024  # values of a row that a program upsamples: 16 bytes a thread in half precision
+BLUR_TILE = 256  # of a row that it blurs: neighbours at odd places, one by one, are side by side
+BLUR_ROWS = 8  # that it blurs one after the other; it reads two more
+REPAIR_BLOCKS = 32  # of 8 × 8 pixels, in a row, whose means a program takes
+REPAIR_CELLS = 128  # of 4 × 4 pixels, in a row, whose details a program finds
+REPAIR_PIXELS = 128  # one a thread, of each of four rows that a program repairs
 PIECE = 16  # bytes: the most that one instruction of a thread moves
 PIECES_TILE = 1024  # values that a program pads or blurs
 

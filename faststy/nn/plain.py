@@ -53,24 +53,20 @@ class PlainConv(nn.Module):
             self.eps = norm.eps
             self.norm_weight, self.norm_bias = style @ norm.weight, style @ norm.bias
         self.register_buffer("weight", weight.contiguous())
-        self.register_buffer("scale", torch.ones_like(weight[:, 0, 0, 0]) if norm else None)
-        self.register_buffer("bias", torch.zeros_like(weight[:, 0, 0, 0]) if norm else bias)
+        # Not in half precision: where a mean is large, the two cancel each other.
+        wide = torch.promote_types(dtype, torch.float32)
+        scale = torch.ones_like(weight[:, 0, 0, 0], dtype=wide) if norm else None
+        self.register_buffer("scale", scale)
+        self.register_buffer("bias", bias if scale is None else torch.zeros_like(scale))
         self.seen: Tensor | None = None  # moments of the last frame or batch
-        self.given: Tensor | None = None  # moments [N, 2, K], one for each frame of the next batch
-
-    def fix(self, moments: Tensor) -> None:
-        """Normalise by `moments` [2, K] from now on."""
-        assert self.scale is not None
-        assert self.bias is not None
-        mean, variance = moments
-        scale = self.norm_weight * torch.rsqrt(variance + self.eps)
-        self.scale.copy_(scale)  # in place, where a CUDA graph looks
-        self.bias.copy_(self.norm_bias - mean * scale)
+        # Means and 1/√(variance + eps) [N, K], of each frame of the next batch.
+        self.given: tuple[Tensor, Tensor] | None = None
 
     def fold(self) -> None:
         """Take the scale into the weights; there is no way back."""
         if self.scale is not None:
-            self.weight = self.weight * self.scale[:, None, None, None]
+            weight = self.weight * self.scale[:, None, None, None]
+            self.weight = weight.to(self.weight.dtype)
             self.scale = None
 
     def forward(
@@ -84,24 +80,23 @@ class PlainConv(nn.Module):
         """[N, C, H, W], or several with C channels together, to [N, K, H, W].
 
         `look` notes the moments in `seen`, [N, 2, K] where each frame is given its own; `collect`
-        first fixes the norm to them.
+        notes them, too, and normalises by them, this once.
         """
         given = self.given
         if self.normalised and (collect or given is not None):
             x, seen = ops.conv3x3(inputs, self.weight, moments=collect)
             if given is None:
-                self.seen = given = seen
-                self.fix(seen)
+                self.seen = seen
+                given = seen[0], torch.rsqrt(seen[1] + self.eps)
             else:
                 self.seen = moments_of_each(x) if look else None
-            mean, variance = given.unbind(-2)
             return ops.instance_norm(
                 x,
                 self.norm_weight,
                 self.norm_bias,
                 activation=activation,
                 residual=residual,
-                statistics=(mean, torch.rsqrt(variance + self.eps)),
+                statistics=given,
             )
         x, seen = ops.conv3x3(
             inputs,
@@ -118,9 +113,8 @@ class PlainConv(nn.Module):
 
 def moments_of_each(x: Tensor) -> Tensor:
     """Mean and variance of each frame of [N, C, H, W], float32 [N, 2, C]."""
-    eps = 1e-6
-    mean, rstd = ops.instance_statistics(x, eps)
-    return torch.stack([mean, (rstd**-2 - eps).clamp_(min=0)], dim=1)
+    mean, rstd = ops.instance_statistics(x, eps=0)
+    return torch.stack([mean, rstd**-2], dim=1)
 
 
 def plain_kernel(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
@@ -159,6 +153,7 @@ class PlainGenerator(nn.Module):
             return conv
 
         self.stem = plain(generator.stem, generator.stem_norm)
+        self.eps = generator.stem_norm.eps  # of all norms
         self.blocks = nn.ModuleList()
         for block in generator.blocks:
             assert isinstance(block, ResidualBlock)
@@ -182,13 +177,34 @@ class PlainGenerator(nn.Module):
 
     def fix(self, moments: Moments) -> None:
         """Normalise by `moments` from now on."""
-        for name, conv in self.norms.items():
-            conv.fix(moments[name])
+        convs = list(self.norms.values())
+        mean, variance = torch.cat([moments[name] for name in self.norms], dim=1)
+        weight = torch.cat([conv.norm_weight for conv in convs])
+        bias = torch.cat([conv.norm_bias for conv in convs])
+        scale = weight * torch.rsqrt(variance + self.eps)
+        sizes = [len(conv.weight) for conv in convs]
+        # In place, where a CUDA graph looks.
+        scales = [conv.scale for conv in convs if conv.scale is not None]
+        torch._foreach_copy_(scales, torch.split(scale, sizes))
+        biases = [conv.bias for conv in convs if conv.bias is not None]
+        bias = torch.addcmul(bias, mean, scale, value=-1)
+        torch._foreach_copy_(biases, torch.split(bias, sizes))
 
     def fold(self) -> None:
         """Become plain convolutions: the scales go into the weights for good."""
         for conv in self.norms.values():
             conv.fold()
+
+    def _give(self, moments: Moments | None) -> None:
+        """Have each frame of the next batch normalised by `moments` [N, 2, C] of its own."""
+        for conv in self.norms.values():
+            conv.given = None
+        if moments is not None:  # 1/√… of all norms in one launch
+            variances = torch.cat([moments[name][:, 1] for name in self.norms], dim=1)
+            sizes = [len(conv.weight) for conv in self.norms.values()]
+            rstds = torch.split(torch.rsqrt(variances + self.eps), sizes, dim=1)
+            for (name, conv), rstd in zip(self.norms.items(), rstds, strict=True):
+                conv.given = moments[name][:, 0], rstd
 
     @torch.no_grad()
     def forward(
@@ -214,15 +230,15 @@ class PlainGenerator(nn.Module):
         cells = whole_cells(frames)
         dtype = self.head.weight.dtype
         all_norms = {"collect": collect}
-        for name, conv in self.norms.items():
-            conv.given = None if moments is None else moments[name]
-
+        self._give(moments)
         h = self.stem(cell_pixels(cells, SCALE, dtype), activation="relu", look=look, **all_norms)
         for first, second in zip(self.blocks[::2], self.blocks[1::2], strict=True):
             h = second(first(h, activation="relu", **all_norms), residual=h, **all_norms)
         h = ops.upsample(self.rise(h), 2)
         h = self.fine1(h, cell_pixels(cells, 2, dtype), activation="relu", **all_norms)
         h = self.fine2(h, activation="relu", **all_norms)
+        if collect:
+            self.fix(self.seen)
         return ops.blur_cells(self.head(h), 2)[..., :height, :width]
 
 

@@ -35,10 +35,10 @@ KERNELS: dict[str, str | None] = {
     "combined_loss": None,
     "discriminator_loss": None,
     "conv3x3": None,
-    "upsample": None,
-    "blur_cells": None,
-    "repair_hints": None,
-    "repair_apply": None,
+    "upsample": "faststy.kernels.upsample",
+    "blur_cells": "faststy.kernels.upsample",
+    "repair_hints": "faststy.kernels.repair",
+    "repair_apply": "faststy.kernels.repair",
 }
 
 # What the extension computes in float64, too.
@@ -98,10 +98,11 @@ def _find(raw: str, device: str, double: bool = False, half: bool = False) -> Ca
 
 
 def _on_its_device(launcher: Callable[..., Any]) -> Callable[..., Any]:
-    """Triton launches on the current device: make that the one of the first argument."""
+    """Triton launches on the current device: make that the one of the first tensor."""
 
     def launch(*args: Any) -> Any:
-        with torch.cuda.device(args[0].device):
+        first = args[0][0] if isinstance(args[0], list) else args[0]
+        with torch.cuda.device(first.device):
             return launcher(*args)
 
     return launch

@@ -349,19 +349,20 @@ def conv3x3_fwd(
 
 def upsample_fwd(x: Tensor, scale: int) -> Tensor:
     """Bilinear, by a whole factor."""
-    y = F.interpolate(x, scale_factor=scale, mode="bilinear", align_corners=False)
-    return y.contiguous(memory_format=CHANNELS_LAST)
+    y = x.to(wide(x.dtype))
+    y = F.interpolate(y, scale_factor=scale, mode="bilinear", align_corners=False)
+    return y.to(x.dtype).contiguous(memory_format=CHANNELS_LAST)
 
 
 def blur_cells_fwd(x: Tensor, scale: int) -> Tensor:
     """Cells `[N, (i, j, c), h, w]` to pixels, convolved with (1 2 1)/4 both ways."""
     n, k, h, w = x.shape
     c = k // scale**2
-    y = x.reshape(n, scale, scale, c, h, w).permute(0, 3, 4, 1, 5, 2)
+    y = x.to(wide(x.dtype)).reshape(n, scale, scale, c, h, w).permute(0, 3, 4, 1, 5, 2)
     y = F.pad(y.reshape(n, c, h * scale, w * scale), (1, 1, 1, 1), "replicate")
     y = 0.25 * (y[..., :-2] + y[..., 2:]) + 0.5 * y[..., 1:-1]
     y = 0.25 * (y[..., :-2, :] + y[..., 2:, :]) + 0.5 * y[..., 1:-1, :]
-    return y.contiguous(memory_format=CHANNELS_LAST)
+    return y.to(x.dtype).contiguous(memory_format=CHANNELS_LAST)
 
 
 # --------------------------------------------------------------------------- repair

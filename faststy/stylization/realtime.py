@@ -90,7 +90,7 @@ class FramePainter:
         self._style: dict[str, float] = {}  # that of the net
         self._watcher: PlainGenerator | None = None  # the same net, for frames' own statistics
         self._statistics = NormStatistics({})
-        self._aim: dict[str, Tensor] = {}  # what they move towards
+        self._aim = NormStatistics({})  # what they move towards
         self._frames_since = 0
         self._entrance = torch.empty(0)  # what the first norm saw of the last frame
         self._looked_at = torch.empty(0)  # that of the frame whose own statistics are the aim
@@ -196,14 +196,13 @@ class FramePainter:
         assert self._net is not None
         look = settings.half_life < math.inf
         share = 1 - 0.5 ** (1 / settings.half_life)  # 0 when it is infinite
-        if self.in_batches:
+        each = None
+        if look and len(frames) > 1:
             each = self._statistics.on_the_way(self._aim, share, len(frames))
-            painted = self._net(frames, look=look, moments=each)
-        else:
-            if look:
-                self._statistics.approach(self._aim, share)
-                self._net.fix(self._statistics.moments)
-            painted = self._net(frames, look=look)
+        else:  # one set of statistics, which convolutions take over
+            self._statistics.approach(self._aim, share)
+            self._net.fix(self._statistics.moments)
+        painted = self._net(frames, look=look, moments=each)
         done = self._finish(ops.to_pixels(painted), frames, settings)
         seen = self._net.seen.get(ENTRANCE)
         if seen is None:
@@ -241,14 +240,11 @@ class FramePainter:
         seen = self._net.seen
         self._frames_since = 0
         self._entrance = self._looked_at = seen[ENTRANCE].cpu().clone()
-        if not self._aim:
-            self._aim = {name: moments.clone() for name, moments in seen.items()}
-            self._statistics = NormStatistics(
-                {name: moments.clone() for name, moments in seen.items()}
-            )
+        if not self._aim.moments:
+            self._aim, self._statistics = NormStatistics(seen), NormStatistics(seen)
         else:  # in place, where a CUDA graph looks
-            NormStatistics(self._aim).approach(seen, 1)
-            self._statistics.approach(seen, 1)
+            self._aim.approach(NormStatistics(seen), 1)
+            self._statistics.approach(self._aim, 1)
         return painted
 
     def _until_look(self, settings: _Settings) -> int:
@@ -272,7 +268,7 @@ class FramePainter:
         self._looked_at = self._entrance
         assert self._watcher is not None
         self._watcher(frame, collect=True)
-        NormStatistics(self._aim).approach(self._watcher.seen, 1)
+        self._aim.approach(NormStatistics(self._watcher.seen), 1)
 
     def _make_net(self, style: dict[str, float]) -> None:
         self._style = style
@@ -280,7 +276,7 @@ class FramePainter:
         self._net, self._watcher = (
             PlainGenerator(generator, self._weights(), self._dtype) for _ in range(2)
         )
-        self._statistics, self._aim = NormStatistics({}), {}
+        self._statistics, self._aim = NormStatistics({}), NormStatistics({})
         self._step = batches.Recorder(self._paint_slowly)
         self._stale, self._held = True, False
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -25,10 +25,16 @@ class NormStatistics:
     """Mean and variance of what each norm of a generator sees.
 
     Attributes:
-        moments: by the norm's name, float32 ``[2, C]``: means and (biased) variances.
+        moments: by the norm's name, float32 ``[2, C]``: means and (biased) variances. What is given
+            is copied, into one tensor, so that a step is one launch on a GPU whatever their number.
     """
 
     moments: Mapping[str, Tensor]
+    _together: Tensor = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_together", self._joined(self.moments))
+        object.__setattr__(self, "moments", self._parted(self._together))
 
     @classmethod
     def collect(cls, generator: Generator, frames: Tensor, style: Tensor) -> NormStatistics:
@@ -38,22 +44,17 @@ class NormStatistics:
         plain(frames, collect=True)
         return cls(plain.seen)
 
-    def approach(self, others: Mapping[str, Tensor], share: float) -> None:
+    def approach(self, others: NormStatistics, share: float) -> None:
         """Moves these, in place, `share` (0…1) of the way to `others`: a step of a running mean."""
-        for name, moments in self.moments.items():
-            moments.lerp_(others[name], share)
+        self._together.lerp_(others._together, share)
 
-    def on_the_way(
-        self, others: Mapping[str, Tensor], share: float, steps: int
-    ) -> dict[str, Tensor]:
+    def on_the_way(self, others: NormStatistics, share: float, steps: int) -> dict[str, Tensor]:
         """The moments after each of so many steps of `approach`, float32 ``[steps, 2, C]``; takes
         these steps."""
-        each = {}
-        for name, moments in self.moments.items():
-            step = torch.arange(1, steps + 1, device=moments.device)[:, None, None]
-            each[name] = torch.lerp(others[name], moments, (1 - share) ** step)
-            moments.copy_(each[name][-1])
-        return each
+        step = torch.arange(1, steps + 1, device=self._together.device)[:, None, None]
+        each = torch.lerp(others._together, self._together, (1 - share) ** step)
+        self._together.copy_(each[-1])
+        return self._parted(each)
 
     def given_to(self, generator: Generator) -> Generator:
         """A copy of `generator` that normalises by these, whatever it sees."""
@@ -69,6 +70,15 @@ class NormStatistics:
         plain.fix(self.moments)
         plain.fold()
         return plain
+
+    @staticmethod
+    def _joined(moments: Mapping[str, Tensor]) -> Tensor:
+        return torch.cat([*moments.values()], dim=1) if moments else torch.empty(2, 0)
+
+    def _parted(self, together: Tensor) -> dict[str, Tensor]:
+        """Views [..., 2, C] of all together, by the names and sizes of `moments`."""
+        sizes = [m.shape[1] for m in self.moments.values()]
+        return dict(zip(self.moments, torch.split(together, sizes, dim=-1), strict=True))
 
 
 def is_flat(frames: Tensor) -> bool:
@@ -86,7 +96,7 @@ class FixedNorm2d(nn.Module):
     def __init__(self, norm: ConditionalInstanceNorm2d, moments: Tensor) -> None:
         super().__init__()
         self.weight, self.bias = norm.weight, norm.bias
-        self.register_buffer("mean", moments[0])
+        self.register_buffer("mean", moments[0].clone())
         self.register_buffer("rstd", torch.rsqrt(moments[1] + norm.eps))
 
     def forward(

@@ -25,7 +25,16 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 from triton.runtime.jit import JITFunction  # noqa: E402
 
-from faststy.kernels import autotune, blur, gram, instance_norm, pixels, reflection_pad  # noqa: E402
+from faststy.kernels import (  # noqa: E402
+    autotune,
+    blur,
+    gram,
+    instance_norm,
+    pixels,
+    reflection_pad,
+    repair,
+    upsample,
+)
 
 # Compute capability: shared memory that one program may use, in bytes.
 CHIPS = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
@@ -177,6 +186,18 @@ def norm(shape: tuple[int, ...], dtype: torch.dtype, last: bool) -> None:
     instance_norm.instance_norm_bwd(x, x, m, m, w, w, None, "relu", False)
 
 
+def painting(height: int, width: int, dtype: torch.dtype) -> None:
+    """Launch what paints and repairs a frame, beside convolutions."""
+    frame = meta(1, height, width, 3, dtype=torch.uint8)
+    h, w = height // 4, width // 4
+    details, _ = repair.repair_hints(frame, frame)
+    repair.repair_apply(frame, details, meta(1, 6, h, w, dtype=dtype, last=True), 0.5)
+    upsample.upsample_fwd(meta(1, 16, h, w, dtype=dtype, last=True), 2)
+    upsample.upsample_fwd(meta(1, 5, h, w, dtype=dtype, last=True), 3)
+    upsample.blur_cells_fwd(meta(1, 12, 2 * h, 2 * w, dtype=dtype, last=True), 2)
+    upsample.blur_cells_fwd(meta(1, 48, h, w, dtype=dtype, last=True), 4)
+
+
 def grams(shape: tuple[int, ...], dtype: torch.dtype, last: bool) -> None:
     n, c = shape[:2]
     x, square = meta(*shape, dtype=dtype, last=last), meta(n, c, c)
@@ -216,6 +237,10 @@ def every_launch() -> list[Launch]:
         for last in (False, True):
             packed = pixels.from_pixels(frames, torch.float16, last, 4, 0.0, 1.0)
             pixels.to_pixels(packed, 4, 1080, 1920, 0.0, 1.0)
+        for dtype in (torch.float32, torch.float16, torch.bfloat16):
+            painting(1080, 1920, dtype)
+        painting(4, 4, torch.float32)  # a single cell: sizes of 1 are constants to the compiler
+        painting(28, 44, torch.float16)
     return list(dict.fromkeys(launches))
 
 

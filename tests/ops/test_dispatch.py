@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -72,6 +73,17 @@ def test_float64_is_not_for_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch, "choose", lambda op, device: triton)
     x = torch.zeros(1, 1, 2, 2, dtype=torch.float64)
     assert dispatch.implementation("gram_fwd", (x, None)) is reference.gram_fwd
+
+
+def test_kernels_are_launched_on_the_device_of_the_first_tensor(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext(seen.append(device)))
+    seen: list[torch.device] = []
+    launch = dispatch._on_its_device(lambda *args: len(args))
+    x = torch.empty(1, device="meta")
+    assert launch(x, 2.0) == launch([x, x], None) == 2
+    assert seen == [x.device, x.device]
 
 
 def test_torch_keeps_what_it_does_well(monkeypatch: pytest.MonkeyPatch) -> None:

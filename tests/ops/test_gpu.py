@@ -153,3 +153,30 @@ def test_a_4k_frame(dtype: torch.dtype, channels_last: bool) -> None:
     truth = reference.from_pixels(frame, torch.float64, channels_last, 4, -1.0, 1.0)
     assert relative(x, truth) < TOLERANCES[dtype]
     assert torch.equal(ops.to_pixels(x, shuffle=4, value_range=(-1, 1)), frame)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+def test_the_painting_ops_on_an_hd_frame(dtype: torch.dtype) -> None:
+    """A batch of two, and in float64 the same by the reference."""
+    last = torch.channels_last
+    torch.manual_seed(0)
+    features = torch.randn(2, 16, 270, 480, device=DEVICE).to(dtype).to(memory_format=last)
+    cells = torch.randn(2, 12, 540, 960, device=DEVICE).to(dtype).to(memory_format=last)
+    for got, truth in (
+        (ops.upsample(features, 2), reference.upsample_fwd(features.double(), 2)),
+        (ops.blur_cells(cells, 2), reference.blur_cells_fwd(cells.double(), 2)),
+    ):
+        assert got.dtype == dtype
+        assert relative(got, truth) < TOLERANCES[dtype]
+    painted, photo = torch.randint(
+        0, 256, (2, 2, 1080, 1920, 3), dtype=torch.uint8, device=DEVICE
+    ).unbind()
+    details, hints = ops.repair_hints(painted, photo)
+    a, b = (reference.detail(f.permute(0, 3, 1, 2).double() / 255) for f in (painted, photo))
+    assert relative(details, torch.cat([a, b], 1)) < TOLERANCES[torch.float32]
+    assert relative(hints, reference.structure(a, b)) < TOLERANCES[torch.float32]
+    heads = torch.randn(2, 6, 270, 480, device=DEVICE).to(dtype).to(memory_format=last)
+    got = ops.repair_apply(painted, details, heads, 0.7).int()
+    truth = reference.repair_apply(painted, details, heads, 0.7).int()
+    assert (got - truth).abs().max() <= 1
+    assert (got != truth).float().mean() < 1e-3

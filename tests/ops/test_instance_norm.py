@@ -170,6 +170,20 @@ def test_statistics(device: torch.device, dtype: torch.dtype) -> None:
     torch.testing.assert_close(y, ops.instance_norm(x, eps=1e-3))
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_statistics_out_of_a_larger_tensor(
+    device: torch.device, layout: torch.memory_format
+) -> None:
+    x = random((3, 6, 9, 11), device, torch.float32, layout)
+    many = torch.randn(3, 2, 40, device=device)
+    mean, rstd, weight, bias = many[:, 0, 5:11], many[:, 1, 7:13], many[:, 0, ::4], many[:, 1, ::7]
+    for parts in ((mean, rstd, weight[:, :6], bias), (mean[1], rstd[2], bias[0], bias[1])):
+        wide = [t.double() for t in parts]
+        truth = reference.instance_norm(x.double(), *wide[2:], statistics=(wide[0], wide[1]))
+        y = ops.instance_norm(x, *parts[2:], statistics=(parts[0], parts[1]))
+        assert relative(y, truth) < 1e-6
+
+
 def test_gradcheck(device: torch.device) -> None:
     torch.manual_seed(5)
     leaves = [torch.randn(s, device=device, dtype=torch.float64) for s in ((2, 3, 3, 4), (3,))]

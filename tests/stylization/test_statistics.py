@@ -48,6 +48,6 @@ def test_folded_and_frozen_agree(generator, frames):
 def test_approaching_is_a_running_mean(generator, frames):
     a, b = (NormStatistics.collect(generator, frames[i : i + 1], STYLE) for i in range(2))
     expected = {name: 0.75 * a.moments[name] + 0.25 * b.moments[name] for name in a.moments}
-    a.approach(b.moments, 0.25)
+    a.approach(b, 0.25)
     for name, moments in a.moments.items():
         torch.testing.assert_close(moments, expected[name])
