@@ -21,7 +21,7 @@ PIXELS = 2**24
 _GRAPHS = 6  # kept at a time: one for each size of a batch, and some for dials that are turned
 
 
-def length(frames: Sequence[npt.NDArray[np.uint8]], most: int) -> int:
+def length(frames: Sequence[npt.NDArray[np.uint8]] | Tensor, most: int) -> int:
     """How many of the first `frames` [H, W, 3], at least 1 and at most `most`, make a batch."""
     height, width = frames[0].shape[:2]
     same = itertools.takewhile(lambda frame: frame.shape == frames[0].shape, frames[: SIZES[0]])

@@ -96,7 +96,7 @@ class FramePainter:
         self._looked_at = torch.empty(0)  # that of the frame whose own statistics are the aim
         self._stale = True  # those are of other frames
         self._held = False  # those are for frames of all sizes
-        self._size: tuple[int, ...] = ()
+        self._size: Sequence[int] = ()
         self._step = batches.Recorder(self._paint_slowly)
         self.set(**dials)
 
@@ -158,11 +158,32 @@ class FramePainter:
         painted: list[Frame] = []
         with self._lock, torch.inference_mode():
             while len(painted) < len(frames):
-                painted += self._paint_some(frames[len(painted) :], self._settings)
+                some = self._paint_some(frames[len(painted) :], self._settings)
+                painted.extend(some.cpu().contiguous().numpy())
         return painted
 
-    def _paint_some(self, frames: Sequence[Frame], settings: _Settings) -> list[Frame]:
-        """Paints the first of `frames`, or finds that there the scene changes."""
+    def on_device(self, frames: Tensor) -> Tensor:
+        """`batch` for frames that are on the stylizer's device already: uint8 ``[N, H, W, 3]``.
+
+        What is painted stays there, too, as a new tensor like `frames`. Nobody waits for the device
+        unless the statistics move: then for a look at them, a few numbers, once a batch.
+
+        Raises ValueError for another dtype, shape or device.
+        """
+        device = self._stylizer.device
+        sound = frames.dtype == torch.uint8 and frames.ndim == 4 and frames.shape[3] == 3
+        if not sound or not frames.numel() or frames.device.type != device.type:
+            got = f"{frames.dtype} {list(frames.shape)} on {frames.device}"
+            raise ValueError(f"frames are {got}; expected uint8 [N, H, W, 3] on {device}")
+        painted: list[Tensor] = []
+        with self._lock, torch.inference_mode():
+            while (done := sum(map(len, painted))) < len(frames):
+                painted.append(self._paint_some(frames[done:], self._settings))
+        return torch.cat(painted)
+
+    def _paint_some(self, frames: Sequence[Frame] | Tensor, settings: _Settings) -> Tensor:
+        """Paints the first of `frames`, or finds that there the scene changes; on the device where
+        `frames` are."""
         if self._net is None or settings.style != self._style:
             self._make_net(settings.style)
         if frames[0].shape != self._size and not self._held:
@@ -171,11 +192,16 @@ class FramePainter:
         if self._stale or settings.half_life == 0:
             self._stale = False
             photo = self._on_device(frames[:1])
-            return _arrays(self._finish(self._start(photo), photo, settings))
+            return self._finish(self._start(photo), photo, settings)
         # The statistics of a batch are known beforehand: those of a frame are looked at after it.
         most = self._until_look(settings) if self.in_batches else 1
         photos = self._on_device(frames[: batches.length(frames, most)])
-        painted, *entrances = batches.to_host(*self._step(photos, settings))
+        painted, *entrances = self._step(photos, settings)
+        if isinstance(frames, Tensor):
+            painted = painted.clone()  # the next step overwrites its results
+            entrances = batches.to_host(*entrances) if entrances else []
+        else:
+            painted, *entrances = batches.to_host(painted, *entrances)
         cut = self._cut(entrances[0]) if entrances else None
         if cut is not None:
             self._stale = True  # what is left is painted again
@@ -183,9 +209,11 @@ class FramePainter:
             self._entrance = entrances[0][-1]
             self._frames_since += len(photos)
             self._take_aim(photos[-1:], settings)
-        return _arrays(painted[:cut])
+        return painted[:cut]
 
-    def _on_device(self, frames: Sequence[Frame]) -> Tensor:
+    def _on_device(self, frames: Sequence[Frame] | Tensor) -> Tensor:
+        if isinstance(frames, Tensor):
+            return frames
         if self.in_batches:
             return batches.to_device(frames, self._stylizer.device)
         return torch.from_numpy(np.require(frames[0], requirements=["C", "W"]))[None]
@@ -297,10 +325,6 @@ def jump(before: Tensor, after: Tensor) -> Tensor:
 def _aim_every(half_life: float) -> int:
     """From how many frames the last one's own statistics are looked at."""
     return int(min(max(half_life, 1), AIM_EVERY))
-
-
-def _arrays(frames: Tensor) -> list[Frame]:
-    return list(frames.cpu().contiguous().numpy())
 
 
 def _is_native() -> bool:

@@ -220,6 +220,37 @@ def test_what_stands_in_for_kernels_asks_none_either():
         assert reference.blur_cells_fwd(reference.upsample_fwd(y, 2), 2).shape == (2, 5, 8, 12)
 
 
+def test_frames_may_come_and_stay_as_tensors(stylizer):
+    frames = scene()[:-3]  # the last ones are smaller
+    expected = np.stack(stylizer.painter().batch(frames))
+    painted = stylizer.painter().on_device(torch.from_numpy(np.stack(frames)))
+    assert torch.equal(painted, torch.from_numpy(expected))
+    for wrong in (torch.zeros(8, 8, 3), torch.zeros(1, 3, 8, 8), torch.zeros(1, 8, 8, 3)):
+        with pytest.raises(ValueError, match=r"expected uint8 \[N, H, W, 3\] on cpu"):
+            stylizer.painter().on_device(wrong)
+    with pytest.raises(ValueError, match="on meta; expected"):
+        stylizer.painter().on_device(torch.zeros(1, 8, 8, 3, dtype=torch.uint8, device="meta"))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dials", [{}, {"half_life": math.inf}])
+def test_on_a_gpu_frames_stay_there(stylizer, dials):
+    there = Stylizer(copy.deepcopy(stylizer.model), "cuda")
+    expected, painter = there.painter(**dials), there.painter(**dials)
+    frames = scene()[:-3]
+    tensors = torch.from_numpy(np.stack(frames)).cuda()
+    for _ in range(3):
+        painted = painter.on_device(tensors)
+        assert painted.is_cuda
+        assert np.array_equal(painted.cpu().numpy(), np.stack(expected.batch(frames)))
+    if "half_life" in dials:
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            painter.on_device(tensors)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize(
     "dials", [{}, {"half_life": math.inf}, {"strength": 0.5, "keep_color": True}]
