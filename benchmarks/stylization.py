@@ -12,6 +12,7 @@ machine; minimal filtering needs fewer operations.
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -265,6 +266,47 @@ def prepare_batch(width: int, height: int, device: torch.device) -> Prepared:
     return Prepared(calls, missing, pictures=TOGETHER, bytes=moved, clock="wall")
 
 
+def prepare_on_device(width: int, height: int, device: torch.device) -> Prepared:
+    """Frames that are on a GPU and stay there, with the statistics of the first one."""
+    frames = [torch.from_numpy(frame)[None].to(device) for frame in scene(width, height)]
+    dials: dict[str, Any] = {"half_life": math.inf}
+    truth: Any = frame_by_frame(Stylizer.load(device=device).model.generator, frames)(0)
+
+    def ours(**more: Any) -> Call:
+        paint = Stylizer.load(device=device).painter(**dials, **more)
+        return lambda i: paint.on_device(frames[i])
+
+    def check(name: str, painted: Any) -> None:
+        off = (painted.float() - truth.float()).abs().mean().item()
+        if painted.shape != truth.shape or (name != "repaired" and off > TOLERANCE):
+            raise Wrong(f"{list(painted.shape)}, off by {off:.1f} levels")
+
+    calls, missing = variants(
+        {
+            OURS: partial(ours, repair=0.0),
+            "repaired": ours,
+            "eager": lambda: frame_by_frame(Stylizer.load(device=device).model.generator, frames),
+        },
+        check,
+    )
+    moved = 2 * width * height * 3
+    return Prepared(
+        calls, missing, FRAMES, pictures=1, bytes=moved, dtype="float16", clock="events"
+    )
+
+
+def frame_by_frame(net: nn.Module, frames: list[Tensor]) -> Call:
+    """`net` in eager PyTorch for frames [1, H, W, 3] on the device."""
+    net = OfFrames(net)
+
+    @torch.inference_mode()
+    def call(i: int) -> Tensor:
+        painted: Tensor = net(frames[i][0])
+        return painted[None]
+
+    return call
+
+
 def cases(device: torch.device, quick: bool) -> list[Case]:
     cuda, found = device.type == "cuda", []
     sizes = SIZES[::-1] if cuda else SIZES
@@ -273,5 +315,7 @@ def cases(device: torch.device, quick: bool) -> list[Case]:
         found.append(Case("stylization", name, partial(prepare, w, h, device), headline))
         if cuda:  # a CPU paints one at a time, whatever it is given
             several = partial(prepare_batch, w, h, device)
+            there = partial(prepare_on_device, w, h, device)
+            found.append(Case("stylization", f"{name} on the device", there, headline))
             found.append(Case("stylization", f"{name}, {TOGETHER} together", several))
     return found

@@ -22,9 +22,17 @@ def test_the_norm_that_is_exported_is_ours(activation: str | None) -> None:
 
 def test_a_gpu_begins_with_the_largest_frames_and_paints_several_together() -> None:
     names = [case.name for case in suite.cases(torch.device("cuda"), quick=False)]
-    assert names[:3] == ["3840×2160", "3840×2160, 5 together", "1920×1080"]
+    largest = ["3840×2160", "3840×2160 on the device", "3840×2160, 5 together"]
+    assert names[:4] == [*largest, "1920×1080"]
     assert {"256×256", "512×512, 5 together"} < set(names)
     assert [case.name for case in suite.cases(CPU, quick=True)] == ["512×512"]
+
+
+def test_frames_on_the_device_are_painted_as_the_net_does() -> None:
+    prepared = suite.prepare_on_device(48, 36, CPU)
+    assert prepared.missing == {}
+    assert set(prepared.calls) == {"ours", "repaired", "eager"}
+    assert not torch.equal(prepared.calls["ours"](0), prepared.calls["ours"](1))
 
 
 def test_onnx_runtime_paints_what_the_net_paints() -> None:
