@@ -12,19 +12,14 @@ that in torch's own matrix products, and otherwise three tf32 products that make
 
 from __future__ import annotations
 
-import os
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from faststy.kernels import tuning
+from faststy.kernels.precision import factor_dtype, precision
 from faststy.kernels.tuning import ceil_div, gram_plan, layout, planes, power_of_2
-
-# The interpreter multiplies with NumPy, which knows no bfloat16.
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-
 
 # Hints for readers: i_ index of a program, o_ offsets, b_ a block; i_n sample, i_s split.
 
@@ -204,11 +199,11 @@ def gram_bwd(symmetric: Tensor, x: Tensor, mean: Tensor | None, scale: Tensor | 
     plan = gram_plan(x, backward=True)
     dx = torch.empty_like(x, memory_format=layout(x))
     # The matrix needs the exponents of float32, which tf32 has, and all of float16 fits into tf32.
-    dtype = tl.float32 if x.dtype == torch.float16 else _factor_dtype(x)
+    dtype = tl.float32 if x.dtype == torch.float16 else factor_dtype(x)
     _gram_bwd_kernel[(n * plan.c_blocks * plan.splits,)](
         symmetric.contiguous(), x, x_strides, mean, *planes(dx), scale, 1 / (c * h * w),
         c, h * w, plan.c_blocks, plan.splits, plan.chunk,
-        DTYPE=dtype, PRECISION=_precision(x),
+        DTYPE=dtype, PRECISION=precision(x),
         BC=plan.block_c, BP=plan.block_p, ONE=plan.c_blocks == 1,
         num_warps=plan.num_warps, num_stages=plan.num_stages,
     )  # fmt: skip
@@ -223,7 +218,7 @@ def _partial_grams(x: Tensor, mean: Tensor | None) -> Tensor:
     partial = x.new_empty((n, plan.splits, c, c), dtype=torch.float32)
     _gram_fwd_kernel[(n * plan.splits * plan.c_blocks**2,)](
         x, x_strides, mean, partial, c, h * w, plan.c_blocks, plan.splits, plan.chunk,
-        DTYPE=_factor_dtype(x), PRECISION=_precision(x),
+        DTYPE=factor_dtype(x), PRECISION=precision(x),
         BC=plan.block_c, BP=plan.block_p, ONE=plan.c_blocks == 1,
         num_warps=plan.num_warps, num_stages=plan.num_stages,
     )  # fmt: skip
@@ -243,17 +238,3 @@ def _merge(partial: Tensor, target: Tensor | None, out: Tensor, x: Tensor) -> Te
         BS=block_s, BE=block_e,
     )  # fmt: skip
     return out if norms is None else norms
-
-
-def _factor_dtype(x: Tensor) -> tl.dtype:
-    """What the factors of products are rounded to: nothing is lost of x."""
-    if x.dtype == torch.bfloat16 and not INTERPRETED:
-        return tl.bfloat16
-    return tl.float16 if x.dtype == torch.float16 else tl.float32
-
-
-def _precision(x: Tensor) -> str:
-    """How products of float32 are made: as torch's own, but never without tensor cores."""
-    if x.dtype != torch.float32 or torch.backends.cuda.matmul.fp32_precision == "tf32":
-        return "tf32"
-    return "tf32x3"

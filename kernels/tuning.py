@@ -70,6 +70,26 @@ GRAM_TABLE = (
 )
 GRAM_UNALIGNED = GramRow(64, 32, 8, 1, 2)
 GRAM_MANY_BACKWARD = GramRow(64, 32, 8, 2, 2)
+
+
+class ConvRow(NamedTuple):
+    """How a 3x3 convolution is cut."""
+
+    block_y: int  # rows and
+    block_x: int  # columns of pixels of a tile
+    block_k: int  # channels of the result
+    block_r: int  # taps and channels of 2 bytes a step
+    num_warps: int
+    num_stages: int
+
+
+# By the largest K that a row serves.
+CONV_TABLE = (
+    (16, ConvRow(8, 16, 16, 32, 4, 4)),
+    (32, ConvRow(8, 16, 32, 64, 4, 3)),
+    (64, ConvRow(8, 16, 64, 64, 8, 3)),
+    (1 << 30, ConvRow(8, 16, 128, 64, 8, 3)),
+)
 MERGE = 4096  # partial sums that a program merges at a time
 PIXEL_TILE = 2048  # values of a frame that a program converts
 ROW_TILE = 1024  # values of a row that a program upsamples: 16 bytes a thread in half precision
@@ -239,6 +259,21 @@ def gram_plan(x: Tensor, backward: bool = False) -> GramPlan:
         splits = _splits(x, n * tiles, hw, block_p, waves)
     chunk = ceil_div(ceil_div(hw, splits), block_p) * block_p
     return GramPlan(block_c, block_p, c_blocks, chunk, ceil_div(hw, chunk), num_warps, num_stages)
+
+
+def conv_rows(x: Tensor, k: int) -> tuple[ConvRow, ...]:
+    """The rows for a convolution of tensors like `x` [N, C, H, W] to `k` channels."""
+    row = next(row for limit, row in CONV_TABLE if k <= limit)
+    return (row,)
+
+
+def conv_plan(x: Tensor, k: int) -> ConvRow:
+    """The plan for a convolution of tensors like `x` [N, C, H, W] to `k` channels."""
+    row: ConvRow = autotune.fastest("conv3x3", x, conv_rows(x, k))
+    if x.element_size() == 4:
+        # Keeps the shared memory the same; products of three parts take registers.
+        row = row._replace(block_r=row.block_r // 2, block_k=min(row.block_k, 64))
+    return row
 
 
 def _splits(x: Tensor, programs: int, hw: int, block_p: int, waves: int = WAVES) -> int:

@@ -16,7 +16,7 @@ from faststy import ops
 from faststy.nn.generator import MIN_SIDE, SCALE, CellHead, CellStem, Generator, ResidualBlock
 from faststy.nn.normalization import ConditionalInstanceNorm2d
 from faststy.nn.repairer import Repairer
-from faststy.ops.conv3x3 import Activation
+from faststy.ops.conv3x3 import Activation, weight_layout
 
 Moments = Mapping[str, Tensor]
 """Mean and variance, float32 [2, C], of what each norm of a generator sees, by the norm's name;
@@ -52,7 +52,8 @@ class PlainConv(nn.Module):
         if norm is not None:  # which subtracts a bias again
             self.eps = norm.eps
             self.norm_weight, self.norm_bias = style @ norm.weight, style @ norm.bias
-        self.register_buffer("weight", weight.contiguous())
+        weight = weight.contiguous(memory_format=weight_layout(weight))
+        self.register_buffer("weight", weight)
         # Not in half precision: where a mean is large, the two cancel each other.
         wide = torch.promote_types(dtype, torch.float32)
         scale = torch.ones_like(weight[:, 0, 0, 0], dtype=wide) if norm else None

@@ -35,7 +35,7 @@ def conv3x3(
     Args:
         inputs: [N, C, H, W] float16, bfloat16 or float32, H and W at least 2; or several that stand
             for one of all their channels.
-        weight: [K, C, 3, 3].
+        weight: [K, C, 3, 3]; `weight_layout` says how it is not copied.
         scale: [K].
         bias: [K].
         activation: "relu", "leaky_relu" (slope 0.2) or None.
@@ -77,9 +77,20 @@ def conv3x3(
     parts = [part.contiguous(memory_format=CHANNELS_LAST) for part in parts]
     with torch.no_grad():
         y, found = torch.ops.faststy.conv3x3_fwd(
-            parts, weight.contiguous(), scale, bias, residual, SLOPES[activation], moments
+            parts,
+            weight.contiguous(memory_format=weight_layout(weight)),
+            None if scale is None else scale.contiguous(),
+            None if bias is None else bias.contiguous(),
+            residual,
+            SLOPES[activation],
+            moments,
         )
     return y, found
+
+
+def weight_layout(weight: Tensor) -> torch.memory_format:
+    """The layout that weights are read in on their device."""
+    return CHANNELS_LAST if weight.is_cuda else torch.contiguous_format
 
 
 def _fake(

@@ -34,7 +34,7 @@ KERNELS: dict[str, str | None] = {
     "blur": "faststy.kernels.blur",
     "combined_loss": None,
     "discriminator_loss": None,
-    "conv3x3": None,
+    "conv3x3": "faststy.kernels.conv3x3",
     "upsample": "faststy.kernels.upsample",
     "blur_cells": "faststy.kernels.upsample",
     "repair_hints": "faststy.kernels.repair",

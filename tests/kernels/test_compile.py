@@ -28,6 +28,7 @@ from triton.runtime.jit import JITFunction  # noqa: E402
 from faststy.kernels import (  # noqa: E402
     autotune,
     blur,
+    conv3x3,
     gram,
     instance_norm,
     pixels,
@@ -168,6 +169,18 @@ GRAM_SHAPES = [
     (1, 27, 9, 9),
     (1, 11, 9, 9),
 ]
+# Channels of the inputs and of the result: the generator's, the repairer's, and awkward ones.
+CONV_SHAPES = [
+    ((48,), 48),
+    ((48,), 16),
+    ((16, 12), 16),
+    ((16,), 12),
+    ((48, 48), 24),
+    ((24, 3), 24),
+    ((24,), 6),
+    ((128,), 128),
+    ((70,), 130),
+]
 BORDER_SHAPES = [(16, 48, 64, 64), (16, 28, 128, 128), (2, 3, 45, 31)]
 DTYPES = (torch.float32, torch.bfloat16)
 
@@ -203,6 +216,16 @@ def grams(shape: tuple[int, ...], dtype: torch.dtype, last: bool) -> None:
     x, square = meta(*shape, dtype=dtype, last=last), meta(n, c, c)
     gram.gram_loss_fwd(x, meta(n, c), square)
     gram.gram_bwd(square, x, meta(n, c), meta(n))
+
+
+def convolution(channels: tuple[int, ...], k: int, dtype: torch.dtype, everything: bool) -> None:
+    make = lambda *shape: meta(*shape, dtype=dtype, last=len(shape) == 4)  # noqa: E731
+    inputs = [make(1, c, 270, 480) for c in channels]
+    weight, bias, residual = make(k, sum(channels), 3, 3), make(k), make(1, k, 270, 480)
+    if everything:
+        conv3x3.conv3x3_fwd(inputs, weight, bias, bias, residual, 0.2, True)
+    else:
+        conv3x3.conv3x3_fwd(inputs, weight, None, bias, None, 1.0, False)
 
 
 def borders(shape: tuple[int, ...], dtype: torch.dtype, last: bool) -> None:
@@ -241,6 +264,11 @@ def every_launch() -> list[Launch]:
             painting(1080, 1920, dtype)
         painting(4, 4, torch.float32)  # a single cell: sizes of 1 are constants to the compiler
         painting(28, 44, torch.float16)
+        for (channels, k), everything in itertools.product(CONV_SHAPES, (True, False)):
+            for dtype in (torch.float16, torch.float32):
+                convolution(channels, k, dtype, everything)
+        with mock.patch.object(conv3x3, "INT32", 0):
+            convolution((48,), 48, torch.bfloat16, True)
     return list(dict.fromkeys(launches))
 
 
@@ -262,6 +290,8 @@ def other_launches() -> list[Launch]:
             for shape in GRAM_SHAPES[:6]:
                 grams(shape, torch.float32, LAST)
                 grams(shape, torch.bfloat16, LAST)
+            for channels, k in CONV_SHAPES:
+                convolution(channels, k, torch.float16, True)
     assert max(met) == 5  # no row is left out
     return [launch for launch in dict.fromkeys(launches) if launch not in every_launch()]
 
@@ -275,3 +305,15 @@ def test_no_spills_and_shared_memory_within_the_chip(launches: Any, chip: int) -
         if needs.stack or needs.shared > CHIPS[chip]:
             bad.append(f"{launch}: {needs.stack} bytes spilled, {needs.shared} bytes shared")
     assert not bad, "\n".join(bad)
+
+
+@pytest.mark.parametrize(("chip", "instruction"), [(80, "mma"), (90, "wgmma"), (100, "tcgen05")])
+def test_convolutions_are_made_on_tensor_cores(chip: int, instruction: str) -> None:
+    """And both factors are read 16 bytes at a time where channels allow it."""
+    with recorded() as launches:
+        convolution((48,), 48, torch.float16, True)
+    ptx = compiled(launches[0], chip).ptx
+    assert f"{instruction}." in ptx
+    sizes = re.findall(r"cp\.async\.c[ag]\.shared\.global [^;]*, 0x([0-9a-f]+)[,;]", ptx)
+    assert sizes
+    assert set(sizes) == {"10"}

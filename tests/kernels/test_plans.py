@@ -17,7 +17,7 @@ DEVICE = "cpu" if INTERPRETED else "cuda"
 
 pytest.importorskip("triton")
 
-from faststy.kernels import gram, instance_norm, tuning  # noqa: E402
+from faststy.kernels import conv3x3, gram, instance_norm, tuning  # noqa: E402
 
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
 
@@ -251,3 +251,25 @@ def test_plans_cover_every_pixel_and_fill_the_chip(shape: Any, layout: torch.mem
         step = plan.steps(n)[0]
         assert plan.programs(step)[0] >= 132
         assert gram_plan.splits * gram_plan.c_blocks >= 132
+
+
+@pytest.mark.parametrize("reach", [conv3x3.INT32, 0])
+def test_convolution_in_small_tiles(monkeypatch: pytest.MonkeyPatch, reach: int) -> None:
+    """Several blocks of channels, several columns a step, and offsets of large pictures."""
+    row = tuning.ConvRow(2, 8, 16, 32, 4, 2)
+    monkeypatch.setattr(tuning, "CONV_TABLE", ((1 << 30, row),))
+    monkeypatch.setattr(tuning, "MERGE", 32)
+    monkeypatch.setattr(conv3x3, "MERGE", 32)
+    monkeypatch.setattr(conv3x3, "INT32", reach)
+    torch.manual_seed(0)
+    inputs = [torch.randn(2, c, 7, 19, device=DEVICE) for c in (5, 16)]
+    weight, residual = torch.randn(37, 21, 3, 3), torch.randn(2, 37, 7, 19)
+    weight, residual = weight.to(DEVICE), residual.to(DEVICE)
+    scale = weight[:, 0, 0, 0].contiguous()
+    ours = conv3x3.conv3x3_fwd(inputs, weight, scale, None, residual, 0.2, True)
+    wide = [x.double() for x in (weight, scale, residual)]
+    truth = reference.conv3x3_fwd(
+        [x.double() for x in inputs], wide[0], wide[1], None, wide[2], 0.2, True
+    )
+    for a, b in zip(ours, truth, strict=True):
+        assert relative(a, b) < 1e-5

@@ -1,17 +1,20 @@
 """The fused 3x3 convolution against one in float64."""
 
+import os
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from faststy import ops
 
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 6e-2, torch.float16: 1e-2}
 
 
-def arguments(n, channels, k, h, w, dtype=torch.float32):
+def arguments(n, channels, k, h, w, dtype=torch.float32, device="cpu"):
     generator = torch.Generator().manual_seed(n + k + h)
-    make = lambda *size: torch.randn(*size, generator=generator).to(dtype)  # noqa: E731
+    make = lambda *size: torch.randn(*size, generator=generator).to(device, dtype)  # noqa: E731
     inputs = [make(n, c, h, w) for c in channels]
     weight = make(k, sum(channels), 3, 3) / (3 * sum(channels) ** 0.5)
     return inputs, weight, make(k), make(k), make(n, k, h, w)
@@ -38,11 +41,14 @@ def truth(inputs, weight, scale, bias, residual, activation):
         (3, (3,), 12, 5, 33),
         (1, (7,), 33, 17, 4),  # whole vectors and a rest
         (1, (2,), 130, 3, 6),
+        (2, (5, 1, 9), 20, 11, 19),  # three inputs, several tiles
+        (1, (4,), 8, 2, 40),
     ],
 )
 @pytest.mark.parametrize("activation", [None, "relu", "leaky_relu"])
-def test_against_float64(n, channels, k, h, w, activation):
-    inputs, weight, scale, bias, residual = arguments(n, channels, k, h, w)
+def test_against_float64(n, channels, k, h, w, activation, device):
+    given = arguments(n, channels, k, h, w, device=device)
+    inputs, weight, scale, bias, residual = given
     for added in (None, residual):
         expected, moments = truth(inputs, weight, scale, bias, added, activation)
         y, found = ops.conv3x3(
@@ -52,33 +58,50 @@ def test_against_float64(n, channels, k, h, w, activation):
         torch.testing.assert_close(found.double(), moments, atol=1e-5, rtol=1e-4)
         assert y.is_contiguous(memory_format=torch.channels_last)
     y, found = ops.conv3x3(inputs, weight)
-    plain, _ = truth(inputs, weight, torch.ones(k), torch.zeros(k), None, None)
+    plain, _ = truth(inputs, weight, torch.ones_like(scale), torch.zeros_like(bias), None, None)
     torch.testing.assert_close(y.double(), plain, atol=1e-4, rtol=1e-4)
     assert found.shape == (0, k)
 
 
-def test_moments_far_from_zero():
+def test_moments_far_from_zero(device):
     """A mean much larger than the deviation must not cost the variance its digits."""
-    x = torch.randn(1, 1, 64, 64) * 0.01 + 100
-    weight = torch.zeros(1, 1, 3, 3)
+    x = torch.randn(1, 1, 64, 64, device=device) * 0.01 + 100
+    weight = torch.zeros(1, 1, 3, 3, device=device)
     weight[..., 1, 1] = 1
     found = ops.conv3x3(x, weight, moments=True)[1]
     torch.testing.assert_close(found[0, 0], x.mean(), rtol=1e-6, atol=0)
     torch.testing.assert_close(found[1, 0], x.double().var(correction=0).float(), rtol=0.1, atol=0)
 
 
-def test_nan_and_infinity_stay():
-    x = torch.zeros(1, 2, 8, 8)
+def test_nan_and_infinity_stay(device):
+    x = torch.zeros(1, 2, 8, 8, device=device)
     x[0, 0, 4, 4] = float("nan")
-    y, _ = ops.conv3x3(x, torch.ones(3, 2, 3, 3), activation="relu")
+    weight = torch.ones(3, 2, 3, 3, device=device)
+    y, found = ops.conv3x3(x, weight, activation="relu", moments=True)
     assert y[0, :, 3:6, 3:6].isnan().all()
+    assert found.isnan().all()
+
+
+def test_nan_stays_where_it_is(device):
+    """It does not come from places that no tap reads, and infinities have their sign."""
+    x = torch.zeros(2, 3, 20, 37, device=device)
+    x[1, 2, 9, 17] = float("nan")
+    x[0, 1, 0, 0] = float("inf")
+    y, _ = ops.conv3x3(x, -torch.ones(5, 3, 3, 3, device=device), activation="relu")
+    bad = torch.zeros_like(y, dtype=torch.bool)
+    bad[1, :, 8:11, 16:19] = True
+    if device.type == "cuda" or INTERPRETED:  # minimal filtering takes whole tiles along
+        assert torch.equal(y.isnan(), bad)
+        assert torch.equal(y[0], torch.zeros_like(y[0]))
+    assert y[bad].isnan().all()
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-def test_layouts_and_dtypes(dtype):
-    inputs, weight, scale, bias, residual = arguments(2, (8,), 12, 10, 14, dtype)
+def test_layouts_and_dtypes(dtype, device):
+    inputs, weight, scale, bias, residual = arguments(2, (8,), 12, 10, 14, dtype, device)
     expected, _ = truth(inputs, weight, scale, bias, residual, "relu")
     last = torch.channels_last
+    weight = weight.to(memory_format=last)
     for x, added in [
         (inputs[0], residual),
         (inputs[0].to(memory_format=last), residual.to(memory_format=last)),
@@ -87,6 +110,35 @@ def test_layouts_and_dtypes(dtype):
         y, _ = ops.conv3x3(x, weight, scale, bias, activation="relu", residual=added)
         tolerance = TOLERANCE[dtype]
         torch.testing.assert_close(y.double(), expected, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_moments_of_several_inputs(dtype, device):
+    """In half precision they are those of sums that were not rounded yet."""
+    inputs, weight, scale, bias, residual = arguments(3, (6, 3), 7, 19, 35, dtype, device)
+    expected, moments = truth(inputs, weight, scale, bias, residual, "leaky_relu")
+    y, found = ops.conv3x3(
+        inputs, weight, scale, bias, activation="leaky_relu", residual=residual, moments=True
+    )
+    tolerance = TOLERANCE[dtype]
+    torch.testing.assert_close(y.double(), expected, atol=tolerance, rtol=tolerance)
+    assert found.dtype == torch.float32
+    if device.type == "cuda" or INTERPRETED or dtype == torch.float32:
+        tolerance = 1e-5
+    torch.testing.assert_close(found.double(), moments, atol=tolerance, rtol=tolerance)
+
+
+def test_the_same_bits_again_and_weights_of_now(device):
+    inputs, weight, scale, bias, _ = arguments(2, (12,), 16, 21, 37, device=device)
+    first, second = (ops.conv3x3(inputs, weight, scale, bias, moments=True) for _ in range(2))
+    assert torch.equal(first[0], second[0])
+    assert torch.equal(first[1], second[1])
+    weight *= 2
+    scale = scale.repeat_interleave(3)[::3]  # not contiguous
+    expected, moments = truth(inputs, weight, scale, bias, None, None)
+    y, found = ops.conv3x3(inputs, weight, scale, bias, moments=True)
+    torch.testing.assert_close(y.double(), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found.double(), moments, atol=1e-5, rtol=1e-4)
 
 
 def test_any_number_of_threads_gives_the_same_bits():
@@ -103,8 +155,8 @@ def test_any_number_of_threads_gives_the_same_bits():
         assert torch.equal(moments, results[0][1])
 
 
-def test_opcheck():
-    inputs, weight, scale, bias, residual = arguments(1, (4, 3), 6, 5, 7)
+def test_opcheck(device):
+    inputs, weight, scale, bias, residual = arguments(1, (4, 3), 6, 5, 7, device=device)
     inputs = [x.to(memory_format=torch.channels_last) for x in inputs]
     residual = residual.to(memory_format=torch.channels_last)
     raw = torch.ops.faststy.conv3x3_fwd
