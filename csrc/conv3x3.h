@@ -218,7 +218,8 @@ INLINE void write_tile(const Conv& conv, const Tile& tile, const float* m, int64
     sums->sum += sum;
     sums->square += square;
   }
-  const vec scale = load<vec>(conv.scale + k), bias = load<vec>(conv.bias + k);
+  const int64_t vectors = tile.n * conv.padded + k;
+  const vec scale = load<vec>(conv.scale + vectors), bias = load<vec>(conv.bias + vectors);
   const int64_t lanes = std::min<int64_t>(LANES, conv.k - k);
   if (whole) {
 #pragma GCC unroll 4

@@ -43,7 +43,7 @@ struct Conv {
   int64_t padded;      // k in whole vectors
   const float* w;      // [k, c, 3, 3]
   float* u;            // [36, c, padded], the transformed weights
-  const float *scale, *bias;  // [padded]
+  const float *scale, *bias;  // [n, padded]
   const float* residual;      // [N, H, W, k] or null
   float slope;                // of what is negative in the end
   float* y;                   // [N, H, W, k]
@@ -134,9 +134,15 @@ float* aligned(std::vector<float>& room, int64_t numbers) {
   return reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(room.data()) + 63) & ~uintptr_t(63));
 }
 
-std::vector<float> padded(const std::optional<Tensor>& values, int64_t k, int64_t to, float other) {
-  std::vector<float> result(to, other);
-  if (values) std::copy_n(static_cast<const float*>(values->const_data_ptr()), k, result.begin());
+// A vector [k], or [n, k], as [n, padded].
+std::vector<float> padded(const std::optional<Tensor>& values, const Conv& conv, float other) {
+  std::vector<float> result(conv.n * conv.padded, other);
+  if (!values) return result;
+  const float* from = static_cast<const float*>(values->const_data_ptr());
+  const int64_t step = values->dim() == 2 ? values->stride(0) : 0;
+  for (int64_t i = 0; i < conv.n; ++i) {
+    std::copy_n(from + i * step, conv.k, result.begin() + i * conv.padded);
+  }
   return result;
 }
 
@@ -155,10 +161,13 @@ void check(const Tensor& t, const char* name, int64_t dims) {
                   ": expected float32 of ", dims, " dimensions on the CPU");
 }
 
-void check_vector(const std::optional<Tensor>& t, const char* name, int64_t k) {
+void check_vector(const std::optional<Tensor>& t, const char* name, const Conv& conv) {
   if (!t) return;
-  check(*t, name, 1);
-  STD_TORCH_CHECK(t->size(0) == k && t->is_contiguous(), name, ": expected ", k, " in a row");
+  const int64_t last = t->dim() - 1;
+  check(*t, name, last == 1 ? 2 : 1);
+  STD_TORCH_CHECK(t->size(last) == conv.k && (conv.k == 1 || t->stride(last) == 1) &&
+                      (last == 0 || t->size(0) == conv.n),
+                  name, ": expected ", conv.k, " in a row, or so for each sample");
 }
 
 std::tuple<Tensor, Tensor> conv3x3_fwd(std::vector<Tensor> inputs, Tensor weight,
@@ -185,8 +194,8 @@ std::tuple<Tensor, Tensor> conv3x3_fwd(std::vector<Tensor> inputs, Tensor weight
                   "weight: expected contiguous [K, C, 3, 3]");
   STD_TORCH_CHECK(conv.n > 0 && conv.height > 1 && conv.width > 1 && conv.c > 0 && conv.k > 0,
                   "inputs: expected two rows and columns or more");
-  check_vector(scale, "scale", conv.k);
-  check_vector(bias, "bias", conv.k);
+  check_vector(scale, "scale", conv);
+  check_vector(bias, "bias", conv);
   const int64_t sizes[] = {conv.n, conv.k, conv.height, conv.width};
   if (residual) {
     check(*residual, "residual", 4);
@@ -201,8 +210,8 @@ std::tuple<Tensor, Tensor> conv3x3_fwd(std::vector<Tensor> inputs, Tensor weight
   Tensor found = torch::stable::empty(moment_sizes, ScalarType::Float);
 
   conv.padded = (conv.k + MOST_LANES - 1) / MOST_LANES * MOST_LANES;
-  const std::vector<float> scales = padded(scale, conv.k, conv.padded, 1);
-  const std::vector<float> biases = padded(bias, conv.k, conv.padded, 0);
+  const std::vector<float> scales = padded(scale, conv, 1);
+  const std::vector<float> biases = padded(bias, conv, 0);
   thread_local std::vector<float> transformed;
   conv.w = static_cast<const float*>(weight.const_data_ptr());
   conv.u = aligned(transformed, 36 * conv.c * conv.padded);

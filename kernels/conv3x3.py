@@ -76,7 +76,8 @@ def _convolved(
 def _conv3x3_kernel(
     x_ptrs,  # [N, H, W, C] each
     weight_ptr,  # [K, 3, 3, ALL]
-    scale_ptr, bias_ptr,  # [K] or None
+    scale_ptr, scale_stride,  # [K] (stride 0) or [N, K], or None
+    bias_ptr, bias_stride,  # the same
     residual_ptr,  # [N, H, W, K] or None
     y_ptr,  # [N, H, W, K], written
     mean_ptr, m2_ptr,  # [N·down·across, K] or None, written: of what was convolved, tile by tile
@@ -109,9 +110,11 @@ def _conv3x3_kernel(
         tl.store(m2_ptr + i_tile * K + o_k, m2, mask=o_k < K)
 
     if scale_ptr is not None:
-        b_y *= tl.load(scale_ptr + o_k, mask=o_k < K, other=0).to(tl.float32)[None, :]
+        at = scale_ptr + i_n * scale_stride + o_k
+        b_y *= tl.load(at, mask=o_k < K, other=0).to(tl.float32)[None, :]
     if bias_ptr is not None:
-        b_y += tl.load(bias_ptr + o_k, mask=o_k < K, other=0).to(tl.float32)[None, :]
+        at = bias_ptr + i_n * bias_stride + o_k
+        b_y += tl.load(at, mask=o_k < K, other=0).to(tl.float32)[None, :]
     at = (o_y.to(OFFSET) * W + o_x)[:, None] * K + o_k[None, :]
     mask = inside[:, None] & (o_k < K)[None, :]
     if residual_ptr is not None:
@@ -181,7 +184,8 @@ def conv3x3_fwd(
     parts = x.new_empty((2, tiles, k), dtype=torch.float32) if moments else (None, None)
     reach = (plan.block_y + 2) * w * max(*channels, k)  # of a tile and its borders
     _conv3x3_kernel[(tiles * k_blocks,)](
-        tuple(inputs), _channels_last(weight), scale, bias, residual, y, parts[0], parts[1],
+        tuple(inputs), _channels_last(weight), *_vector(scale), *_vector(bias), residual, y,
+        parts[0], parts[1],
         h, w, down, across, k_blocks,
         CHANNELS=channels, ALL=sum(channels), K=k, SLOPE=slope,
         DTYPE=factor_dtype(x), PRECISION=precision(x),
@@ -198,6 +202,11 @@ def conv3x3_fwd(
             BY=plan.block_y, BX=plan.block_x, BK=block_k, BT=block_t, num_warps=8,
         )  # fmt: skip
     return y, found
+
+
+def _vector(v: Tensor | None) -> tuple[Tensor | None, int]:
+    """A vector [K] or [N, K] with its stride by sample."""
+    return v, v.stride(0) if v is not None and v.ndim == 2 else 0
 
 
 def _channels_last(x: Tensor) -> Tensor:

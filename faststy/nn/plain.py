@@ -60,7 +60,7 @@ class PlainConv(nn.Module):
         self.register_buffer("scale", scale)
         self.register_buffer("bias", bias if scale is None else torch.zeros_like(scale))
         self.seen: Tensor | None = None  # moments of the last frame or batch
-        # Means and 1/√(variance + eps) [N, K], of each frame of the next batch.
+        # Scale and bias [N, K] in place of those above, for each frame of the next batch.
         self.given: tuple[Tensor, Tensor] | None = None
 
     def fold(self) -> None:
@@ -83,32 +83,31 @@ class PlainConv(nn.Module):
         `look` notes the moments in `seen`, [N, 2, K] where each frame is given its own; `collect`
         notes them, too, and normalises by them, this once.
         """
-        given = self.given
-        if self.normalised and (collect or given is not None):
-            x, seen = ops.conv3x3(inputs, self.weight, moments=collect)
-            if given is None:
-                self.seen = seen
-                given = seen[0], torch.rsqrt(seen[1] + self.eps)
-            else:
-                self.seen = moments_of_each(x) if look else None
+        look = look and self.normalised
+        scale, bias = self.given or (self.scale, self.bias)
+        statistics = None
+        if self.normalised and collect:
+            x, self.seen = ops.conv3x3(inputs, self.weight, moments=True)
+            scale, bias = self.norm_weight, self.norm_bias
+            statistics = self.seen[0], torch.rsqrt(self.seen[1] + self.eps)
+        elif look and self.given is not None:
+            x, _ = ops.conv3x3(inputs, self.weight)
+            self.seen = moments_of_each(x)
+            statistics = torch.zeros_like(self.norm_bias), torch.ones_like(self.norm_bias)
+        if statistics is not None:
             return ops.instance_norm(
-                x,
-                self.norm_weight,
-                self.norm_bias,
-                activation=activation,
-                residual=residual,
-                statistics=given,
+                x, scale, bias, activation=activation, residual=residual, statistics=statistics
             )
         x, seen = ops.conv3x3(
             inputs,
             self.weight,
-            self.scale,
-            self.bias,
+            scale,
+            bias,
             activation=activation,
             residual=residual,
-            moments=look and self.normalised,
+            moments=look,
         )
-        self.seen = seen if look and self.normalised else None
+        self.seen = seen if look else None
         return x
 
 
@@ -178,18 +177,22 @@ class PlainGenerator(nn.Module):
 
     def fix(self, moments: Moments) -> None:
         """Normalise by `moments` from now on."""
-        convs = list(self.norms.values())
-        mean, variance = torch.cat([moments[name] for name in self.norms], dim=1)
+        scales, biases = self._affine(moments)
+        convs = self.norms.values()
+        # In place, where a CUDA graph looks.
+        torch._foreach_copy_([c.scale for c in convs if c.scale is not None], scales)
+        torch._foreach_copy_([c.bias for c in convs if c.bias is not None], biases)
+
+    def _affine(self, moments: Moments) -> tuple[list[Tensor], list[Tensor]]:
+        """What makes norms of scales and biases, [C] each; [N, C] for moments [N, 2, C]."""
+        convs = self.norms.values()
+        mean, variance = torch.cat([moments[name] for name in self.norms], dim=-1).unbind(-2)
         weight = torch.cat([conv.norm_weight for conv in convs])
         bias = torch.cat([conv.norm_bias for conv in convs])
         scale = weight * torch.rsqrt(variance + self.eps)
-        sizes = [len(conv.weight) for conv in convs]
-        # In place, where a CUDA graph looks.
-        scales = [conv.scale for conv in convs if conv.scale is not None]
-        torch._foreach_copy_(scales, torch.split(scale, sizes))
-        biases = [conv.bias for conv in convs if conv.bias is not None]
         bias = torch.addcmul(bias, mean, scale, value=-1)
-        torch._foreach_copy_(biases, torch.split(bias, sizes))
+        sizes = [len(conv.weight) for conv in convs]
+        return list(torch.split(scale, sizes, dim=-1)), list(torch.split(bias, sizes, dim=-1))
 
     def fold(self) -> None:
         """Become plain convolutions: the scales go into the weights for good."""
@@ -200,12 +203,10 @@ class PlainGenerator(nn.Module):
         """Have each frame of the next batch normalised by `moments` [N, 2, C] of its own."""
         for conv in self.norms.values():
             conv.given = None
-        if moments is not None:  # 1/√… of all norms in one launch
-            variances = torch.cat([moments[name][:, 1] for name in self.norms], dim=1)
-            sizes = [len(conv.weight) for conv in self.norms.values()]
-            rstds = torch.split(torch.rsqrt(variances + self.eps), sizes, dim=1)
-            for (name, conv), rstd in zip(self.norms.items(), rstds, strict=True):
-                conv.given = moments[name][:, 0], rstd
+        if moments is not None:
+            affine = zip(*self._affine(moments), strict=True)
+            for conv, given in zip(self.norms.values(), affine, strict=True):
+                conv.given = given
 
     @torch.no_grad()
     def forward(

@@ -36,8 +36,8 @@ def conv3x3(
         inputs: [N, C, H, W] float16, bfloat16 or float32, H and W at least 2; or several that stand
             for one of all their channels.
         weight: [K, C, 3, 3]; `weight_layout` says how it is not copied.
-        scale: [K].
-        bias: [K].
+        scale: [K], or [N, K] for one of each sample.
+        bias: [K] or [N, K].
         activation: "relu", "leaky_relu" (slope 0.2) or None.
         residual: [N, K, H, W], added before the activation.
         moments: whether mean and variance of what was convolved are wanted.
@@ -68,7 +68,7 @@ def conv3x3(
     checks.shaped(weight, "weight", {f"[K, {channels}, 3, 3]": (k, channels, 3, 3)}, like)
     for vector, name in ((scale, "scale"), (bias, "bias")):
         if vector is not None:
-            checks.shaped(vector, name, {"[K]": (k,)}, like)
+            checks.shaped(vector, name, {"[K]": (k,), "[N, K]": (n, k)}, like)
     if residual is not None:
         checks.shaped(residual, "residual", {"[N, K, H, W]": (n, k, height, width)}, like)
         residual = residual.contiguous(memory_format=CHANNELS_LAST)
@@ -79,8 +79,8 @@ def conv3x3(
         y, found = torch.ops.faststy.conv3x3_fwd(
             parts,
             weight.contiguous(memory_format=weight_layout(weight)),
-            None if scale is None else scale.contiguous(),
-            None if bias is None else bias.contiguous(),
+            _in_rows(scale),
+            _in_rows(bias),
             residual,
             SLOPES[activation],
             moments,
@@ -91,6 +91,10 @@ def conv3x3(
 def weight_layout(weight: Tensor) -> torch.memory_format:
     """The layout that weights are read in on their device."""
     return CHANNELS_LAST if weight.is_cuda else torch.contiguous_format
+
+
+def _in_rows(vector: Tensor | None) -> Tensor | None:
+    return vector if vector is None or vector.stride(-1) == 1 else vector.contiguous()
 
 
 def _fake(

@@ -337,9 +337,9 @@ def conv3x3_fwd(
         variance, mean = torch.var_mean(y.to(wide(y.dtype)), (0, 2, 3), correction=0)
         found = torch.stack([mean, variance])
     if scale is not None:
-        y *= scale[:, None, None]
+        y *= scale[..., None, None]
     if bias is not None:
-        y += bias[:, None, None]
+        y += bias[..., None, None]
     if residual is not None:
         y += residual
     if slope != 1:

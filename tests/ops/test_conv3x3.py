@@ -23,7 +23,7 @@ def arguments(n, channels, k, h, w, dtype=torch.float32, device="cpu"):
 def truth(inputs, weight, scale, bias, residual, activation):
     x = torch.cat([x.double() for x in inputs], 1)
     convolved = F.conv2d(F.pad(x, (1, 1, 1, 1), "reflect"), weight.double())
-    y = convolved * scale.double()[:, None, None] + bias.double()[:, None, None]
+    y = convolved * scale.double()[..., None, None] + bias.double()[..., None, None]
     if residual is not None:
         y = y + residual.double()
     if activation is not None:
@@ -61,6 +61,15 @@ def test_against_float64(n, channels, k, h, w, activation, device):
     plain, _ = truth(inputs, weight, torch.ones_like(scale), torch.zeros_like(bias), None, None)
     torch.testing.assert_close(y.double(), plain, atol=1e-4, rtol=1e-4)
     assert found.shape == (0, k)
+
+
+def test_scale_and_bias_of_each_sample(device):
+    inputs, weight, *_, residual = arguments(3, (5, 2), 20, 9, 13, device=device)
+    scale, bias = torch.randn(3, 2, 70, device=device)[:, :, 11:31].unbind(1)  # strided
+    for s, b in ((scale, bias), (scale, bias[1]), (scale[2], bias)):
+        expected, _ = truth(inputs, weight, s, b, residual, "relu")
+        y, _ = ops.conv3x3(inputs, weight, s, b, activation="relu", residual=residual)
+        torch.testing.assert_close(y.double(), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_moments_far_from_zero(device):
@@ -173,8 +182,8 @@ def test_opcheck(device):
         ({"inputs": [torch.zeros(1, 2, 5, 5), torch.zeros(1, 2, 5, 6)]}, ValueError, "one batch"),
         ({"inputs": torch.zeros(1, 4, 5, 5).int()}, TypeError, "got torch.int32"),
         ({"weight": torch.zeros(6, 5, 3, 3)}, ValueError, r"weight: .*\[6, 4, 3, 3\]"),
-        ({"scale": torch.zeros(5)}, ValueError, r"scale: expected \[K\] = \[6\], got \[5\]"),
-        ({"bias": torch.zeros(1, 6)}, ValueError, r"bias: expected \[K\]"),
+        ({"scale": torch.zeros(5)}, ValueError, r"scale: expected \[K\] = \[6\] or .* got \[5\]"),
+        ({"bias": torch.zeros(2, 6)}, ValueError, r"bias: expected \[K\]"),
         ({"residual": torch.zeros(1, 6, 5, 4)}, ValueError, "residual: expected"),
         ({"activation": "silu"}, ValueError, "activation: expected relu"),
     ],
