@@ -19,7 +19,7 @@ from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import BinaryIO, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 import av
 import numpy as np
@@ -30,6 +30,11 @@ from faststy.errors import FaststyError
 from faststy.pictures import list_pictures, read_picture, scale_down
 
 Packet: TypeAlias = "av.Packet[av.stream.Stream]"
+
+# Tags that are no UTF-8 refuse no film; from 19 on PyAV sees to it.
+METADATA: dict[str, Any] = (
+    {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "replace"}
+)
 
 SMALLEST = 16
 """Least width and height of a frame, in pixels: what encoders and the nets take."""
@@ -515,7 +520,7 @@ def _open(source: str | BinaryIO | _Pipe, name: str) -> av.container.InputContai
     try:
         if isinstance(source, str) and os.path.isfile(source) and os.path.getsize(source) == 0:
             raise FaststyError(f"{name}: the file is empty (zero bytes)")
-        container = av.open(source, "r", metadata_errors="replace")
+        container = av.open(source, "r", **METADATA)
     except (av.FFmpegError, OSError) as error:
         if isinstance(error, ValueError):  # FFmpeg's "invalid data"
             if _has_lost_its_index(source):
