@@ -520,7 +520,7 @@ def _open(source: str | BinaryIO | _Pipe, name: str) -> av.container.InputContai
     try:
         if isinstance(source, str) and os.path.isfile(source) and os.path.getsize(source) == 0:
             raise FaststyError(f"{name}: the file is empty (zero bytes)")
-        container = av.open(source, "r", **METADATA)
+        container: av.container.InputContainer = av.open(source, "r", **METADATA)
     except (av.FFmpegError, OSError) as error:
         if isinstance(error, ValueError):  # FFmpeg's "invalid data"
             if _has_lost_its_index(source):
