@@ -131,7 +131,7 @@ def test_renew_on_a_device_without_guards_adds_the_headlines(
     assert {(g.measured, round(g.floor, 2)) for g in new} == {(4.0, 2.1)}
     held = {(g.suite, g.against): g.case for g in new}
     assert held.keys() == {("ops", "eager"), ("training", "ops off"), ("stylization", "eager")}
-    assert held["training", "ops off"] == "adversarial step, 16 × 256²"
+    assert held["training", "ops off"] == "adversarial step, 64 × 256²"
     names = " ".join(g.case for g in new)
     assert "instance_norm+relu [16, 64, 256, 256] channels_last bfloat16 forward+backward" in names
     assert not any(gone in names for gone in ("upsample", "gram_loss"))
