@@ -492,7 +492,7 @@ def tune(chosen: Sequence[Case], device: torch.device, quick: bool) -> Iterator[
     tensors: dict[tuple[Any, ...], Job] = {}
     for job in jobs(device, quick):
         kernel = job.op.partition("+")[0].removesuffix("_loss")
-        if str(job) in names and kernel in ("instance_norm", "gram"):
+        if str(job) in names and kernel in ("instance_norm", "gram", "conv3x3"):
             tensors.setdefault((kernel, job.shape, job.layout, job.dtype), job)
     for (kernel, *_), job in tensors.items():
         for t in ops.tune(features(job, device), kernels=(kernel,)):

@@ -148,10 +148,12 @@ class GramPlan(NamedTuple):
     num_stages: int
 
 
-def rows(kernel: str, x: Tensor) -> tuple[NormRow, ...] | tuple[GramRow, ...]:
+def rows(kernel: str, x: Tensor) -> tuple[NormRow, ...] | tuple[GramRow, ...] | tuple[ConvRow, ...]:
     """The rows of `kernel`, as "gram_bwd", for `x` [N, C, H, W]; the first is the default."""
     if kernel in NORM_TABLE:
         return NORM_TABLE[kernel]
+    if kernel == conv_kernel(x.shape[1]):
+        return conv_rows(x, x.shape[1])
     return gram_rows(x, backward=kernel == "gram_bwd")
 
 
@@ -269,16 +271,28 @@ def gram_plan(x: Tensor, backward: bool = False) -> GramPlan:
     return GramPlan(block_c, block_p, c_blocks, chunk, ceil_div(hw, chunk), num_warps, num_stages)
 
 
+def conv_kernel(k: int) -> str:
+    """What autotune calls convolutions to `k` channels."""
+    return f"conv3x3_k{max(power_of_2(k), 16)}"
+
+
 def conv_rows(x: Tensor, k: int) -> tuple[ConvRow, ...]:
-    """The rows for a convolution of tensors like `x` [N, C, H, W] to `k` channels."""
+    """The rows for tensors like `x` [N, C, H, W] and `k` channels: the default, and others."""
     table = CONV_FLOAT32 if x.element_size() == 4 else CONV_TABLE
     row = next(row for most_k, most_c, row in table if k <= most_k and x.shape[1] <= most_c)
-    return (row,)
+    # One stage goes by way of registers and of the L1 cache, more are copied from L2.
+    stages = [row._replace(num_stages=stages) for stages in (1, 2, 3) if stages != row.num_stages]
+    smaller = row._replace(block_y=row.block_y // 2)
+    if row.block_r > 16:
+        other = row._replace(block_r=row.block_r // 2, num_stages=3)
+    else:
+        other = row._replace(block_y=2 * row.block_y, num_warps=8)
+    return (row, *stages[:2], smaller, other)
 
 
 def conv_plan(x: Tensor, k: int) -> ConvRow:
     """The plan for a convolution of tensors like `x` [N, C, H, W] to `k` channels."""
-    row: ConvRow = autotune.fastest("conv3x3", x, conv_rows(x, k))
+    row: ConvRow = autotune.fastest(conv_kernel(k), x, conv_rows(x, k))
     return row
 
 

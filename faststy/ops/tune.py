@@ -13,11 +13,13 @@ from faststy.errors import FaststyError
 from faststy.ops import checks
 from faststy.ops.dispatch import choose
 
+KERNELS = ("instance_norm", "gram", "conv3x3")
+
 
 class Tuned(NamedTuple):
     """What was measured of one kernel."""
 
-    kernel: str  # "instance_norm_fwd", "instance_norm_bwd", "gram_fwd" or "gram_bwd"
+    kernel: str  # "instance_norm_fwd", "instance_norm_bwd", "gram_fwd", "gram_bwd", "conv3x3_k64"
     best: tuple[Any, ...]  # the fastest row of its table
     seconds: float  # with that row
     default_seconds: float  # with the row that is taken without tuning; infinite if it did not fit
@@ -27,10 +29,12 @@ class Tuned(NamedTuple):
 def tune(
     x: Tensor,
     *,
-    kernels: tuple[str, ...] = ("instance_norm", "gram"),
+    kernels: tuple[str, ...] = KERNELS,
     timer: Callable[[Callable[[], object]], float] | None = None,
 ) -> list[Tuned]:
     """Measure the kernels on features like `x`, forward and backward; later calls use the winners.
+
+    Convolutions are measured from the channels of `x` to as many, with ReLU.
 
     That takes some ten seconds a shape, most of it compiling. Winners are kept in
     faststy/tuned.json of the user's cache folder (or the file that $FASTSTY_TUNED names), by GPU,
@@ -39,7 +43,7 @@ def tune(
 
     Args:
         x: [N, C, H, W] float16, bfloat16 or float32, in either memory layout, not empty.
-        kernels: "instance_norm", "gram" or both.
+        kernels: some of "instance_norm", "gram" and "conv3x3".
         timer: given a function to call, the seconds of a call; by default measured on the GPU.
 
     Raises:
@@ -51,9 +55,9 @@ def tune(
         raise TypeError("x: expected float16, bfloat16 or float32, got torch.float64")
     if x.numel() == 0:
         raise ValueError(f"x: expected values to measure with, got {list(x.shape)}")
-    unknown = set(kernels) - {"instance_norm", "gram"}
+    unknown = set(kernels) - set(KERNELS)
     if unknown:
-        raise ValueError(f"kernels: expected 'instance_norm' or 'gram', got {sorted(unknown)}")
+        raise ValueError(f"kernels: expected some of {list(KERNELS)}, got {sorted(unknown)}")
     active = choose("instance_norm", x.device.type)
     if active.name != "triton":
         why = f"what computes there is {active.name} ({active.why})"
@@ -91,4 +95,9 @@ def _calls(x: Tensor, kernels: tuple[str, ...]) -> dict[str, Callable[[], object
         gram = raw.gram_fwd(x, None)
         calls["gram_fwd"] = lambda: raw.gram_fwd(x, None)
         calls["gram_bwd"] = lambda: raw.gram_bwd(gram, x, None, None)
+    if "conv3x3" in kernels and min(x.shape[2:]) > 1:
+        last = x.contiguous(memory_format=torch.channels_last)
+        filters = x.new_ones(c, c, 3, 3).contiguous(memory_format=torch.channels_last)
+        name = import_module("faststy.kernels.tuning").conv_kernel(c)
+        calls[name] = lambda: raw.conv3x3_fwd([last], filters, None, None, None, 0.0, False)
     return calls
