@@ -36,8 +36,9 @@ from faststy.evaluation.distances import content_distance
 from faststy.model_file import load_model
 from faststy.nn.encoder import PerceptualEncoder, load_encoder
 from faststy.pictures import list_pictures, write_picture
-from faststy.training.config import BATCH, TrainConfig, read_config
+from faststy.training.config import BATCH, TrainConfig
 from faststy.training.dataset import Pictures
+from faststy.training.folder import was_made_by
 from faststy.training.loop import train
 from faststy.training.objective import CONTENT_TAP
 from faststy.training.step import StyleTarget
@@ -64,7 +65,7 @@ def train_one(
         seed=args.seed,
         steps=steps,
     )
-    if not note.is_file() or read_config(out / "config.toml") != config:
+    if not note.is_file() or not was_made_by(out, config):
         shutil.rmtree(out, ignore_errors=True)
         start = time.process_time()
         result = train(config)

@@ -41,7 +41,8 @@ from faststy.model_file import load_info
 from faststy.nn.encoder import PerceptualEncoder, load_encoder
 from faststy.pictures import list_pictures, read_picture, write_picture
 from faststy.tensors import to_tensor
-from faststy.training.config import TrainConfig, read_config
+from faststy.training.config import TrainConfig
+from faststy.training.folder import was_made_by
 from faststy.training.loop import train
 
 SIDE = 512
@@ -93,7 +94,7 @@ def trained(
         **length,
     )
     model = out / "model.safetensors"
-    if not model.is_file() or read_config(out / "config.toml") != settings:
+    if not model.is_file() or not was_made_by(out, settings):
         shutil.rmtree(out, ignore_errors=True)
         train(settings)
     return Stylizer.load(model), load_info(model).steps

@@ -29,7 +29,8 @@ from faststy.nn.encoder import load_encoder
 from faststy.pictures import list_pictures, read_picture, scale_down, write_picture
 from faststy.stylization.contact_sheet import labelled
 from faststy.tensors import device_named, to_image, to_tensor
-from faststy.training.config import TrainConfig, read_config
+from faststy.training.config import TrainConfig
+from faststy.training.folder import was_made_by
 from faststy.training.loop import Progress, train
 from faststy.training.schedule import SHARES
 
@@ -105,7 +106,7 @@ def trained(arguments: argparse.Namespace, style: Path, stages: tuple[str, ...])
         print()
         if not result.finished:
             raise FaststyError("interrupted; the same command goes on")
-    if read_config(run / "config.toml") != config:
+    if not was_made_by(run, config):
         raise FaststyError(f"{run}: holds a run with other settings; choose other --runs")
     return load_model(model)
 

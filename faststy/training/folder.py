@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 from faststy.errors import FaststyError
@@ -32,6 +32,16 @@ def refuse_another(run: Path, config: TrainConfig, *, resume: bool) -> None:
                 f"{run}: this run has {name.replace('_', '-')} {old}, not {new}; "
                 "go on without that setting or choose another --out"
             )
+
+
+def was_made_by(run: Path, config: TrainConfig) -> bool:
+    """Whether the folder `run` holds what `config` trains; the batch may be left to the run."""
+    recorded = run / "config.toml"
+    if not recorded.is_file():
+        return False
+    before = read_config(recorded)
+    wanted = replace(config, batch=config.batch or before.batch)
+    return before.absolute() == wanted.absolute()
 
 
 def open_run(run: Path, config: TrainConfig) -> None:

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from faststy.training import chore, guards, loop, picture_cache
 from faststy.training.checkpoint import checkpoint_path, newest_checkpoint
 from faststy.training.config import STAGES, TrainConfig, read_config
 from faststy.training.dataset import prefetch
+from faststy.training.folder import was_made_by
 from faststy.training.loop import style_names, train
 from faststy.training.step import Trainer
 
@@ -288,6 +290,10 @@ def test_a_run_goes_on_from_another_folder(config, pictures, tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     recorded = read_config(tmp_path / "run" / "config.toml", steps=4)
     assert train(recorded, resume=True).steps == 4
+    assert was_made_by(tmp_path / "run", replace(recorded, batch=None))
+    assert not was_made_by(tmp_path / "run", replace(recorded, batch=2))
+    assert not was_made_by(tmp_path / "run", replace(recorded, steps=5))
+    assert not was_made_by(tmp_path / "none", recorded)
 
 
 def test_a_resume_with_other_settings_is_refused_and_leaves_the_run_as_it_was(config, tmp_path):
