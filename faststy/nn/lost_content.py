@@ -21,8 +21,9 @@ def lost_content(painted: Sequence[Tensor], photo: Sequence[Tensor]) -> Tensor:
     Instance normalisation takes the style out of the features. Where what is left disagrees, as a
     share of what both hold, content was lost; where the photo is flat there was nothing to lose.
     """
-    a = ops.instance_norm(painted[CONTENT_TAP].detach())
-    b = ops.instance_norm(photo[CONTENT_TAP].detach())
+    # In float32: autocast does not see to it on a CPU, and differences of small numbers need it.
+    a = ops.instance_norm(painted[CONTENT_TAP].detach().float())
+    b = ops.instance_norm(photo[CONTENT_TAP].detach().float())
     missing = (a - b).square().mean(1, keepdim=True)
     held_a, held_b = a.square().mean(1, keepdim=True), b.square().mean(1, keepdim=True)
     disagreement = missing / (held_a + held_b + EPS)
