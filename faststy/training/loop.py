@@ -126,7 +126,7 @@ def _train(
     encoder = load_encoder(config.encoder).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     sources = [Pictures.found(Path(style), config.style_size, cache) for style in config.style]
     styles = [StyleTarget.of(source, encoder, device) for source in sources]
-    pairs = Pairs.found(Path(config.pairs), config.size) if config.pairs else None
+    pairs = Pairs.found(Path(config.pairs), config.size, cache) if config.pairs else None
     trainer = Trainer(config, encoder, styles, device, world)
     schedule = Schedule(config)
     weight = StyleWeight(config, schedule, device)
@@ -260,7 +260,9 @@ def _train(
     speed = (step - first) * batch / max(time.monotonic() - loop_began, 1e-6)
 
     def result(finished: bool) -> TrainResult:
-        skipped = {p: why for source in (photos, *sources) for p, why in source.skipped.items()}
+        given: list[Pictures | Pairs] = [photos, *sources]
+        given += [pairs] if pairs is not None else []
+        skipped = {p: why for source in given for p, why in source.skipped.items()}
         return TrainResult(
             run, model_path, step, seconds(), speed, skipped, int(trainer.skipped),
             tuple(log.events), finished, interrupted,

@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from faststy.errors import FaststyError
 from faststy.pictures import scale_down
 from faststy.training.dataset import generator
 from faststy.training.pairs import PAIRS_PER_STEP, Pairs
+from faststy.training.picture_cache import PictureCache
 
 
 def save(path, pixels):
@@ -26,7 +29,7 @@ def folder(tmp_path):
 
 def test_crops_of_photo_and_target_are_the_same(folder):
     pairs = Pairs.found(folder, 64)
-    assert len(pairs.pairs) == 3
+    assert len(pairs.paths) == 3
     for step in range(5):
         before, after = pairs.batch(generator(0, step))
         assert before.shape == after.shape == (PAIRS_PER_STEP, 3, 64, 64)
@@ -44,7 +47,8 @@ def test_a_step_has_its_own_crops(folder):
 def test_partners_may_differ_in_format(folder):
     Image.open(folder / "after" / "a.png").save(folder / "after" / "a.bmp")
     (folder / "after" / "a.png").unlink()
-    assert len(Pairs.found(folder, 64).pairs) == 3
+    pairs = Pairs.found(folder, 64)
+    assert (len(pairs.paths), pairs.skipped) == (3, {})
 
 
 @pytest.mark.parametrize(
@@ -56,23 +60,50 @@ def test_a_target_made_by_transfer_fits_its_photo(tmp_path, size, side):
     save(tmp_path / "before" / "a.png", np.asarray(photo))
     save(tmp_path / "after" / "a.png", np.asarray(scale_down(photo, side)))
     pairs = Pairs.found(tmp_path, 64)
-    before, after = pairs.pairs[0]
+    before, after = pairs.get(0)
     assert before.shape == after.shape
     assert pairs.batch(generator(0, 0))[0].shape == (PAIRS_PER_STEP, 3, 64, 64)
 
 
-def test_what_is_missing_is_said(folder):
+def test_a_pair_that_cannot_be_used_is_skipped_and_told(folder):
+    b = folder / "before" / "b.png"
+
+    def why():
+        pairs = Pairs.found(folder, 64)
+        for index in range(3):
+            before, after = pairs.get(index)
+            torch.testing.assert_close(before, 255 - after, atol=1, rtol=0)
+        assert list(pairs.skipped) == [b]
+        return pairs.skipped[b]
+
     (folder / "after" / "b.png").unlink()
+    assert re.search(r"before/b\.png: no picture of the same name in .*after", why())
+    save(folder / "after" / "b.png", np.zeros((100, 120, 3), np.uint8))
+    assert re.search(r"b\.png: its pair has another shape \(1\d\dx1\d\d and", why())
+    (folder / "after" / "b.png").write_bytes(b"broken")
+    assert "after/b.png: not a picture" in why()
+
+
+def test_no_pair_at_all_is_an_error(folder):
+    for path in folder.glob("after/**/*.png"):
+        path.write_bytes(b"broken")
+    with pytest.raises(FaststyError, match=r"none of 3 pairs can be used: .*a\.png: not a picture"):
+        Pairs.found(folder, 64)
+    (folder / "after" / "d.png").write_bytes(b"")
+    for path in folder.glob("after/**/[abc].png"):
+        path.unlink()
     with pytest.raises(
-        FaststyError, match=r"before/b\.png: no picture of the same name in .*after"
+        FaststyError, match=r"none of 3 pairs can be used: .* no picture of the same"
     ):
         Pairs.found(folder, 64)
-    save(folder / "after" / "b.png", np.zeros((100, 120, 3), np.uint8))
-    with pytest.raises(FaststyError, match=r"b\.png: its pair has another shape \(1\d\dx1\d\d and"):
-        Pairs.found(folder, 64)
-    (folder / "after" / "b.png").write_bytes(b"broken")
-    with pytest.raises(FaststyError, match=r"after/b\.png: not a picture"):
-        Pairs.found(folder, 64)
+
+
+def test_pairs_are_decoded_once_and_kept_in_the_cache(folder, tmp_path):
+    cache = PictureCache(tmp_path / "cache", always=True)
+    one = Pairs.found(folder, 64, cache).batch(generator(0, 0))
+    assert (tmp_path / "cache").is_dir()
+    two = Pairs.found(folder, 64).batch(generator(0, 0))
+    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
 
 
 def test_folders_that_are_not_there(tmp_path):
