@@ -61,7 +61,8 @@ DEFAULT = {field.name: field.default for field in fields(TrainConfig)}
 @click.option("--encoder", type=str, help="faststy, vgg19 or vgg19:FILE.  [default: faststy]")
 @click.option("--cache", type=str, help="Folder that keeps decoded pictures for later runs, too.  "
               "[default: in memory; the rest beside the run]")  # fmt: skip
-@click.option("--checkpoint-every", type=float, help="Seconds between checkpoints.  "
+@click.option("--checkpoint-every", type=float, help="Seconds between checkpoints; "
+              "more where one takes over a twentieth of that.  "
               f"[default: {DEFAULT['checkpoint_every']:g}]")  # fmt: skip
 @click.option("--tensorboard/--no-tensorboard", default=None, help="Also write event files for "
               "TensorBoard into the run's folder.")  # fmt: skip
