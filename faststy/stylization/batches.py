@@ -33,8 +33,8 @@ def to_device(frames: Sequence[npt.NDArray[np.uint8]], device: torch.device) -> 
     """Frames [H, W, 3] of one size as uint8 [N, H, W, 3] on `device`, without waiting for it."""
     shape = (len(frames), *frames[0].shape)
     batch = torch.empty(shape, dtype=torch.uint8, pin_memory=device.type == "cuda")
-    for place, frame in zip(batch.numpy(), frames, strict=True):
-        np.copyto(place, frame)
+    for place, frame in zip(batch, frames, strict=True):  # by several threads, unlike NumPy's
+        place.copy_(torch.from_numpy(np.require(frame, requirements=["C", "W"])))
     return batch.to(device, non_blocking=True)
 
 
