@@ -102,7 +102,7 @@ def command(
     out = Path(flags["out"] or "run")
     recorded = out / "config.toml"
     if resume and config is None and recorded.exists():
-        config = recorded
+        config, flags["out"] = recorded, str(out)  # the folder may have been moved
     settings = read_config(
         config,
         style=style or None,
@@ -120,7 +120,7 @@ def _tell(result: TrainResult, as_json: bool) -> None:
     for path, why in sorted(result.skipped.items())[:LISTED]:
         click.echo(f"skipped {why if str(path) in why else f'{path}: {why}'}", err=True)
     if result.skipped:
-        click.echo(f"{len(result.skipped)} pictures could not be read and were skipped", err=True)
+        click.echo(f"{len(result.skipped)} pictures could not be used and were skipped", err=True)
     for event in result.events[:LISTED]:
         click.echo(event, err=True)
     if as_json:

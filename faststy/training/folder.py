@@ -34,6 +34,12 @@ def refuse_another(run: Path, config: TrainConfig, *, resume: bool) -> None:
             )
 
 
+def recorded_batch(run: Path) -> int | None:
+    """The batch of the run in the folder `run`, None where there is no run. Raises FaststyError."""
+    recorded = run / "config.toml"
+    return read_config(recorded).batch if recorded.is_file() else None
+
+
 def was_made_by(run: Path, config: TrainConfig) -> bool:
     """Whether the folder `run` holds what `config` trains; the batch may be left to the run."""
     recorded = run / "config.toml"

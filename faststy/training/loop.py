@@ -38,7 +38,7 @@ from faststy.training.crops import whole
 from faststy.training.dataset import Pictures, generator, prefetch, random_crops
 from faststy.training.distributed import Alone, default_batch, joined
 from faststy.training.draws import Draws
-from faststy.training.folder import open_run, refuse_another
+from faststy.training.folder import open_run, recorded_batch, refuse_another
 from faststy.training.guards import Guards
 from faststy.training.log import Log, Progress
 from faststy.training.pairs import Pairs
@@ -100,7 +100,8 @@ def train(
         FaststyError: nothing to train on, an unwritable folder, a run that is already there or has
             other settings, a worker that was lost.
     """
-    batch = config.batch or default_batch(config.device)
+    batch = config.batch or (recorded_batch(Path(config.out)) if resume else None)
+    batch = batch or default_batch(config.device)
     config = replace(config, batch=batch)
     with joined(batch, config.out, config.device) as world:
         return _train(config, batch, on_progress, world, resume, until)

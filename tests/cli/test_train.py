@@ -200,6 +200,16 @@ def test_stopped_it_saves_and_says_how_to_go_on(place, number):
     assert f"{told['steps'] + 2} steps in" in out
     assert steps(place / "run" / "log.jsonl") == list(range(1, told["steps"] + 3))
 
+    (place / "run").rename(place / "moved")
+    status, out, err = faststy("--resume", "--out", "moved", "--steps", str(told["steps"] + 3))
+    assert status == 0, err
+    assert not (place / "run").exists()
+    (place / "moved").rename(place / "run")  # the default name
+    status, out, err = faststy("--resume", "--steps", str(told["steps"] + 4))
+    assert status == 0, err
+    assert steps(place / "run" / "log.jsonl")[-1] == told["steps"] + 4
+    assert not (place / "moved").exists()
+
 
 def test_the_end_is_told_in_words_and_a_second_run_is_refused(place):
     process = begin("--steps", "2", "--stages", "perceptual, adversarial")

@@ -296,6 +296,12 @@ def test_a_run_goes_on_from_another_folder(config, pictures, tmp_path, monkeypat
     assert not was_made_by(tmp_path / "none", recorded)
 
 
+def test_a_run_goes_on_with_its_own_batch_where_none_is_given(config, tmp_path):
+    train(config(steps=1, batch=3))
+    assert train(config(steps=2, batch=None), resume=True).steps == 2
+    assert read_config(tmp_path / "run" / "config.toml").batch == 3
+
+
 def test_a_resume_with_other_settings_is_refused_and_leaves_the_run_as_it_was(config, tmp_path):
     train(config(steps=2))
     with pytest.raises(FaststyError, match="this run has model nano, not fast; go on without"):
