@@ -135,7 +135,7 @@ def sweep(
                 nonlocal begun
                 if not begun:  # now it is known that all of it can be trained
                     record.write()
-                    config.write(out / "config.toml")
+                    config.absolute().write(out / "config.toml")
                     begun = True
                 parts[i] = progress.fraction
                 fraction, passed = sum(parts) / len(parts), time.monotonic() - began
@@ -247,7 +247,7 @@ class _Record:
                 record.done = {str(k): float(v) for k, v in values["done"].items()}
             if same_length and same_weights:
                 record.shown = float(values["shown"])
-                record.points = [_point(**point) for point in values["points"]]
+                record.points = [_point(out, **point) for point in values["points"]]
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise FaststyError(f"{path}: damaged; choose another --out") from error
         return record
@@ -273,8 +273,10 @@ def _read(path: Path) -> dict[str, Any]:
     raise FaststyError(f"{path}: damaged or not of a sweep; choose another --out")
 
 
-def _point(run: str, model: str, **numbers: Any) -> Point:
-    return Point(run=Path(run), model=Path(model), **numbers)
+def _point(out: Path, style_weight: float, run: str, model: str, **numbers: Any) -> Point:
+    """A recorded point, in the folder that the sweep is in now."""
+    folder = run_folder(out, style_weight)
+    return Point(style_weight, folder, folder / Path(model).name, **numbers)
 
 
 def _checked(style_weights: Any) -> list[float]:

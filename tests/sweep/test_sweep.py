@@ -178,6 +178,17 @@ def test_a_finished_sweep_can_get_another_λ_and_be_made_longer(config, monkeypa
     assert read_config(Path(config().out) / "config.toml").steps == 6
 
 
+def test_a_sweep_goes_on_from_another_folder(config, pictures, tmp_path, monkeypatch):
+    monkeypatch.chdir(pictures)
+    sweep(config(style=("painted_waves.png",), content="content", out="here"), [5.0])
+    (pictures / "here").rename(tmp_path / "there")
+    monkeypatch.chdir(tmp_path)
+    recorded = read_config(tmp_path / "there" / "config.toml", out="there")
+    result = sweep(recorded, resume=True)
+    assert [p.model for p in result.points] == [Path("there/style-weight-5/model.safetensors")]
+    assert len(sweep(recorded, [5.0, 20.0], resume=True).points) == 2
+
+
 def test_weights_are_shared_with_no_other_folder(config):
     sweep(config(steps=1), [3.0])
     with pytest.raises(FaststyError, match="holds a sweep; go on with --resume or choose"):
