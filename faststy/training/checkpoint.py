@@ -77,8 +77,10 @@ def restore(tensors: Tensors, nets: Nets, optimisers: Optimisers) -> None:
             for key, value in optimiser.state_dict().items():
                 value.copy_(saved[key])
     except (KeyError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise FaststyError(f"the checkpoint does not fit this run ({reason})") from error
+        raise FaststyError(  # PyTorch's own words name every tensor
+            "the checkpoint does not fit this run: it is of nets as another version of faststy has "
+            "them; finish it with that version or choose another --out"
+        ) from error
 
 
 def _under(prefix: str, tensors: Tensors) -> Tensors:

@@ -206,8 +206,10 @@ def test_a_full_disk_costs_neither_generation(path, monkeypatch):
 def test_a_checkpoint_of_other_nets(path):
     save(path, Position(1, 0.0), setup())
     _, tensors = load_checkpoint(path)
-    with pytest.raises(FaststyError, match="does not fit this run"):
+    with pytest.raises(FaststyError, match="does not fit this run") as told:
         restore(tensors, *setup(channels=5))
+    assert "another --out" in str(told.value)
+    assert len(str(told.value)) < 200  # not the names of all tensors
     with pytest.raises(FaststyError, match="does not fit this run"):
         restore(tensors, {"b": nn.Linear(2, 2)}, {})
 
