@@ -85,7 +85,7 @@ class Look(NamedTuple):
 
     @property
     def flat(self) -> bool:
-        return not min(self.painted, self.repaired) > DULL
+        return not (self.painted > DULL and self.repaired > DULL)  # nor if it is no number
 
 
 class Guards:
@@ -169,7 +169,7 @@ class Guards:
             events = []
         else:
             events = [f"step {step}: {why}; {answer}"]
-        if look.painted > DULL >= look.repaired:
+        if look.painted > DULL and not look.repaired > DULL:
             return [*events, f"step {step}: repaired paintings are flat: saved unrepaired"], False
         return events, True
 

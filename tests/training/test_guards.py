@@ -264,15 +264,15 @@ def test_a_plain_photo_may_be_painted_plainly():
     assert Run()(57).guards.settle(57, [plain]) == ([], True)
 
 
-def flattening(sound_from):
-    """A repairer that makes everything white, unless the weight is `sound_from` or more."""
+def flattening(sound_from, white=1.0):
+    """A repairer that makes everything `white`, unless the weight is `sound_from` or more."""
 
     class Repairer:
         def __call__(self, painted, photo):
             return None, None
 
         def apply_repair(self, painted, lost, residual, strength):
-            return painted if run.trainer.weight >= sound_from else painted * 0 + 1
+            return painted if run.trainer.weight >= sound_from else painted * 0 + white
 
     run = Run()(57, stage="repair")
     run.trainer.repairer = Repairer()
@@ -295,6 +295,14 @@ def test_a_repairer_that_flattens_is_not_shipped():
     young(20, stage="repair")
     (first, second), sound = young.guards.settle(20, PHOTOS)
     assert "saved unrepaired" in second
+    assert not sound
+
+
+def test_a_repairer_that_paints_no_numbers_is_not_shipped():
+    run = flattening(sound_from=1000, white=float("nan"))
+    events, sound = run.guards.settle(57, PHOTOS)
+    assert "back to the state of step 50" in events[0]
+    assert "saved unrepaired" in events[1]
     assert not sound
 
 
