@@ -189,13 +189,13 @@ def _train(
         save_checkpoint(checkpoint, *state(step, seconds()))
 
     def show() -> None:
-        _show(trainer, photos, run, stage)
+        _show(trainer, photos, run, repaired=stage == "repair" and sound)
 
     def grow() -> None:
         write_report(run, growing=True)
 
     step = first = position.step
-    stage = config.stages[0]
+    stage, sound = config.stages[0], True  # whether the repairer may be shipped
     loop_began = last_log = time.monotonic()
     saves, previews = Chore(config.checkpoint_every), Chore(PREVIEW_EVERY, at_once=True)
     reports = Chore(REPORT_EVERY, at_once=True)
@@ -269,7 +269,7 @@ def _train(
             tuple(log.events), finished, interrupted,
         )  # fmt: skip
 
-    finished, repaired = until >= 1 and not interrupted, stage == "repair"
+    finished = until >= 1 and not interrupted
     if finished:  # also when all steps were done before it was killed
         try:
             seen = [whole(photo, config.size).to(device) for photo in _spread(photos, LAST_PHOTOS)]
@@ -277,7 +277,6 @@ def _train(
             log.attempt(step, "checkpoint", save)
             raise
         settled, sound = guards.settle(step, seen)
-        repaired = repaired and sound
         for event in settled:
             log.tell(step, event)
     if not world.leads:
@@ -286,6 +285,7 @@ def _train(
     if interrupted:
         log.attempt(step, "report", lambda: write_report(run))
         return result(finished=False)
+    repaired = stage == "repair" and sound
     model = _model(trainer, config, photos, step, weight.at(1.0), repaired=repaired)
     try:
         save_model(model, model_path)
@@ -324,9 +324,9 @@ def _content(config: TrainConfig, cache: PictureCache) -> Pictures:
     return Pictures.found(folder, short_side, cache)
 
 
-def _show(trainer: Trainer, photos: Pictures, run: Path, stage: str) -> None:
+def _show(trainer: Trainer, photos: Pictures, run: Path, *, repaired: bool) -> None:
     chosen = _spread(photos, PREVIEW_PHOTOS)
-    repairer = trainer.repairer if stage == "repair" else None
+    repairer = trainer.repairer if repaired else None
     paint_preview(trainer.average, repairer, chosen, trainer.device, run / "preview.png")
 
 

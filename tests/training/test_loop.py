@@ -136,7 +136,10 @@ def test_several_styles_and_fewer_stages(config, pictures):
     assert model.repairer is None
 
 
-def test_a_repairer_that_does_harm_is_left_out_of_the_model(config, monkeypatch):
+def test_a_repairer_that_does_harm_is_left_out_of_model_and_preview(config, monkeypatch):
+    with Image.open(train(config(out=f"{config().out}-before")).run / "preview.png") as preview:
+        columns = round(preview.width / 80)
+    assert columns == 4  # photo, painting, map and repair
     seen = []
 
     def settle(guards, step, photos):
@@ -146,6 +149,8 @@ def test_a_repairer_that_does_harm_is_left_out_of_the_model(config, monkeypatch)
     monkeypatch.setattr(loop.Guards, "settle", settle)
     result = train(config())
     assert load_model(result.model).repairer is None
+    with Image.open(result.run / "preview.png") as preview:
+        assert round(preview.width / 80) == 2
     assert result.events[-1] == "step 10: harm"
     assert {tuple(photo.shape) for photo in seen} == {(1, 3, 64, 64)}  # whole, and small
 
@@ -291,6 +296,7 @@ def test_a_run_goes_on_from_another_folder(config, pictures, tmp_path, monkeypat
     recorded = read_config(tmp_path / "run" / "config.toml", steps=4)
     assert train(recorded, resume=True).steps == 4
     assert was_made_by(tmp_path / "run", replace(recorded, batch=None))
+    assert was_made_by(tmp_path / "run", replace(recorded, out="run"))
     assert not was_made_by(tmp_path / "run", replace(recorded, batch=2))
     assert not was_made_by(tmp_path / "run", replace(recorded, steps=5))
     assert not was_made_by(tmp_path / "none", recorded)
