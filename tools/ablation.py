@@ -54,6 +54,14 @@ Made by `{command}`: {styles} styles, {steps:,} steps of the generator each, fro
 
 def main() -> None:
     arguments = parse()
+    try:
+        compare(arguments)
+    except FaststyError as error:
+        raise SystemExit(f"error: {error}") from error
+
+
+def compare(arguments: argparse.Namespace) -> None:
+    """Train, measure and write what is compared."""
     device = device_named(arguments.device)
     judge = load_encoder(arguments.encoder).to(device)
     photos = list_pictures(arguments.photos)[: arguments.count]
@@ -78,7 +86,7 @@ SHORT, FULL = ("perceptual",), tuple(SHARES)
 def trained(arguments: argparse.Namespace, style: Path, stages: tuple[str, ...]) -> Model:
     """The model of one run, trained unless it is there already.
 
-    Raises FaststyError when it was interrupted.
+    Raises FaststyError when it was interrupted, has other settings, or lost its repairer.
     """
     run = arguments.runs / style.stem / "-".join(stages)
     model = run / "model.safetensors"
@@ -108,7 +116,10 @@ def trained(arguments: argparse.Namespace, style: Path, stages: tuple[str, ...])
             raise FaststyError("interrupted; the same command goes on")
     if not was_made_by(run, config):
         raise FaststyError(f"{run}: holds a run with other settings; choose other --runs")
-    return load_model(model)
+    found = load_model(model)
+    if "repair" in stages and found.repairer is None:
+        raise FaststyError(f"{run}: its repairer made paintings flat and was left out of the model")
+    return found
 
 
 def means(before: Evaluation, after: Evaluation) -> Iterator[Scores]:

@@ -46,7 +46,8 @@ def was_made_by(run: Path, config: TrainConfig) -> bool:
     if not recorded.is_file():
         return False
     before = read_config(recorded)
-    wanted = replace(config, batch=config.batch or before.batch)
+    # The folder may be named from elsewhere now, or have been moved.
+    wanted = replace(config, batch=config.batch or before.batch, out=before.out)
     return before.absolute() == wanted.absolute()
 
 

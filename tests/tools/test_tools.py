@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from faststy.model_file import Model, ModelInfo, save_model
+from faststy.model_file import Model, ModelInfo, load_model, save_model
 from faststy.nn.generator import Generator, GeneratorConfig
 
 TOOLS = Path(__file__).parents[2] / "tools"
@@ -58,6 +58,14 @@ def test_an_ablation_goes_on_where_it_was(place, run):
     run("ablation.py", *flags)
     assert [model.stat().st_mtime_ns for model in models] == times
     assert (place / "docs/ablation.md").read_text(encoding="utf-8") == text
+    run("ablation.py", *flags, "--runs", str(place / "ablation-runs"))  # the same, named otherwise
+    assert [model.stat().st_mtime_ns for model in models] == times
+    with pytest.raises(SystemExit, match="holds a run with other settings"):
+        run("ablation.py", *flags, "--steps", "4")
+    whole = load_model(models[1])
+    save_model(replace(whole, repairer=None, info=replace(whole.info, repairer=None)), models[1])
+    with pytest.raises(SystemExit, match="its repairer made paintings flat"):
+        run("ablation.py", *flags)
 
 
 def test_a_gallery_of_any_model(place, run):
