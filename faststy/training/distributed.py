@@ -162,7 +162,8 @@ def joined(batch: int, out: str, device: str) -> Iterator[Alone]:
         device: name of the device, "auto" or "cuda" for one CUDA device per worker.
 
     Raises:
-        FaststyError: a batch that is too small for so many, or workers that do not find together.
+        FaststyError: a batch that is too small for so many, or is not that of the other workers;
+            workers that do not find together.
     """
     size = workers()
     if size == 1:
@@ -179,6 +180,8 @@ def joined(batch: int, out: str, device: str) -> Iterator[Alone]:
         reason = str(error).splitlines()[0]
         raise FaststyError(f"the {size} workers do not find together ({reason})") from error
     try:
+        if float(worker.sum(torch.tensor(float(batch)))) != batch * size:
+            raise FaststyError("the workers have different batches; give all the same --batch")
         yield worker
     finally:
         # After an error NCCL would wait for the others here; the process ends anyway.

@@ -195,6 +195,21 @@ def test_a_run_that_loses_a_worker_goes_on_with_another_number(monkeypatch):
 # --------------------------------------------------------------------------- alone, and too many
 
 
+def test_workers_with_different_batches_are_refused():
+    program = """
+import os, sys
+from faststy.cli import main
+sys.argv.append(str(4 + int(os.environ["RANK"])))
+main()
+"""
+    command = ("train", "one.png", "--content", "content", "--device", "cpu", "--steps", "1")
+    for process in workers("-c", program, *command, "--batch"):
+        code, _, err = ends(process)
+        assert code == 2, err
+        assert err == "faststy: the workers have different batches; give all the same --batch\n"
+    assert not Path("run").exists()
+
+
 def test_one_process_is_alone(monkeypatch):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "1")
