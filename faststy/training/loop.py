@@ -64,7 +64,7 @@ LICENSE = "The weights are yours; the style picture keeps the terms that it has.
 
 @dataclass(frozen=True)
 class TrainResult:
-    """Where the run is and what it took; `skipped` lists pictures that could not be read."""
+    """Where the run is and what it took; `skipped` lists pictures that could not be used."""
 
     run: Path
     model: Path
