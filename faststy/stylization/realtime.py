@@ -170,16 +170,16 @@ class FramePainter:
 
         Raises ValueError for another dtype, shape or device.
         """
-        device = self._stylizer.device
+        device = next(self._stylizer.model.generator.parameters()).device  # with its number
         sound = frames.dtype == torch.uint8 and frames.ndim == 4 and frames.shape[3] == 3
-        if not sound or not frames.numel() or frames.device.type != device.type:
+        if not sound or 0 in frames.shape[1:] or frames.device != device:
             got = f"{frames.dtype} {list(frames.shape)} on {frames.device}"
             raise ValueError(f"frames are {got}; expected uint8 [N, H, W, 3] on {device}")
         painted: list[Tensor] = []
         with self._lock, torch.inference_mode():
             while (done := sum(map(len, painted))) < len(frames):
                 painted.append(self._paint_some(frames[done:], self._settings))
-        return torch.cat(painted)
+        return torch.cat(painted) if painted else frames.clone()
 
     def _paint_some(self, frames: Sequence[Frame] | Tensor, settings: _Settings) -> Tensor:
         """Paints the first of `frames`, or finds that there the scene changes; on the device where

@@ -225,7 +225,10 @@ def test_frames_may_come_and_stay_as_tensors(stylizer):
     expected = np.stack(stylizer.painter().batch(frames))
     painted = stylizer.painter().on_device(torch.from_numpy(np.stack(frames)))
     assert torch.equal(painted, torch.from_numpy(expected))
-    for wrong in (torch.zeros(8, 8, 3), torch.zeros(1, 3, 8, 8), torch.zeros(1, 8, 8, 3)):
+    none = torch.zeros(0, 8, 8, 3, dtype=torch.uint8)
+    assert torch.equal(stylizer.painter().on_device(none), none)  # as `batch`
+    empty = torch.zeros(1, 0, 8, 3, dtype=torch.uint8)
+    for wrong in (torch.zeros(8, 8, 3), torch.zeros(1, 3, 8, 8), torch.zeros(1, 8, 8, 3), empty):
         with pytest.raises(ValueError, match=r"expected uint8 \[N, H, W, 3\] on cpu"):
             stylizer.painter().on_device(wrong)
     with pytest.raises(ValueError, match="on meta; expected"):
