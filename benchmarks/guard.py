@@ -8,7 +8,7 @@
 A guard fails when the upper end of the ratio's interval is below its floor, three times in a row,
 each with more rounds than the one before. Its case must be one of the quick form of its suite.
 A baseline that is not installed, or not part of the case here, is said; one that fails fails.
-Where there are no guards yet for a kind of device, --renew adds the headlines of the suites.
+Where a suite has no guards yet for a kind of device, --renew adds its headlines.
 Exit status: 0, or 1 if a guard fails, or a result is wrong.
 """
 
@@ -121,12 +121,12 @@ def holds(guard: Guard, device: torch.device) -> bool:
 
 
 def added(guards: list[Guard], device: torch.device) -> list[Guard]:
-    """Guards yet to be measured, for a kind of device that has none."""
-    if any(g.device.startswith(device.type) for g in guards):
-        return []
+    """Guards yet to be measured, of suites that have none for this kind of device."""
+    known = {g.suite for g in guards if g.device.startswith(device.type)}
     return [
         Guard(suite, case.name, against, device.type, 0.0, 0.0, "")
         for suite, against in AGAINST.items()
+        if suite not in known
         for case in cases(suite, device, quick=True)
         if case.headline
     ]

@@ -87,7 +87,8 @@ def test_a_baseline_that_fails_is_no_pass(
     assert "FAILS     ops: gram" in capsys.readouterr().out
 
 
-def test_renew_measures(file: Path) -> None:
+def test_renew_measures(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "AGAINST", {"ops": "eager"})
     assert guard.main(["--renew"], file) == 0
     (new,) = guard.load(file)
     assert new.date > "2026-01-01"
@@ -139,6 +140,9 @@ def test_renew_on_a_device_without_guards_adds_the_headlines(
     assert guard.main(["--file", str(file)]) == 0
     assert guard.main(["--renew"], file) == 0  # nothing is added twice, and what is right stays
     assert len(guard.load(file)) == 1 + len(new)
+    guard.save([first, *(g for g in new if g.suite != "ops")], file)
+    assert guard.main(["--renew"], file) == 1  # a suite that was not measured here yet comes in
+    assert {*guard.load(file)} == {first, *new}
 
 
 def test_a_case_that_is_not_there(file: Path) -> None:
