@@ -4,8 +4,9 @@
     python benchmarks/_join.py WHOLE.json PART.json...
 
 Writes WHOLE.json, and beside it the charts and tables.md. The machine and the rates of its floors
-are those of the first part. A part that is missing, or no report, is told and left out: what was
-measured before something broke is worth as much. Exit status 1 if all are.
+are those of the first part. A part that is missing, no report, or of another commit than the latest
+is told and left out: what was measured before something broke is worth as much. Exit status 1 if
+all are.
 """
 
 from __future__ import annotations
@@ -36,6 +37,11 @@ def joined(parts: list[Report]) -> Report:
     return whole
 
 
+def commit(part: Report) -> str:
+    """What was measured; charts and tables of a run before make a working tree "dirty", too."""
+    return str(part["machine"]["commit"]).removesuffix("-dirty")
+
+
 def main(argv: list[str]) -> int:
     target, parts = Path(argv[0]), []
     for path in map(Path, argv[1:]):
@@ -45,6 +51,12 @@ def main(argv: list[str]) -> int:
             print(error, file=sys.stderr)
     if not parts:
         return 1
+    latest = commit(max(parts, key=lambda part: str(part["machine"]["date"])))
+    for part in parts:
+        if (other := commit(part)) != latest:
+            suites = ", ".join(part["settings"]["suites"])
+            print(f"{suites}: measured at commit {other}, not {latest}: left out", file=sys.stderr)
+    parts = [part for part in parts if commit(part) == latest]
     whole = joined(parts)
     write(whole, target)
     tables = document(whole)

@@ -9,17 +9,28 @@
 #
 # Leaves logs, JUnit files, the results of all suites with their charts and tables, and guards.toml
 # with floors for this device in OUT, by default benchmarks/results/<device>/. Tests are interrupted
-# after TEST_SECONDS; those that had failed are told. Each suite, and the guards, are a process of
-# their own, which is ended when its share of BENCH_SECONDS is over: what it had measured is kept.
+# after TEST_SECONDS (0: there are none); those that had failed are told. Each suite, and the guards,
+# are a process of their own, which is ended when its share of BENCH_SECONDS is over: what it had
+# measured is kept. A suite that is not among SUITES keeps what it measured before at the same commit.
 # The build and the tables come on top, in about a minute.
 # REHEARSE goes through all of it on a CPU in short: tests are collected, suites take their quick form.
-# Exit status: 0; 1 if a step failed (the others still run); 2 without a CUDA device.
+# Exit status: 0; 1 if a step failed (the others still run); 2 without a CUDA device, or for a suite
+# that there is not.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 repository=$PWD
 TEST_SECONDS=${TEST_SECONDS:-150}
 BENCH_SECONDS=${BENCH_SECONDS:-480}
 REHEARSE=${REHEARSE:-}
+
+declare -A weight=([stylization]=3 [training]=3 [ops]=5 [startup]=2 [memory]=2 [guards]=2)
+read -ra suites <<<"${SUITES:-stylization training ops startup memory}"
+for suite in "${suites[@]}"; do
+  if [ -z "${weight[$suite]:-}" ] || [ "$suite" = guards ]; then
+    echo "SUITES: expected stylization, training, ops, startup or memory, got $suite: nothing was run." >&2
+    exit 2
+  fi
+done
 
 # .venv may hold torch without CUDA while the machine's own Python has it, or the other way round.
 where=(--device cuda)
@@ -38,6 +49,9 @@ fi
 python=$("$python" -c 'import sys; print(sys.executable)')
 OUT=${OUT:-benchmarks/results/$device}
 mkdir -p "$OUT/suites" && OUT=$(cd "$OUT" && pwd) || exit 1
+for name in tests-others tests-ops "${suites[@]}" guards; do # of a run before, they would pass for ours
+  rm -f "$OUT/$name.log" "$OUT/$name.xml" "$OUT/suites/$name.json"
+done
 
 # What is built goes to a folder of its own, from which everything runs: so it comes before the
 # package in the repository, which lacks its kernels until it is installed.
@@ -77,6 +91,7 @@ fi
 tests() { # NAME SECONDS ARGUMENTS…
   local name=$1 seconds=$2
   shift 2
+  [ "$seconds" -gt 0 ] || return 0 # `timeout` takes 0 for no limit
   step "$name" "$seconds" "$python" -m pytest -c "$repository/pyproject.toml" --rootdir "$repository" \
     "${options[@]}" --junitxml "$OUT/$name.xml" "$@"
 }
@@ -95,8 +110,6 @@ share() { # WEIGHT: that of the time that is left, by the weights that are left
   seconds=$(((end - SECONDS) * $1 / weights)) weights=$((weights - $1))
   seconds=$((seconds > 1 ? seconds : 1))
 }
-declare -A weight=([stylization]=3 [training]=3 [ops]=5 [startup]=2 [memory]=2 [guards]=2)
-read -ra suites <<<"${SUITES:-stylization training ops startup memory}"
 for suite in "${suites[@]}" guards; do weights=$((weights + weight[$suite])); done
 for suite in "${suites[@]}"; do
   share "${weight[$suite]}"

@@ -39,6 +39,23 @@ def test_parts_become_one_report_with_charts_and_tables(
     assert (tmp_path / "ratios-memory.svg").is_file()
 
 
+def test_what_another_commit_measured_is_left_out(
+    report: Any, result: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old, new = report(result()), report(result(suite="memory", name="paint", unit="B", bytes=0))
+    old["settings"], new["settings"] = {"suites": ["ops"]}, {"suites": ["memory"]}
+    old["machine"] = {**old["machine"], "commit": "0000000", "date": "2000-01-01T00:00:00+00:00"}
+    parts = [tmp_path / "suites" / f"{name}.json" for name in ("memory", "ops")]
+    for part, path in zip((new, old), parts, strict=True):
+        _bench.write(part, path)
+    whole = tmp_path / "whole.json"
+    assert _join.main([str(whole), *map(str, parts)]) == 0
+    assert "ops: measured at commit 0000000, not " in capsys.readouterr().err
+    joined = _bench.read(whole)
+    assert [r["name"] for r in joined["cases"]] == ["paint"]
+    assert joined["machine"]["commit"] == new["machine"]["commit"]
+
+
 def test_nothing_was_measured(tmp_path: Path) -> None:
     assert _join.main([str(tmp_path / "whole.json"), str(tmp_path / "none.json")]) == 1
     assert list(tmp_path.iterdir()) == []
