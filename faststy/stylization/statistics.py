@@ -33,6 +33,8 @@ class NormStatistics:
     _together: Tensor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        # In one order, so that those of the same norms lie at the same places.
+        object.__setattr__(self, "moments", dict(sorted(self.moments.items())))
         object.__setattr__(self, "_together", self._joined(self.moments))
         object.__setattr__(self, "moments", self._parted(self._together))
 

@@ -51,3 +51,11 @@ def test_approaching_is_a_running_mean(generator, frames):
     a.approach(b, 0.25)
     for name, moments in a.moments.items():
         torch.testing.assert_close(moments, expected[name])
+
+
+def test_norms_are_told_apart_by_their_names(generator, frames):
+    a, b = (NormStatistics.collect(generator, frames[i : i + 1], STYLE) for i in range(2))
+    turned = NormStatistics(dict(reversed(b.moments.items())))
+    a.approach(turned, 1)
+    for name, moments in a.moments.items():
+        torch.testing.assert_close(moments, b.moments[name])
