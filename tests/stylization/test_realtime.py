@@ -220,7 +220,7 @@ def test_dials_do_not_wait_for_a_painting(stylizer, monkeypatch):
     def paint_some(frames, settings):
         begun.set()
         assert go.wait(10)
-        return list(frames)
+        return torch.from_numpy(np.stack(frames))
 
     monkeypatch.setattr(painter, "_paint_some", paint_some)
     thread = threading.Thread(target=painter, args=(frame(),))
