@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from faststy import ops
@@ -266,6 +267,7 @@ class PlainRepairer(nn.Module):
 
         self.stem, self.head = plain(repairer.stem), plain(repairer.head)
         self.body1, self.body2 = plain(repairer.body1), plain(repairer.body2)
+        self.found: Tensor | None = None  # map and gates of the last frames, a position a cell
 
     @torch.no_grad()
     def forward(self, painted: Tensor, photo: Tensor, strength: float) -> Tensor:
@@ -277,7 +279,16 @@ class PlainRepairer(nn.Module):
         h = self.stem(*cells, activation="leaky_relu")
         h = self.body1(h, hints.to(h.dtype), activation="leaky_relu")
         h = h + self.body2(h, activation="leaky_relu")
-        return ops.repair_apply(painted, details, self.head(h), strength)[:, :height, :width]
+        self.found = self.head(h)
+        return ops.repair_apply(painted, details, self.found, strength)[:, :height, :width]
+
+    @torch.no_grad()
+    def lost_content(self, height: int, width: int) -> Tensor:
+        """The lost-content map of the last frames, float32 [N, 1, height, width] in 0...1."""
+        assert self.found is not None
+        lost = self.found[:, :1].float()
+        lost = F.interpolate(lost, scale_factor=SCALE, mode="bilinear", align_corners=False)
+        return torch.sigmoid(lost)[..., :height, :width]
 
 
 def cell_pixels(frames: Tensor, cell: int, dtype: torch.dtype) -> Tensor:

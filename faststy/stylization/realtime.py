@@ -162,6 +162,24 @@ class FramePainter:
                 painted.extend(some.cpu().contiguous().numpy())
         return painted
 
+    def paint_picture(self, photo: Frame) -> tuple[Frame, npt.NDArray[np.float32] | None]:
+        """Paints a single picture, uint8 ``[H, W, 3]``, by its own statistics.
+
+        Also gives where the painting before repair lost content of the photo, float32 ``[H, W]`` in
+        0…1; None when the model has no repairer.
+        """
+        lost = None
+        with self._lock, torch.inference_mode():
+            settings = self._settings
+            self._make_net(settings.style)
+            frame = self._on_device([photo])
+            painted = self._start(frame)
+            if self._repairer is not None:
+                painted = self._repairer(painted, frame, self._strength_of_repair(settings))
+                lost = self._repairer.lost_content(*photo.shape[:2])[0, 0].cpu().numpy()
+            self.reset()
+            return self._tone(painted, frame, settings)[0].cpu().numpy(), lost
+
     def on_device(self, frames: Tensor) -> Tensor:
         """`batch` for frames that are on the stylizer's device already: uint8 ``[N, H, W, 3]``.
 
@@ -245,9 +263,16 @@ class FramePainter:
 
     def _finish(self, painted: Tensor, photo: Tensor, settings: _Settings) -> Tensor:
         """Repair, colours and strength, on uint8 [N, H, W, 3]."""
-        repair = 1.0 if settings.repair is None else settings.repair
+        repair = self._strength_of_repair(settings)
         if self._repairer is not None and repair > 0:
             painted = self._repairer(painted, photo, repair)
+        return self._tone(painted, photo, settings)
+
+    def _strength_of_repair(self, settings: _Settings) -> float:
+        return 1.0 if settings.repair is None else settings.repair
+
+    def _tone(self, painted: Tensor, photo: Tensor, settings: _Settings) -> Tensor:
+        """Colours and strength, on uint8 [N, H, W, 3]."""
         if not settings.keep_color and settings.strength == 1:
             return painted
         x, y = (ops.from_pixels(frames, channels_last=True) for frames in (photo, painted))

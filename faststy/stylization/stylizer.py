@@ -23,7 +23,6 @@ from faststy.model_file import Model, load_model
 from faststy.ops.reference import luminance
 from faststy.pictures import Picture, PictureSource, read_picture, scale_down
 from faststy.stylization import tiles
-from faststy.tensors import to_image, to_tensor
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -163,20 +162,17 @@ class Stylizer:
         filled = _fill_transparent(photo)
         limit = tiles.limit(memory, self.device)
 
+        dials: Dials = {
+            "style": weights,
+            "strength": strength,
+            "repair": repair,
+            "keep_color": keep_color,
+        }
+
         def attempt(side: int | None) -> tuple[Image.Image, npt.NDArray[np.float32] | None]:
             if side is None:
-                return self._paint_whole(filled, soft, weights, strength, repair, keep_color)
-            rgb = self._paint_tiles(
-                filled,
-                soft,
-                side,
-                progress,
-                style=weights,
-                strength=strength,
-                repair=repair,
-                keep_color=keep_color,
-            )
-            return rgb, None
+                return self._paint_whole(filled, soft, **dials)
+            return self._paint_tiles(filled, soft, side, progress, **dials), None
 
         side = tiles.side_within(limit, self.model.generator, filled.size)
         what = f"{photo.name}: not enough memory to paint {photo.size[0]} x {photo.size[1]}"
@@ -184,24 +180,12 @@ class Stylizer:
         return Painting(photo.with_rgb(rgb), lost, weights)
 
     def _paint_whole(
-        self,
-        photo: Image.Image,
-        mask: Image.Image | None,
-        weights: Mapping[str, float],
-        strength: float,
-        repair: float | None,
-        keep_color: bool,
+        self, photo: Image.Image, mask: Image.Image | None, **dials: Unpack[Dials]
     ) -> tuple[Image.Image, npt.NDArray[np.float32] | None]:
         """The painting and the lost-content map."""
-        x = to_tensor(photo).to(self.device)
-        painted, lost = self._paint(x, weights, 1.0 if repair is None else repair)
-        if keep_color:
-            painted = with_colors_of(x, painted)
-        painted = blend(x, painted, strength)
-        if mask is not None:
-            share = torch.from_numpy(np.array(mask, dtype=np.float32) / 255).to(self.device)
-            painted = torch.lerp(x, painted, share)
-        return to_image(painted[0]), None if lost is None else lost[0, 0].cpu().numpy()
+        seen = np.array(photo)
+        painted, lost = self.painter(**dials).paint_picture(seen)
+        return Image.fromarray(_masked(seen, painted, mask)), lost
 
     def _paint_tiles(
         self,
@@ -215,11 +199,7 @@ class Stylizer:
         painter.hold(tiles.samples(photo))
 
         def paint(seen: Frame, tile: tiles.Tile) -> Frame:
-            painted = painter(seen)
-            if mask is None:
-                return painted
-            share = np.asarray(mask.crop(tile.seen), dtype=np.float32)[..., None] / 255
-            return np.rint(seen + (painted.astype(np.float32) - seen) * share).astype(np.uint8)
+            return _masked(seen, painter(seen), None if mask is None else mask.crop(tile.seen))
 
         return tiles.paint_tiles(photo, side, tiles.halo_of(self.model.generator), paint, progress)
 
@@ -269,18 +249,6 @@ class Stylizer:
             raise ValueError(f"repair is {repair}; expected 0 to 1")
         if repair and self.model.repairer is None:
             raise FaststyError("the model was trained without a repairer; leave repair at 0")
-
-    @torch.inference_mode()
-    def _paint(
-        self, x: Tensor, weights: Mapping[str, float], repair: float
-    ) -> tuple[Tensor, Tensor | None]:
-        """The nets alone: the painting [1, 3, H, W], and the lost-content map [1, 1, H, W]."""
-        generator, repairer = self.model.generator, self.model.repairer
-        painted = generator(x, x.new_tensor([weights.get(name, 0.0) for name in self.styles]))
-        if repairer is None:
-            return painted, None
-        lost, residual = repairer(painted, x)
-        return repairer.apply_repair(painted, lost, residual, repair), lost
 
 
 def mixing_weights(style: Style | None, names: list[str]) -> dict[str, float]:
@@ -407,6 +375,14 @@ def _fill_transparent(photo: Picture) -> Image.Image:
     pixels = np.array(photo.rgb)
     pixels[hidden] = pixels[~hidden].mean(axis=0).round()
     return Image.fromarray(pixels)
+
+
+def _masked(photo: Frame, painted: Frame, mask: Image.Image | None) -> Frame:
+    """`painted` laid over `photo`, uint8 [H, W, 3], where `mask` is white."""
+    if mask is None:
+        return painted
+    share = np.asarray(mask, dtype=np.float32)[..., None] / 255
+    return np.rint(photo + (painted.astype(np.float32) - photo) * share).astype(np.uint8)
 
 
 def _soft_mask(mask: PictureSource, size: tuple[int, int]) -> Image.Image:

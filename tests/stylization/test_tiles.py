@@ -263,7 +263,7 @@ def test_out_of_memory_goes_on_in_smaller_tiles(stylizer, photo, monkeypatch):
     """As on a GPU that others use, too: what was free may be gone."""
     expected = np.asarray(stylizer.paint(photo, memory=TOO_LITTLE).picture.rgb)
 
-    def fail(*_):
+    def fail(*_, **__):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.")
 
     in_tiles, sides = tiles.paint_tiles, []
