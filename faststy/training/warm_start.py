@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from faststy import assets
 from faststy.errors import FaststyError
 from faststy.model_file import Model, load_model
-from faststy.nn.generator import Generator
+from faststy.nn.generator import Generator, ResidualBlock
 from faststy.nn.normalization import ConditionalInstanceNorm2d
 from faststy.training import objective
 from faststy.training.precision import in_precision
@@ -18,33 +20,38 @@ from faststy.training.step import StyleTarget, Trainer
 def start(trainer: Trainer, base: str, photo: Tensor) -> str | None:
     """Start `trainer` from `base` ("auto", "none" or a file), and say in words how, or None.
 
-    Raises FaststyError for a file that is no model, or one of another size.
+    A base that is smaller than the trainer's generator is grown to its size. Raises FaststyError
+    for a file that is no model, or a larger one.
     """
     if base == "none":
         return None
     path = assets.model() if base == "auto" else base
     model = load_model(path)
     ours, theirs = trainer.generator.config, model.generator.config
-    if (ours.channels, ours.blocks) != (theirs.channels, theirs.blocks):
+    if ours.channels < theirs.channels or ours.blocks < theirs.blocks:
         if base == "auto":
             return None
-        raise FaststyError(f"{path}: a generator of another size than --model; --base none does it")
+        raise FaststyError(f"{path}: a larger generator than --model; --base none does it")
     names = " and ".join(f"'{name}'" for name in warm_start(trainer, model, photo))
-    return f"begins as {names} of {'the bundled styles' if base == 'auto' else path}"
+    source = "the bundled styles" if base == "auto" else path
+    same = (ours.channels, ours.blocks) == (theirs.channels, theirs.blocks)
+    return f"begins as {names} of {source}{'' if same else ', grown to its size'}"
 
 
 def warm_start(trainer: Trainer, base: Model, photo: Tensor) -> list[str]:
     """Give `trainer` the weights of `base`; each new style begins as the style nearest to it.
 
     Args:
-        base: a model of the trainer's size; its repairer is taken over, too, but for its colour
-            correction, which was learned on other palettes.
+        base: a model of the trainer's size or a smaller one; its repairer is taken over, too, but
+            for its colour correction, which was learned on other palettes.
         photo: [N, 3, H, W] in 0...1, on the trainer's device: what the styles are compared on.
     Returns:
         the names of the base's styles that the trainer's styles began as.
     """
     generator = base.generator.to(trainer.device)
     nearest = [_nearest(trainer, generator, target, photo) for target in trainer.styles]
+    ours = trainer.generator.config
+    generator = grown(generator, ours.channels, ours.blocks)
     state = generator.state_dict()
     for name, module in generator.named_modules():
         if isinstance(module, ConditionalInstanceNorm2d):
@@ -56,6 +63,29 @@ def warm_start(trainer: Trainer, base: Model, photo: Tensor) -> list[str]:
         trainer.repairer.load_state_dict(base.repairer.state_dict())
         trainer.repairer.forget_colours()
     return [base.info.styles[index] for index in nearest]
+
+
+@torch.no_grad()
+def grown(generator: Generator, channels: int, blocks: int) -> Generator:
+    """A larger generator that paints what `generator` paints (as Net2Net, Chen et al. 2016).
+
+    What is new reads all features, by random weights; what was there reads none that are new, by
+    weights of zero, which training moves.
+    """
+    before = generator.state_dict()
+    config = replace(generator.config, channels=channels, blocks=blocks)
+    larger = Generator(config).to(next(generator.parameters()))
+    for block in larger.blocks[generator.config.blocks :]:
+        assert isinstance(block, ResidualBlock)
+        block.norm2.weight.zero_()  # it adds nothing yet
+    for name, parameter in larger.named_parameters():
+        if name not in before:
+            continue
+        old = before[name]
+        if parameter.ndim == 4:  # [to, from, 3, 3]
+            parameter[: len(old)] = 0
+        parameter[tuple(slice(side) for side in old.shape)] = old
+    return larger.train(generator.training)
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from faststy.training.config import TrainConfig
 from faststy.training.dataset import Pictures
 from faststy.training.loop import train
 from faststy.training.step import StyleTarget, Trainer
-from faststy.training.warm_start import start, warm_start
+from faststy.training.warm_start import grown, start, warm_start
 
 CPU = torch.device("cpu")
 NAMES = ["red", "green", "blue"]
@@ -115,7 +115,7 @@ def test_a_run_begins_there_says_so_and_can_go_back_there(tmp_path):
     assert torch.equal(tensors[name], load_model(path).generator.head.weight)
 
 
-def test_noise_is_where_a_run_begins_without_a_base_of_its_size(tmp_path):
+def test_noise_is_where_a_run_begins_where_the_base_is_larger(tmp_path):
     encoder = load_encoder()
     Image.new("RGB", (64, 64), (30, 40, 220)).save(tmp_path / "s.png")
     target = StyleTarget.of(Pictures.found(tmp_path / "s.png", 64), encoder, CPU)
@@ -124,5 +124,25 @@ def test_noise_is_where_a_run_begins_without_a_base_of_its_size(tmp_path):
     for base in ("none", "auto"):  # the bundled one is larger than nano
         assert start(trainer, base, photo) is None
     assert torch.equal(trainer.generator.stem.weight, before)
-    with pytest.raises(FaststyError, match="another size than --model"):
+    with pytest.raises(FaststyError, match="a larger generator than --model"):
         start(trainer, str(assets.model()), photo)
+
+
+@pytest.mark.parametrize(("channels", "blocks"), [(40, 5), (32, 3), (32, 4), (48, 3)])
+def test_a_grown_generator_paints_the_same_and_learns_with_what_is_new(channels, blocks):
+    torch.manual_seed(1)
+    small = Generator(GeneratorConfig.named("nano", styles=2)).double()
+    with torch.no_grad():
+        for name, parameter in small.named_parameters():
+            if "norm" in name:
+                parameter.normal_(1.0, 0.3)
+    large = grown(small, channels, blocks)
+    assert (large.config.channels, large.config.blocks) == (channels, blocks)
+    photo, style = torch.rand(2, 3, 32, 36, dtype=torch.float64), torch.tensor([0.3, 0.7])
+    torch.testing.assert_close(large(photo, style), small(photo, style.double()))
+    optimiser = torch.optim.SGD(large.parameters(), 1e-2)
+    for _ in range(2):  # at first, weights of zero keep gradients from what is behind them
+        optimiser.zero_grad()
+        large(photo, style).square().mean().backward()
+        optimiser.step()
+    assert all(p.grad is not None and p.grad.abs().amax() > 0 for p in large.parameters())
