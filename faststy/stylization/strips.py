@@ -148,7 +148,8 @@ def paint_file(
     side = side_within(limit, generator, picture.size[0])
     painter = stylizer.painter(**dials)
     target.parent.mkdir(parents=True, exist_ok=True)
-    halo, folder = tiles.halo_of(generator), target.resolve().parent
+    halo = tiles.halo_of(generator, blended=0 < dials.get("strength", 1.0) < 1)
+    folder = target.resolve().parent
     with (
         replacing(target.resolve()) as file,
         tempfile.TemporaryDirectory(TEMPORARY, ".", dir=folder) as at,

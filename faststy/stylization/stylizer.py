@@ -201,7 +201,8 @@ class Stylizer:
         def paint(seen: Frame, tile: tiles.Tile) -> Frame:
             return _masked(seen, painter(seen), None if mask is None else mask.crop(tile.seen))
 
-        return tiles.paint_tiles(photo, side, tiles.halo_of(self.model.generator), paint, progress)
+        halo = tiles.halo_of(self.model.generator, blended=0 < dials.get("strength", 1.0) < 1)
+        return tiles.paint_tiles(photo, side, halo, paint, progress)
 
     def painter(self, **dials: Unpack[Dials]) -> FramePainter:
         """A painter of frames that belong together, with dials that can be turned while it works.

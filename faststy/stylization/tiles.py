@@ -81,12 +81,15 @@ def tiles(height: int, width: int, side: int, halo: int) -> Iterator[Tile]:
             yield Tile((left, top, right, bottom), seen)
 
 
-def halo_of(generator: Generator) -> int:
-    """Pixels beyond its borders that a tile must see, for all that is done to it."""
+def halo_of(generator: Generator, blended: bool = True) -> int:
+    """Pixels beyond its borders that a tile must see, for all that is done to it.
+
+    `blended`: whether a strength between 0 and 1 mixes photo and painting, which looks far around.
+    """
     coarse = 2 * generator.config.blocks + 3  # stem, rise and its interpolation, in cells
     fine = 5  # convolutions at half the resolution, and the blur
     repairer = 6 * SCALE + 2 * 8  # its convolutions and interpolations; blocks of `detail`
-    reach = coarse * SCALE + fine * 2 + max(repairer, 3 << LEVELS)
+    reach = coarse * SCALE + fine * 2 + repairer + (3 << LEVELS if blended else 0)
     return reach + -reach % ALIGNMENT
 
 
