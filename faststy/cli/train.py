@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from faststy.errors import FaststyError
 from faststy.training.config import BATCH, GPU_BATCH, PRECISIONS, TrainConfig
 
 if TYPE_CHECKING:
@@ -103,6 +104,10 @@ def command(
     recorded = out / "config.toml"
     if resume and config is None and recorded.exists():
         config, flags["out"] = recorded, str(out)  # the folder may have been moved
+    elif config is None and not style:
+        if resume:
+            raise FaststyError(f"{out}: holds no training run to go on with; is --out right?")
+        raise FaststyError("name the style, a picture or a folder: faststy train painting.jpg")
     settings = read_config(
         config,
         style=style or None,

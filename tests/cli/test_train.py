@@ -250,7 +250,8 @@ def told(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ((), "style is ''; it must be at least one picture or folder"),
+        ((), "name the style, a picture or a folder: faststy train painting.jpg"),
+        (("--resume", "--out", "empty"), "empty: holds no training run to go on with"),
         (("text.jpg",), "text.jpg: not a picture"),
         (("cut.jpg",), "cut.jpg: damaged or cut off"),
         (("zero.jpg",), "zero.jpg: the file is empty (zero bytes)"),
