@@ -62,6 +62,7 @@ if ! "$python" setup.py -q egg_info --egg-base "$build" \
   echo "setup.py build fails here (build.log): the package is copied, without its C++ extension"
   rm -rf "$build/package" && mkdir -p "$build/package"
   cp -r faststy "$build/package/" && cp -r kernels "$build/package/faststy/" || exit 1
+  rm -f "$build"/package/faststy/_C*.so # of another torch, or an older source
 fi
 ln -s "$repository/benchmarks" "$build/package/benchmarks" # where `faststy bench` looks for them
 cd "$build/package" || exit 1
