@@ -66,7 +66,7 @@ def scene(width: int, height: int) -> list[Frame]:
 
 
 def painter(frames: list[Frame], device: torch.device, **dials: Any) -> Call:
-    paint = Stylizer.load(device=device).painter(**dials)
+    paint = Stylizer.load(device=device).painter(stroke=1, **dials)  # at all pixels, as the others
     return lambda i: paint(frames[i])
 
 
@@ -242,7 +242,7 @@ def prepare_batch(width: int, height: int, device: torch.device) -> Prepared:
     truth = eager(several, device)(0).astype(np.float32)
 
     def together(frames: list[Frame]) -> Call:
-        paint = Stylizer.load(device=device).painter(repair=0.0)
+        paint = Stylizer.load(device=device).painter(repair=0.0, stroke=1)
         return lambda i: paint.batch(frames)
 
     def one_by_one(frames: list[Frame], make: Callable[..., Call]) -> Call:
@@ -269,7 +269,7 @@ def prepare_batch(width: int, height: int, device: torch.device) -> Prepared:
 def prepare_on_device(width: int, height: int, device: torch.device) -> Prepared:
     """Frames that are on a GPU and stay there, with the statistics of the first one."""
     frames = [torch.from_numpy(frame)[None].to(device) for frame in scene(width, height)]
-    dials: dict[str, Any] = {"half_life": math.inf}
+    dials: dict[str, Any] = {"half_life": math.inf, "stroke": 1}
     truth: Any = frame_by_frame(Stylizer.load(device=device).model.generator, frames)(0)
 
     def ours(**more: Any) -> Call:

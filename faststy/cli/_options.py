@@ -21,3 +21,10 @@ repair = click.option(
     type=click.FloatRange(0, 1),
     help="How much lost content comes back: 0 is pure style, 1 all (the default).",
 )
+stroke = click.option(
+    "--stroke",
+    type=click.Choice(["1", "2", "4"]),
+    callback=lambda context, parameter, value: value and int(value),
+    help="How many times as large strokes are as the model learned them.  [default: so that they "
+    "show: 1 up to a short side of 1080 pixels, 2 up to 2160, then 4]",
+)

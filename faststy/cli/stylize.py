@@ -87,6 +87,7 @@ class Summary:
 )
 @_options.repair
 @click.option("--keep-color", is_flag=True, help="Keep the colours of the photo.")
+@_options.stroke
 @click.option(
     "--mask", type=click.Path(), help="A picture that says where: white is painted, black is not."
 )
@@ -117,6 +118,7 @@ def command(
     strength: float,
     repair: float | None,
     keep_color: bool,
+    stroke: int | None,
     mask: str | None,
     size: int | None,
     memory: int | None,
@@ -157,25 +159,26 @@ def command(
     check(jobs, [Path(model), *([Path(mask)] if mask else [])], as_json)
     mask_picture = None if mask is None else read_picture(mask).to_image()
 
+    dials: Dials = {
+        "style": weights,
+        "strength": strength,
+        "repair": repair,
+        "keep_color": keep_color,
+        "stroke": stroke,
+    }
     summary = Summary(model, weights, str(stylizer.device))
     begin = time.perf_counter()
     for job, progress in _with_progress(jobs):
         start = time.perf_counter()
         try:
             if mask is None and size is None and not save_map:
-                dials: Dials = {
-                    "style": weights,
-                    "strength": strength,
-                    "repair": repair,
-                    "keep_color": keep_color,
-                }
                 painted_size = _paint_in_strips(stylizer, job, memory, progress, dials)
                 if painted_size is not None:
                     seconds = time.perf_counter() - start
                     summary.painted.append(_entry(job, painted_size, seconds))
                     continue
             source = io.BytesIO(sys.stdin.buffer.read()) if job.source is None else job.source
-            _warn_if_held(stylizer, job, source, size, memory)
+            _warn_if_held(stylizer, job, source, size, memory, dials)
             photo = read_picture(source, name=job.name)
             painting = stylizer.paint(
                 photo,
@@ -185,6 +188,7 @@ def command(
                 keep_color=keep_color,
                 mask=mask_picture,
                 size=size,
+                stroke=stroke,
                 memory=memory,
                 progress=progress,
             )
@@ -240,7 +244,8 @@ def _paint_in_strips(
     if picture is None:
         return None
     limit = tiles.limit(memory, stylizer.device)
-    if tiles.side_within(limit, stylizer.model.generator, picture.size) is None:
+    halo = stylizer.halo(picture.size, **dials)
+    if tiles.side_within(limit, halo, picture.size) is None:
         return None
     if not strips.is_available():
         gigabytes = tiles.PER_PIXEL * picture.size[0] * picture.size[1] / 1e9
@@ -250,13 +255,18 @@ def _paint_in_strips(
             err=True,
         )
         return None
-    _warn_of_memory(job, strips.least_memory(stylizer.model.generator, picture.size[0]), memory)
+    _warn_of_memory(job, strips.least_memory(halo, picture.size[0]), memory)
     strips.paint_file(stylizer, picture, job.target, memory=memory, progress=progress, **dials)
     return picture.size
 
 
 def _warn_if_held(
-    stylizer: Stylizer, job: Job, source: Path | io.BytesIO, size: int | None, memory: int | None
+    stylizer: Stylizer,
+    job: Job,
+    source: Path | io.BytesIO,
+    size: int | None,
+    memory: int | None,
+    dials: Dials,
 ) -> None:
     """Looks at a picture that will be held as a whole, and says so where memory has no room."""
     from faststy.pictures import size_of
@@ -269,7 +279,7 @@ def _warn_if_held(
     painted = (math.ceil(photo[0] * ratio), math.ceil(photo[1] * ratio))
     # What is scaled down is still held at its full size.
     held = 0 if ratio == 1 else tiles.PER_PIXEL // 2 * photo[0] * photo[1]
-    needed = tiles.least_memory(stylizer.model.generator, painted) + held
+    needed = tiles.least_memory(stylizer.halo(painted, **dials), painted) + held
     _warn_of_memory(job, needed, memory)
 
 

@@ -48,6 +48,7 @@ def _seconds(ctx: click.Context, param: click.Parameter, value: str | None) -> f
 )
 @_options.repair
 @click.option("--keep-color", is_flag=True, help="Keep the colours of the film.")
+@_options.stroke
 @click.option(
     "--size",
     metavar="PIXELS",
@@ -82,6 +83,7 @@ def command(
     strength: float,
     repair: float | None,
     keep_color: bool,
+    stroke: int | None,
     size: int | None,
     start: float | None,
     end: float | None,
@@ -139,6 +141,7 @@ def command(
                 strength=strength,
                 repair=repair,
                 keep_color=keep_color,
+                stroke=stroke,
                 size=size,
                 start=start or 0.0,
                 end=end,

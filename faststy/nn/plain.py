@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from faststy import ops
-from faststy.nn.generator import MIN_SIDE, SCALE, CellHead, CellStem, Generator, ResidualBlock
+from faststy.nn.generator import SCALE, CellHead, CellStem, Generator, ResidualBlock
 from faststy.nn.normalization import ConditionalInstanceNorm2d
 from faststy.nn.repairer import Repairer
 from faststy.ops.conv3x3 import Activation, weight_layout
@@ -245,10 +245,10 @@ class PlainGenerator(nn.Module):
         return ops.blur_cells(self.head(h), 2)[..., :height, :width]
 
 
-def whole_cells(frames: Tensor) -> Tensor:
-    """Frames [N, H, W, C] extended at the right and bottom as by `pad_to_cells`."""
+def whole_cells(frames: Tensor, cell: int = SCALE) -> Tensor:
+    """Frames [N, H, W, C], extended at the right and bottom to whole cells, two at least."""
     height, width = frames.shape[1:3]
-    down, across = (max(side + -side % SCALE, MIN_SIDE) for side in (height, width))
+    down, across = (max(side + -side % cell, 2 * cell) for side in (height, width))
     if (down, across) == (height, width):
         return frames
     rows = torch.arange(down, device=frames.device).clamp_(max=height - 1)

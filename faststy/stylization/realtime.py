@@ -17,7 +17,7 @@ from torch import Tensor
 
 from faststy import ops
 from faststy.nn.plain import PlainGenerator, PlainRepairer
-from faststy.stylization import batches
+from faststy.stylization import batches, strokes
 from faststy.stylization.statistics import NormStatistics, is_flat
 from faststy.stylization.stylizer import (
     Style,
@@ -46,6 +46,7 @@ class Dials(TypedDict, total=False):
     strength: float
     repair: float | None
     keep_color: bool
+    stroke: int | None
     half_life: float
 
 
@@ -55,7 +56,12 @@ class _Settings:
     strength: float = 1.0
     repair: float | None = None
     keep_color: bool = False
+    stroke: int | None = None
     half_life: float = 12.0
+
+    def stroke_of(self, frame: Frame | Tensor) -> int:
+        """That of a frame [H, W, 3]."""
+        return self.stroke or strokes.stroke_for(frame.shape[0], frame.shape[1])
 
 
 class FramePainter:
@@ -63,11 +69,11 @@ class FramePainter:
 
     The statistics that the generator normalises by move slowly from frame to frame, so that what
     enters or leaves the picture does not change how everything else is painted. They start anew
-    with another size or style, and at a cut.
+    with another size, stroke or style, and at a cut.
 
     Args:
         stylizer: whose model paints.
-        dials: style, strength, repair and keep_color as in a call of the stylizer, and
+        dials: style, strength, repair, keep_color and stroke as in a call of the stylizer, and
             half_life: after so many frames the statistics have gone half the way to those of new
             frames. 0: each frame has its own, as a picture has; infinite: those of the first one.
 
@@ -116,6 +122,8 @@ class FramePainter:
         with self._turning:
             turned = replace(self._settings, **changes)
             self._stylizer.check_dials(turned.strength, turned.repair)
+            if turned.stroke not in (None, *strokes.SIZES):
+                raise ValueError(f"stroke is {turned.stroke}; expected 1, 2 or 4")
             if not turned.half_life >= 0:
                 raise ValueError(f"half_life is {turned.half_life}; expected 0 or more frames")
             self._settings = turned
@@ -129,7 +137,7 @@ class FramePainter:
             self.set(half_life=math.inf)
             self._make_net(self._settings.style)
             self._held, self._stale = True, False
-            self._start(frames.to(self._stylizer.device))
+            self._start(frames.to(self._stylizer.device), self._settings)
 
     def reset(self) -> None:
         """Forgets the statistics, as after a jump in time."""
@@ -173,7 +181,7 @@ class FramePainter:
             settings = self._settings
             self._make_net(settings.style)
             frame = self._on_device([photo])
-            painted = self._start(frame)
+            painted = self._start(frame, settings)
             if self._repairer is not None:
                 painted = self._repairer(painted, frame, self._strength_of_repair(settings))
                 lost = self._repairer.lost_content(*photo.shape[:2])[0, 0].cpu().numpy()
@@ -204,13 +212,14 @@ class FramePainter:
         `frames` are."""
         if self._net is None or settings.style != self._style:
             self._make_net(settings.style)
-        if frames[0].shape != self._size and not self._held:
-            self._size = frames[0].shape
+        size = (*frames[0].shape, settings.stroke_of(frames[0]))
+        if size != self._size and not self._held:
+            self._size = size
             self._stale = True
         if self._stale or settings.half_life == 0:
             self._stale = False
             photo = self._on_device(frames[:1])
-            return self._finish(self._start(photo), photo, settings)
+            return self._finish(self._start(photo, settings), photo, settings)
         # The statistics of a batch are known beforehand: those of a frame are looked at after it.
         most = self._until_look(settings) if self.in_batches else 1
         photos = self._on_device(frames[: batches.length(frames, most)])
@@ -248,8 +257,11 @@ class FramePainter:
         else:  # one set of statistics, which convolutions take over
             self._statistics.approach(self._aim, share)
             self._net.fix(self._statistics.moments)
-        painted = self._net(frames, look=look, moments=each)
-        done = self._finish(ops.to_pixels(painted), frames, settings)
+        stroke = settings.stroke_of(frames[0])
+        small = strokes.shrink(frames, stroke)
+        painted = ops.to_pixels(self._net(small, look=look, moments=each))
+        painted = strokes.enlarge(painted, stroke, *frames.shape[1:3])
+        done = self._finish(painted, frames, settings)
         seen = self._net.seen.get(ENTRANCE)
         if seen is None:
             return (done,)
@@ -280,8 +292,13 @@ class FramePainter:
             y = with_colors_of(x, y)
         return ops.to_pixels(blend(x, y, settings.strength))
 
-    def _start(self, frames: Tensor) -> Tensor:
+    def _start(self, frames: Tensor, settings: _Settings) -> Tensor:
         """Paints by the frames' own statistics, and begins with these."""
+        stroke = settings.stroke_of(frames[0])
+        small = strokes.shrink(frames, stroke)
+        return strokes.enlarge(self._start_small(small), stroke, *frames.shape[1:3])
+
+    def _start_small(self, frames: Tensor) -> Tensor:
         assert self._net is not None
         if is_flat(frames):
             # All variances are 0, and norms would make pictures of rounding errors. The generator's
@@ -320,7 +337,7 @@ class FramePainter:
             return
         self._looked_at = self._entrance
         assert self._watcher is not None
-        self._watcher(frame, collect=True)
+        self._watcher(strokes.shrink(frame, settings.stroke_of(frame[0])), collect=True)
         self._aim.approach(NormStatistics(self._watcher.seen), 1)
 
     def _make_net(self, style: dict[str, float]) -> None:

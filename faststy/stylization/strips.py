@@ -22,10 +22,10 @@ from torch import Tensor
 
 from faststy.errors import FaststyError
 from faststy.files import TEMPORARY, replacing
-from faststy.nn.generator import Generator
 from faststy.pictures import format_of, kept_exif, without_pillow_limit
 from faststy.stylization import tiles
 from faststy.stylization.statistics import is_flat
+from faststy.stylization.strokes import stroke_for
 from faststy.stylization.stylizer import Stylizer
 
 if TYPE_CHECKING:
@@ -98,21 +98,20 @@ def look_at(path: Path, target: Path) -> Large | None:
         return None
 
 
-def side_within(memory: int, generator: Generator, width: int) -> int:
+def side_within(memory: int, halo: int, width: int) -> int:
     """Sides of tiles with which a picture of `width` is painted in at most `memory` bytes.
 
     Too little memory gives the smallest tiles, which take `least_memory`.
     """
-    halo = tiles.halo_of(generator)
     for side in range(tiles.LARGEST, tiles.SMALLEST, -tiles.ALIGNMENT):
         if _memory(side, halo, width) <= memory:
             return side
     return tiles.SMALLEST
 
 
-def least_memory(generator: Generator, width: int) -> int:
+def least_memory(halo: int, width: int) -> int:
     """Bytes that painting a picture of `width` takes in the smallest tiles."""
-    return _memory(tiles.SMALLEST, tiles.halo_of(generator), width)
+    return _memory(tiles.SMALLEST, halo, width)
 
 
 def _memory(side: int, halo: int, width: int) -> int:
@@ -137,19 +136,20 @@ def paint_file(
         picture: from :func:`look_at`.
         target: a JPEG, PNG or TIFF.
         memory, progress: see :meth:`Stylizer.paint`.
-        dials: style, strength, repair and keep_color.
+        dials: style, strength, repair, keep_color and stroke, which is as in :meth:`Stylizer.paint`
+            by default.
 
     Raises:
         FaststyError: the picture is damaged, memory does not suffice, or the target cannot be
             written. Then there is no target, or still the old one.
     """
-    generator = stylizer.model.generator
+    stroke = dials.get("stroke") or stroke_for(*picture.size)
+    dials["stroke"] = stroke
+    halo, folder = stylizer.halo(picture.size, **dials), target.resolve().parent
     limit = tiles.limit(memory, stylizer.device)
-    side = side_within(limit, generator, picture.size[0])
+    side = side_within(limit, halo, picture.size[0])
     painter = stylizer.painter(**dials)
     target.parent.mkdir(parents=True, exist_ok=True)
-    halo = tiles.halo_of(generator, blended=0 < dials.get("strength", 1.0) < 1)
-    folder = target.resolve().parent
     with (
         replacing(target.resolve()) as file,
         tempfile.TemporaryDirectory(TEMPORARY, ".", dir=folder) as at,
@@ -158,7 +158,7 @@ def paint_file(
 
         def attempt(side: int | None) -> None:
             assert side is not None
-            painter.hold(_samples(picture))
+            painter.hold(_samples(picture, stroke))
             with open(raw, "wb") as rows:
                 for painted in _paint(picture, side, halo, painter, progress):
                     rows.write(painted.data)
@@ -169,11 +169,11 @@ def paint_file(
         _encode(raw, picture, format_of(target), file.fileno())
 
 
-def _samples(picture: Large) -> Tensor:
+def _samples(picture: Large, stroke: int) -> Tensor:
     """What `tiles.samples` takes of a picture in memory, in a pass from top to bottom, or two."""
-    corners = tiles.sample_corners(*picture.size)
+    side = tiles.sample_side(*picture.size, stroke)
+    corners = tiles.sample_corners(*picture.size, side)
     assert corners is not None
-    side = tiles.SAMPLE_SIDE
     reader = _Reader(picture)
     parts = []
     for top in dict.fromkeys(y for _, y in corners):

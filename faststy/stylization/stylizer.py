@@ -23,6 +23,7 @@ from faststy.model_file import Model, load_model
 from faststy.ops.reference import luminance
 from faststy.pictures import Picture, PictureSource, read_picture, scale_down
 from faststy.stylization import tiles
+from faststy.stylization.strokes import stroke_for
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -93,6 +94,7 @@ class Stylizer:
         keep_color: bool = False,
         mask: PictureSource | None = None,
         size: int | None = None,
+        stroke: int | None = None,
     ) -> Image.Image:
         """Paints `picture`.
 
@@ -110,6 +112,9 @@ class Stylizer:
                 photo, grey is in between. Its edges are softened.
             size: short side, in pixels, at which the picture is painted and comes out. Smaller
                 pictures are not enlarged. By default the size of the photo.
+            stroke: 1, 2 or 4 times as large as the model learned them are the strokes. By default 1
+                for a short side of at most 1080 pixels, 2 for twice as many, else 4, so that they
+                show when all of the picture is seen.
 
         Returns:
             An RGB image, or RGBA where the photo has transparency, with the photo's ICC profile
@@ -128,6 +133,7 @@ class Stylizer:
             keep_color=keep_color,
             mask=mask,
             size=size,
+            stroke=stroke,
         )
         return painting.picture.to_image()
 
@@ -141,6 +147,7 @@ class Stylizer:
         keep_color: bool = False,
         mask: PictureSource | None = None,
         size: int | None = None,
+        stroke: int | None = None,
         memory: int | None = None,
         progress: Callable[[float], None] | None = None,
     ) -> Painting:
@@ -162,19 +169,22 @@ class Stylizer:
         filled = _fill_transparent(photo)
         limit = tiles.limit(memory, self.device)
 
+        stroke = stroke or stroke_for(*filled.size)
         dials: Dials = {
             "style": weights,
             "strength": strength,
             "repair": repair,
             "keep_color": keep_color,
+            "stroke": stroke,
         }
+        halo = self.halo(filled.size, **dials)
 
         def attempt(side: int | None) -> tuple[Image.Image, npt.NDArray[np.float32] | None]:
             if side is None:
                 return self._paint_whole(filled, soft, **dials)
-            return self._paint_tiles(filled, soft, side, progress, **dials), None
+            return self._paint_tiles(filled, soft, side, halo, progress, **dials), None
 
-        side = tiles.side_within(limit, self.model.generator, filled.size)
+        side = tiles.side_within(limit, halo, filled.size)
         what = f"{photo.name}: not enough memory to paint {photo.size[0]} x {photo.size[1]}"
         rgb, lost = tiles.with_less_memory(side, attempt, what)
         return Painting(photo.with_rgb(rgb), lost, weights)
@@ -192,23 +202,29 @@ class Stylizer:
         photo: Image.Image,
         mask: Image.Image | None,
         side: int,
+        halo: int,
         progress: Callable[[float], None] | None,
         **dials: Unpack[Dials],
     ) -> Image.Image:
         painter = self.painter(**dials)
-        painter.hold(tiles.samples(photo))
+        painter.hold(tiles.samples(photo, dials["stroke"] or 1))
 
         def paint(seen: Frame, tile: tiles.Tile) -> Frame:
             return _masked(seen, painter(seen), None if mask is None else mask.crop(tile.seen))
 
-        halo = tiles.halo_of(self.model.generator, blended=0 < dials.get("strength", 1.0) < 1)
         return tiles.paint_tiles(photo, side, halo, paint, progress)
+
+    def halo(self, size: tuple[int, int], **dials: Unpack[Dials]) -> int:
+        """How many pixels a tile of a picture of this size must see beyond its borders."""
+        stroke = dials.get("stroke") or stroke_for(*size)
+        blended = 0 < dials.get("strength", 1.0) < 1
+        return tiles.halo_of(self.model.generator, stroke, blended)
 
     def painter(self, **dials: Unpack[Dials]) -> FramePainter:
         """A painter of frames that belong together, with dials that can be turned while it works.
 
-        The dials are `style`, `strength`, `repair` and `keep_color` of a call, with its errors, and
-        `half_life`: see :class:`FramePainter`.
+        The dials are `style`, `strength`, `repair`, `keep_color` and `stroke` of a call, with its
+        errors, and `half_life`: see :class:`FramePainter`.
         """
         from faststy.stylization.realtime import FramePainter
 

@@ -81,7 +81,7 @@ def tiles(height: int, width: int, side: int, halo: int) -> Iterator[Tile]:
             yield Tile((left, top, right, bottom), seen)
 
 
-def halo_of(generator: Generator, blended: bool = True) -> int:
+def halo_of(generator: Generator, stroke: int = 1, blended: bool = True) -> int:
     """Pixels beyond its borders that a tile must see, for all that is done to it.
 
     `blended`: whether a strength between 0 and 1 mixes photo and painting, which looks far around.
@@ -89,11 +89,12 @@ def halo_of(generator: Generator, blended: bool = True) -> int:
     coarse = 2 * generator.config.blocks + 3  # stem, rise and its interpolation, in cells
     fine = 5  # convolutions at half the resolution, and the blur
     repairer = 6 * SCALE + 2 * 8  # its convolutions and interpolations; blocks of `detail`
-    reach = coarse * SCALE + fine * 2 + repairer + (3 << LEVELS if blended else 0)
+    painter = stroke * (coarse * SCALE + fine * 2) + (3 * stroke if stroke > 1 else 0)  # scaling
+    reach = painter + repairer + (3 << LEVELS if blended else 0)
     return reach + -reach % ALIGNMENT
 
 
-def side_within(memory: int, generator: Generator, size: tuple[int, int]) -> int | None:
+def side_within(memory: int, halo: int, size: tuple[int, int]) -> int | None:
     """Sides of tiles with which painting takes at most `memory` bytes; None: no tiles are needed.
 
     Too little memory gives the smallest tiles, which take `least_memory`.
@@ -102,13 +103,13 @@ def side_within(memory: int, generator: Generator, size: tuple[int, int]) -> int
     left = memory - PROGRAM - PER_PIXEL * pixels
     if left >= PER_PIXEL_WHOLE * pixels:
         return None
-    side = int((max(left, 0) / PER_PIXEL_IN_TILES) ** 0.5) - 2 * halo_of(generator)
+    side = int((max(left, 0) / PER_PIXEL_IN_TILES) ** 0.5) - 2 * halo
     return min(max(side // ALIGNMENT * ALIGNMENT, SMALLEST), LARGEST)
 
 
-def least_memory(generator: Generator, size: tuple[int, int]) -> int:
+def least_memory(halo: int, size: tuple[int, int]) -> int:
     """Bytes that painting takes in the smallest tiles, as the picture itself is held whole."""
-    seen = SMALLEST + 2 * halo_of(generator)
+    seen = SMALLEST + 2 * halo
     tile = min(seen, size[0]) * min(seen, size[1])
     return PROGRAM + PER_PIXEL * size[0] * size[1] + PER_PIXEL_IN_TILES * tile
 
@@ -186,13 +187,14 @@ def _free_in_groups(root: Path) -> Iterator[int]:
                     yield max(limit - used + int(cached[1] if cached else 0), 0)
 
 
-def samples(picture: Image.Image) -> Tensor:
+def samples(picture: Image.Image, stroke: int = 1) -> Tensor:
     """Parts of a picture, spread over it, uint8 [N, h, w, 3]: all of it where it is small.
 
-    Where they have a single colour, as of a drawing on white, they are `thinned` instead.
+    Larger strokes take larger parts. Where these have a single colour, as of a drawing on white,
+    they are `thinned` instead.
     """
-    side, width = SAMPLE_SIDE, picture.width
-    corners = sample_corners(*picture.size)
+    side, width = sample_side(*picture.size, stroke), picture.width
+    corners = sample_corners(*picture.size, side)
     if corners is None:
         return torch.from_numpy(np.array(picture))[None]
     parts = [np.asarray(picture.crop((x, y, x + side, y + side))) for x, y in corners]
@@ -209,9 +211,18 @@ def thinned(row: Callable[[int], npt.NDArray[np.uint8]], width: int, height: int
     return torch.from_numpy(np.concatenate(rows))[None]
 
 
-def sample_corners(width: int, height: int) -> list[tuple[int, int]] | None:
+def sample_side(width: int, height: int, stroke: int) -> int:
+    """Sides of samples for strokes of this size, which need to see more; none overlap for that."""
+    side = stroke * SAMPLE_SIDE
+    while side > SAMPLE_SIDE and SAMPLES * side > min(width, height):
+        side //= 2
+    return side
+
+
+def sample_corners(
+    width: int, height: int, side: int = SAMPLE_SIDE
+) -> list[tuple[int, int]] | None:
     """Left and top of each sample, from top to bottom; None where all of a picture is taken."""
-    side = SAMPLE_SIDE
     if width * height <= SAMPLES**2 * side**2 or min(width, height) < side:
         return None
     steps = np.linspace(0, 1, SAMPLES)

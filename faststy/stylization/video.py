@@ -65,6 +65,7 @@ def paint_video(
     strength: float = 1.0,
     repair: float | None = None,
     keep_color: bool = False,
+    stroke: int | None = None,
     size: int | None = None,
     start: float = 0.0,
     end: float | None = None,
@@ -86,7 +87,7 @@ def paint_video(
         source: a video file, a stream, a pattern like ``frame_%04d.png``, or a folder of pictures.
         target: .mp4, .m4v, .mov, .mkv or .webm.
         name: what to call `source` in messages.
-        style, strength, repair, keep_color: see :meth:`Stylizer.__call__`.
+        style, strength, repair, keep_color, stroke: see :meth:`Stylizer.__call__`.
         size: short side, in pixels, to paint at and to write; smaller frames stay as they are.
         start, end: seconds, the part to paint.
         rate: frames per second of pictures in a row.
@@ -118,6 +119,7 @@ def paint_video(
             strength=strength,
             repair=repair,
             keep_color=keep_color,
+            stroke=stroke,
             half_life=HALF_LIFE * float(clip.rate),
         )
         video = VideoFile(file, str(target), clip, codec=codec, crf=crf)

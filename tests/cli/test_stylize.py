@@ -102,6 +102,7 @@ def test_every_dial_reaches_the_stylizer(photos, model, faststy):
             "rain:1,starry night",
         ),
         *("--strength", 0.7, "--repair", 0.2, "--keep-color", "--mask", "mask.png", "--size", 16),
+        *("--stroke", "2"),
     )
     assert status == 0
     expected = Stylizer.load(model)(
@@ -112,6 +113,7 @@ def test_every_dial_reaches_the_stylizer(photos, model, faststy):
         keep_color=True,
         mask="mask.png",
         size=16,
+        stroke=2,
     )
     np.testing.assert_array_equal(pixels("out.png"), np.asarray(expected))
 
@@ -297,7 +299,7 @@ def test_a_painting_in_tiles_is_written_without_its_map(photos, model, faststy):
 
 def least(model, width, height):
     """MiB of memory: for 450 MiB, 8 bytes a pixel, and 200 for each that a tile sees."""
-    seen = 512 + 2 * tiles.halo_of(Stylizer.load(model).model.generator)
+    seen = 512 + 2 * Stylizer.load(model).halo((width, height))
     whole = (450 << 20) + 8 * width * height + 200 * min(seen, width) * min(seen, height)
     return -(-whole // (1 << 20))
 
@@ -335,8 +337,8 @@ def test_what_is_free_may_be_too_little(photos, model, faststy, monkeypatch):
 def test_strips_that_are_too_wide_for_the_limit_are_told(photos, model, faststy):
     noise = np.random.default_rng(0).integers(0, 256, (1024, 1100, 3), np.uint8)
     Image.fromarray(noise).save("large.png")
-    generator = Stylizer.load(model).model.generator
-    needed = -(-strips.least_memory(generator, 1100) // (1 << 20))
+    halo = Stylizer.load(model).halo((1100, 1024))
+    needed = -(-strips.least_memory(halo, 1100) // (1 << 20))
     limits = ("-m", model, "-o", "o.png", "--memory")
     status, _, err = faststy("stylize", "large.png", *limits, "500M")
     assert (status, err) == (

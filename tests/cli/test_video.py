@@ -105,6 +105,7 @@ def test_dials_change_the_film(model, faststy):
         "weak": ("--strength", 0.2),
         "pure": ("--repair", 0),
         "colors": ("--keep-color",),
+        "broad": ("--stroke", 2),
         "coarse": ("--crf", 50),
     }.items():
         assert faststy("shots", "-m", model, "-o", f"{name}.mp4", *options)[0] == 0

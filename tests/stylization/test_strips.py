@@ -96,7 +96,7 @@ def test_a_drawing_that_no_sample_meets(stylizer, photo, save, tmp_path):
     picture = Image.new("RGB", SIZE, "white")
     picture.paste(photo.crop((0, 0, 12, 500)), (262, 300))
     path = save("a.png", picture)
-    found = strips._samples(strips.look_at(path, tmp_path / "b.png"))
+    found = strips._samples(strips.look_at(path, tmp_path / "b.png"), 1)
     assert len(found) == 1
     torch.testing.assert_close(found, tiles.samples(picture), atol=0, rtol=0)
 
@@ -150,14 +150,13 @@ def test_what_cannot_be_read_in_strips(photo, save, tmp_path):
 
 
 def test_memory_decides():
-    generator = Generator(GeneratorConfig(8, 4))
-    sides = [strips.side_within(m << 20, generator, 16384) for m in (1, 900, 1200, 8000)]
+    sides = [strips.side_within(m << 20, 256, 16384) for m in (1, 900, 1200, 8000)]
     assert sides == sorted(sides)
     assert sides[0] == tiles.SMALLEST
     assert sides[1] < sides[2]
     assert sides[-1] == tiles.LARGEST
-    least = strips.least_memory(generator, 16384)
-    assert strips.side_within(least, generator, 16384) == tiles.SMALLEST
+    least = strips.least_memory(256, 16384)
+    assert strips.side_within(least, 256, 16384) == tiles.SMALLEST
     wider = least + (tiles.SMALLEST << 20)
-    assert strips.side_within(wider, generator, 16384) > tiles.SMALLEST
-    assert strips.least_memory(generator, 32768) > least + (100 << 20)
+    assert strips.side_within(wider, 256, 16384) > tiles.SMALLEST
+    assert strips.least_memory(256, 32768) > least + (100 << 20)

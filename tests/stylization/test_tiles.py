@@ -44,13 +44,19 @@ def photo():
 
 @pytest.mark.parametrize(
     "dials",
-    [{}, {"repair": 0.0, "style": "rain:1,starry night:2"}, {"strength": 0.4, "keep_color": True}],
+    [
+        {},
+        {"repair": 0.0, "style": "rain:1,starry night:2"},
+        {"strength": 0.4, "keep_color": True},
+        {"stroke": 2},
+        {"stroke": 4, "strength": 0.7},
+    ],
 )
 def test_tiles_are_the_whole(stylizer, photo, dials):
     told = []
     painting = stylizer.paint(photo, memory=TOO_LITTLE, progress=told.append, **dials)
     painter = stylizer.painter(**dials)
-    painter.hold(tiles.samples(photo))
+    painter.hold(tiles.samples(photo, dials.get("stroke", 1)))
     whole = painter(np.asarray(photo)).astype(int)
     difference = np.abs(np.asarray(painting.picture.rgb) - whole)
     assert difference.max() <= 1
@@ -84,8 +90,8 @@ def test_statistics_of_samples_are_close_to_those_of_the_whole(stylizer, photo):
         large.paste(photo.transpose(Image.Transpose(x + 2 * y)), (650 * x, 550 * y))
     found = tiles.samples(large)
     assert found.shape == (16, 256, 256, 3)
-    whole = np.asarray(stylizer(large, repair=0)).astype(int)
-    tiled = np.asarray(stylizer.paint(large, repair=0, memory=TOO_LITTLE).picture.rgb)
+    whole = np.asarray(stylizer(large, repair=0, stroke=1)).astype(int)
+    tiled = np.asarray(stylizer.paint(large, repair=0, stroke=1, memory=TOO_LITTLE).picture.rgb)
     assert np.abs(tiled - whole).mean() < 3
 
 
@@ -104,20 +110,20 @@ def test_a_drawing_that_no_sample_meets(stylizer):
     found = tiles.samples(picture)
     assert found.shape == (1, 550, 650, 3)
     np.testing.assert_array_equal(found[0], np.asarray(picture)[1::2, ::2])
-    whole = np.asarray(stylizer(picture, repair=0)).astype(int)
-    tiled = np.asarray(stylizer.paint(picture, repair=0, memory=TOO_LITTLE).picture.rgb)
+    whole = np.asarray(stylizer(picture, repair=0, stroke=1)).astype(int)
+    tiled = np.asarray(stylizer.paint(picture, repair=0, stroke=1, memory=TOO_LITTLE).picture.rgb)
     assert np.abs(tiled - whole).mean() < 3
 
 
 @pytest.mark.parametrize("repair", [0.0, 1.0])
 def test_a_flat_picture_is_that_of_the_whole(stylizer, repair):
-    picture = Image.new("RGB", (1300, 1100), (200, 100, 50))
-    whole = np.asarray(stylizer(picture, repair=repair)).astype(int)
-    tiled = np.asarray(stylizer.paint(picture, repair=repair, memory=TOO_LITTLE).picture.rgb)
+    picture, dials = Image.new("RGB", (1300, 1100), (200, 100, 50)), {"repair": repair, "stroke": 1}
+    whole = np.asarray(stylizer(picture, **dials)).astype(int)
+    tiled = np.asarray(stylizer.paint(picture, memory=TOO_LITTLE, **dials).picture.rgb)
     assert np.abs(tiled - whole)[40:-40, 40:-40].max() <= 2
     picture.paste("black", (640, 600, 641, 601))  # a dot between the pixels that are looked at
     assert np.ptp(tiles.samples(picture).numpy(), axis=(0, 1, 2)).max() == 0
-    tiled = np.asarray(stylizer.paint(picture, repair=repair, memory=TOO_LITTLE).picture.rgb)
+    tiled = np.asarray(stylizer.paint(picture, memory=TOO_LITTLE, **dials).picture.rgb)
     assert np.abs(tiled - whole)[40:400, 40:400].max() <= 2
 
 
@@ -136,11 +142,11 @@ def test_tiles_cover_everything_once(size, side, halo):
     assert (count == 1).all()
 
 
-@pytest.mark.parametrize("strength", [1.0, 0.5])
-def test_the_halo_is_what_the_nets_reach(stylizer, photo, strength):
+@pytest.mark.parametrize(("stroke", "strength"), [(1, 1.0), (1, 0.5), (2, 1.0), (4, 1.0)])
+def test_the_halo_is_what_the_nets_reach(stylizer, photo, stroke, strength):
     """A change just beyond the halo changes nothing; and the halo is not generous by far."""
-    halo = tiles.halo_of(stylizer.model.generator, blended=strength < 1)
-    painter = stylizer.painter(strength=strength)
+    halo = stylizer.halo(photo.size, stroke=stroke, strength=strength)
+    painter = stylizer.painter(stroke=stroke, strength=strength)
     painter.hold(tiles.samples(photo))
     before = np.array(photo.resize((3 * halo, 64)))
     after = before.copy()
@@ -151,10 +157,9 @@ def test_the_halo_is_what_the_nets_reach(stylizer, photo, strength):
 
 
 def test_memory_decides():
-    generator = Generator(GeneratorConfig(8, 4))
     picture = Image.new("RGB", (4000, 3000))
-    assert tiles.side_within(64 << 30, generator, picture.size) is None
-    sides = [tiles.side_within(m << 20, generator, picture.size) for m in (1, 1000, 2000, 3000)]
+    assert tiles.side_within(64 << 30, 256, picture.size) is None
+    sides = [tiles.side_within(m << 20, 256, picture.size) for m in (1, 1000, 2000, 3000)]
     assert sides == sorted(sides)
     assert sides[0] == tiles.SMALLEST
     assert tiles.SMALLEST < sides[1] <= tiles.LARGEST
@@ -281,3 +286,12 @@ def test_out_of_memory_goes_on_in_smaller_tiles(stylizer, photo, monkeypatch):
     monkeypatch.setattr(tiles, "paint_tiles", fail)
     with pytest.raises(FaststyError, match="not enough memory to paint 787 x 613; use a smaller"):
         stylizer.paint(photo)
+
+
+def test_samples_are_larger_for_larger_strokes_where_there_is_room():
+    assert [tiles.sample_side(8000, 6000, stroke) for stroke in (1, 2, 4)] == [256, 512, 1024]
+    assert [tiles.sample_side(4000, 3000, stroke) for stroke in (1, 2, 4)] == [256, 512, 512]
+    assert tiles.sample_side(90, 5000, 4) == 256
+    picture = Image.new("RGB", (2500, 2100), "white")
+    picture.paste("black", (0, 0, 100, 100))
+    assert tiles.samples(picture, 2).shape == (16, 512, 512, 3)

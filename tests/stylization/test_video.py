@@ -68,6 +68,7 @@ def test_frames_are_those_of_the_painter_in_order(film, tmp_path):
 def test_dials_reach_the_stylizer(film, tmp_path):
     echo = Echo()
     dials = {"style": {"rain": 1.0}, "strength": 0.3, "repair": 0.2, "keep_color": True}
+    dials["stroke"] = 2
     paint_video(echo, film("a.mp4", rate=50), tmp_path / "b.mp4", **dials)
     assert echo.dials == {**dials, "half_life": 50 * HALF_LIFE}
 
