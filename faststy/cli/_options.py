@@ -26,5 +26,5 @@ stroke = click.option(
     type=click.Choice(["1", "2", "4"]),
     callback=lambda context, parameter, value: value and int(value),
     help="How many times as large strokes are as the model learned them.  [default: so that they "
-    "show: 1 up to a short side of 1080 pixels, 2 up to 2160, then 4]",
+    "show: 1 up to a short side of 720 pixels, 2 up to 1440, then 4]",
 )

@@ -13,7 +13,7 @@ from faststy.nn.generator import SCALE
 from faststy.nn.plain import whole_cells
 
 SIZES = (1, 2, 4)  # whole, so that cells of a smaller frame lie alike in a tile and in the picture
-READABLE = 1080  # px, of the short side that a painting has at most, where nobody says how large
+READABLE = 720  # px, of the short side that a painting has at most, where nobody says how large
 
 
 def stroke_for(height: int, width: int) -> int:

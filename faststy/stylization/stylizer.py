@@ -113,7 +113,7 @@ class Stylizer:
             size: short side, in pixels, at which the picture is painted and comes out. Smaller
                 pictures are not enlarged. By default the size of the photo.
             stroke: 1, 2 or 4 times as large as the model learned them are the strokes. By default 1
-                for a short side of at most 1080 pixels, 2 for twice as many, else 4, so that they
+                for a short side of at most 720 pixels, 2 for twice as many, else 4, so that they
                 show when all of the picture is seen.
 
         Returns:

@@ -42,7 +42,7 @@ def as_frames(array):
 
 @pytest.mark.parametrize(
     ("size", "stroke"),
-    [((1, 1), 1), ((1920, 1080), 1), ((1081, 5000), 2), ((3840, 2160), 2), ((4000, 3000), 4)],
+    [((1, 1), 1), ((1280, 720), 1), ((721, 5000), 2), ((1920, 1080), 2), ((4000, 3000), 4)],
 )
 def test_strokes_grow_with_the_picture(size, stroke):
     assert stroke_for(*size) == stroke == stroke_for(*size[::-1])
