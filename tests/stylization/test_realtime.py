@@ -386,7 +386,14 @@ def test_on_a_gpu_frames_are_painted_as_pictures(stylizer):
     for shown in (one, two, one, frame(h=40, w=80), two, two):
         difference = np.abs(painter(shown).astype(int) - here(shown))
         assert difference.mean() < 1  # float16
-    for dials in ({"repair": 0.3}, {"half_life": math.inf}, {"style": "starry night"}):
+    picture = np.asarray(there(one)).astype(int)
+    assert np.abs(picture - np.asarray(stylizer(one))).mean() < 1
+    for dials in (
+        {"repair": 0.3},
+        {"stroke": 2},
+        {"half_life": math.inf},
+        {"style": "starry night"},
+    ):
         here.set(**dials)
         painter.set(**dials)
         for shown in (one, two):
