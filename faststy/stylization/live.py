@@ -98,6 +98,7 @@ class Live:
             "strength": 1.0,
             "repair": 0.0 if stylizer.model.repairer is None else 1.0,
             "keep_color": False,
+            "stroke": None,
         }
         self.error: str | None = None
         self._frames, self._open_again = frames, open_again
@@ -128,7 +129,7 @@ class Live:
         self._reader.join(0.5)  # a camera may give no frame any more
 
     def set(self, **dials: Any) -> None:
-        """Turns dials: style, strength, repair, keep_color. Raises FaststyError, ValueError."""
+        """Turns dials: style, strength, repair, keep_color, stroke. Raises as a painter does."""
         with self._turning:
             self.painter.set(**dials)
             self.dials = {**self.dials, **dials}

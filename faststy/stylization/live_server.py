@@ -14,6 +14,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from faststy.errors import FaststyError
 from faststy.stylization.live import Live
+from faststy.stylization.strokes import SIZES as STROKES
 
 ADDRESS = "127.0.0.1"
 PAGE = Path(__file__).with_name("live.html")
@@ -198,8 +199,8 @@ class _Handler(BaseHTTPRequestHandler):
 def read_dials(values: Any) -> dict[str, Any]:
     """The dials that a page sends, checked. Raises ValueError, with the reason.
 
-    `values` may hold ``style`` (weights by name), ``strength`` and ``repair`` (0…1), and
-    ``keep_color``.
+    `values` may hold ``style`` (weights by name), ``strength`` and ``repair`` (0…1),
+    ``keep_color`` and ``stroke`` (1, 2, 4 or null).
     """
     if not isinstance(values, dict):
         raise ValueError("dials are one JSON object")
@@ -211,6 +212,9 @@ def read_dials(values: Any) -> dict[str, Any]:
         elif name == "keep_color":
             if not isinstance(value, bool):
                 raise ValueError(f"keep_color is {value!r}; expected true or false")
+        elif name == "stroke":
+            if type(value) not in (int, type(None)) or value not in (None, *STROKES):
+                raise ValueError(f"stroke is {value!r}; expected 1, 2, 4 or null")
         elif name == "style":
             if not isinstance(value, dict) or not all(map(_is_number, value.values())):
                 raise ValueError("style is no object of numbers by name")

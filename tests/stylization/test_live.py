@@ -133,7 +133,7 @@ def test_dials_reach_the_painter_and_are_remembered():
         live.set(strength=0.2, keep_color=True)
         assert stylizer.dials == {"style": {"night": 1.0}, "strength": 0.2, "keep_color": True}
         before = dict(live.dials)
-        assert before == {**stylizer.dials, "repair": 1.0}
+        assert before == {**stylizer.dials, "repair": 1.0, "stroke": None}
         with pytest.raises(FaststyError, match=r"not 0\.5"):
             live.set(strength=0.5)
         assert live.dials == before

@@ -108,7 +108,13 @@ def test_the_page_the_state_and_the_thumbnails(server):
     assert state == {
         "source": "a <b>test</b>",
         "styles": ["rain", "starry_night"],
-        "dials": {"style": {"rain": 1.0}, "strength": 1.0, "repair": 0.0, "keep_color": False},
+        "dials": {
+            "style": {"rain": 1.0},
+            "strength": 1.0,
+            "repair": 0.0,
+            "keep_color": False,
+            "stroke": None,
+        },
         "has_repair": False,
         "backend": "a test",
     }
@@ -193,6 +199,10 @@ def test_odd_numbers_of_frames_do_no_harm(server, after):
         ({"strength": "1"}, "strength is '1'"),
         ({"repair": True}, "repair is True"),
         ({"keep_color": 1}, "keep_color is 1"),
+        ({"stroke": "2"}, "stroke is '2'; expected 1, 2, 4 or null"),
+        ({"stroke": 3}, "stroke is 3"),
+        ({"stroke": True}, "stroke is True"),
+        ({"stroke": 2.0}, "stroke is 2.0"),
         ({"style": "rain"}, "style is no object of numbers"),
         ({"style": {"rain": None}}, "style is no object of numbers"),
         ({"style": {"snow": 1}}, "unknown style"),
@@ -293,6 +303,7 @@ def test_a_taken_port_is_one_sentence(server):
 
 def test_dials_that_are_right_pass_unchanged():
     dials = {"strength": 0, "repair": 1.0, "keep_color": False, "style": {"a": 0.5, "b": 2}}
+    dials |= {"stroke": 2}
     assert read_dials(dials) == dials
     assert read_dials({}) == {}
 
@@ -352,6 +363,11 @@ def test_the_page_in_a_browser(server):
         wait_for_dial("style", {"starry_night": 0.5, "rain": 0.5})
         browser.press("#keep_color")
         wait_for_dial("keep_color", True)
+        browser.run(
+            "(o => { o.value = '2'; o.dispatchEvent(new Event('input', {bubbles: true})); })"
+            "(document.querySelector('#stroke'))"
+        )
+        wait_for_dial("stroke", 2)
 
         browser.wait_for("Number(document.querySelector('#fps').textContent) > 0")
         browser.wait_for("Number(document.querySelector('#latency').textContent) >= 0")
@@ -376,7 +392,7 @@ def test_nothing_is_cut_off_or_overlaps(monkeypatch, width, height):
             browser.wait_for("document.querySelector('#message')?.hidden")
             assert browser.run("document.documentElement.scrollWidth") == width
             parts = browser.run(
-                """["header", "#stage", "#styles", "#strength", "#mixing", "#colors"].map((e) => {
+                """["header", "#stage", "#styles", "#strength", "#mixing", "#more"].map((e) => {
                 const box = document.querySelector(e).getBoundingClientRect();
                 return [box.left, box.right, box.top, box.bottom]; })"""
             )
