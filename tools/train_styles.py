@@ -7,14 +7,15 @@ One generator for the styles below, on a folder of photos (the bundled ones are 
 general), stored in half precision. Of these styles, seven are bundled; the others lie in the folder
 of paintings under the same names: pictures, or a folder of them. Interrupted, the same command with
 --resume goes on. With --on the generator of --out is trained on, on larger crops and with more
-against a grid; with --repairer only the repairer is.
+against a grid; with --repairer only the repairer is; with --mean nothing is, but --out becomes the
+mean of models that began as one (Wortsman et al. 2022, "Model soups").
 
-The shipped file: 1,310 photos (ImageNet samples, BSDS500), 70 minutes on one core of an AMD EPYC,
-11,419 steps of the generator and 1,200 of the repairer; 3,300 of the repairer, with the excess of
-style weighing 2.0 (1,200 steps), 4.5 (1,600), 8.0 (see `REPAIR_WEIGHTS` in
-faststy/training/step.py); --on for 28 minutes on one core, 15,458 steps; --repairer for 8 minutes,
-2,900 steps with the excess at 3.0, and 30 % of the weights that 2,050 more at 6.0
-made of them.
+The shipped file: 1,310 photos (ImageNet samples, BSDS500), one core of an AMD EPYC. 70 minutes from
+noise, 11,419 steps of the generator; --on for 28 minutes, 15,458 steps, and the mean of 65 % of
+that and 35 % of what was before; --on --style-weight 28 for 35 minutes, 17,500 steps, once with
+--seed 7 and once with --seed 8, and the --mean of both. The repairer: 4,500 steps in the first of
+these, 2,900 and 30 % of the weights that 2,050 more made after the second, REPAIRER_STEPS after the
+last with the excess of style weighing 16 (see `REPAIR_WEIGHTS` in faststy/training/step.py).
 """
 
 from __future__ import annotations
@@ -53,7 +54,6 @@ STYLES = {
     "shipwreck_of_the_minotaur": "storm light in dark oil, after Turner",
     "vangogh_drawings": "reed pen and sepia, after the drawings of van Gogh",
 }
-KEPT = 0.35  # of the weights before --on in the mean that is saved (Wortsman et al. 2022)
 ON: dict[str, Any] = {
     "size": 192,
     "batch": 2,
@@ -119,18 +119,34 @@ def train_repairer(config: TrainConfig, path: Path) -> None:
     save_model(model, path, torch.float16)
 
 
+def save_mean(paths: list[Path], target: Path) -> None:
+    """Save the first of the models with the mean weights of all their generators."""
+    models = [load_model(path) for path in paths]
+    for weights in zip(*(model.generator.parameters() for model in models), strict=True):
+        weights[0].copy_(torch.stack([*weights]).mean(0))
+    save_model(models[0], target, torch.float16)
+
+
 def main() -> None:
     raw = argparse.RawTextHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
-    parser.add_argument("--content", required=True, help="folder of photos")
-    parser.add_argument("--paintings", required=True, type=Path, help="folder of style pictures")
+    parser.add_argument("--content", help="folder of photos")
+    parser.add_argument("--paintings", type=Path, help="folder of style pictures")
     parser.add_argument("--seconds", type=float, default=4200)
     parser.add_argument("--run", default="styles-run", help="folder of the training run")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--on", action="store_true", help="train the generator of --out on")
     parser.add_argument("--repairer", action="store_true", help="train only the repairer of --out")
+    parser.add_argument("--mean", nargs="+", type=Path, help="make --out the mean of these models")
+    parser.add_argument("--style-weight", type=float, default=15.0, help="λ, 15 by default")
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=assets.model())
     arguments = parser.parse_args()
+    if arguments.mean:
+        save_mean(arguments.mean, arguments.out)
+        return
+    if arguments.content is None or arguments.paintings is None:
+        parser.error("--content and --paintings are needed")
     pictures = tuple(picture_of(style, arguments.paintings) for style in STYLES)
     config = TrainConfig(
         style=pictures,
@@ -141,7 +157,8 @@ def main() -> None:
         size=128,
         batch=4,  # of several styles in a step
         style_size=640,  # larger strokes than by default: there is time to learn them
-        style_weight=15.0,
+        style_weight=arguments.style_weight,
+        seed=arguments.seed,
     )
     if arguments.repairer:
         train_repairer(replace(config, size=192, batch=3), arguments.out)
@@ -154,9 +171,6 @@ def main() -> None:
         model = load_model(result.model)
         if arguments.on:
             before = load_model(arguments.out)
-            ours, theirs = (m.generator.parameters() for m in (model, before))
-            for new, old in zip(ours, theirs, strict=True):
-                new.lerp_(old, KEPT)
             model.repairer, model.info.repairer = before.repairer, before.info.repairer
             model.info.steps += before.info.steps
         model.info.license, model.info.descriptions = LICENSE, STYLES

@@ -114,3 +114,26 @@ def test_soak_knows_dead_models(soak, tmp_path, value, verdict):
     info = ModelInfo(styles=["a"], generator=asdict(net.config))
     save_model(Model(net, None, info), tmp_path / "m.safetensors")
     assert soak["judged"](tmp_path / "m.safetensors")[0] == verdict
+
+
+def test_the_mean_of_models_that_began_as_one(place, run):
+    config = GeneratorConfig.named("nano", styles=2)
+    generators = [Generator(config).requires_grad_(False) for _ in range(3)]
+    for i, generator in enumerate(generators):
+        info = ModelInfo(["a", "b"], asdict(config), None, steps=i)
+        save_model(Model(generator, None, info), place / f"{i}.safetensors")
+    run(
+        "train_styles.py",
+        "--mean",
+        *(f"{i}.safetensors" for i in range(3)),
+        "--out",
+        "m.safetensors",
+    )
+    mean = load_model(place / "m.safetensors").generator.state_dict()
+    for name, found in mean.items():
+        expected = torch.stack([g.state_dict()[name] for g in generators]).mean(0)
+        torch.testing.assert_close(
+            found, expected, atol=1e-3, rtol=1e-3
+        )  # stored in half precision
+    with pytest.raises(SystemExit):
+        run("train_styles.py", "--content", "photos")
