@@ -169,7 +169,7 @@ class Stylizer:
         filled = _fill_transparent(photo)
         limit = tiles.limit(memory, self.device)
 
-        stroke = stroke or stroke_for(*filled.size)
+        stroke = stroke_for(*filled.size) if stroke is None else stroke
         dials: Dials = {
             "style": weights,
             "strength": strength,

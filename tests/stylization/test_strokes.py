@@ -111,7 +111,7 @@ def test_another_stroke_starts_the_statistics_anew(stylizer):
     assert again.max() <= 1
 
 
-@pytest.mark.parametrize("stroke", [3, -1, 8])
+@pytest.mark.parametrize("stroke", [3, 0, -1, 8])
 def test_other_sizes_are_refused(stylizer, stroke):
     with pytest.raises(ValueError, match=f"stroke is {stroke}; expected 1, 2 or 4"):
         stylizer(frame(20, 20), stroke=stroke)
