@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from faststy import assets
 from faststy.errors import FaststyError
 from faststy.model_file import Model, load_model
-from faststy.nn.generator import Generator, ResidualBlock
+from faststy.nn.generator import Generator
 from faststy.nn.normalization import ConditionalInstanceNorm2d
 from faststy.training import objective
 from faststy.training.precision import in_precision
@@ -50,15 +50,13 @@ def warm_start(trainer: Trainer, base: Model, photo: Tensor) -> list[str]:
     """
     generator = base.generator.to(trainer.device)
     nearest = [_nearest(trainer, generator, target, photo) for target in trainer.styles]
-    ours = trainer.generator.config
-    generator = grown(generator, ours.channels, ours.blocks)
     state = generator.state_dict()
     for name, module in generator.named_modules():
         if isinstance(module, ConditionalInstanceNorm2d):
             for key in (f"{name}.weight", f"{name}.bias"):
                 state[key] = state[key][nearest]
-    for net in (trainer.generator, trainer.average):
-        net.load_state_dict(state)
+    grow(trainer.generator, state)
+    trainer.average.load_state_dict(trainer.generator.state_dict())
     if base.repairer is not None:
         trainer.repairer.load_state_dict(base.repairer.state_dict())
         trainer.repairer.forget_colours()
@@ -66,26 +64,20 @@ def warm_start(trainer: Trainer, base: Model, photo: Tensor) -> list[str]:
 
 
 @torch.no_grad()
-def grown(generator: Generator, channels: int, blocks: int) -> Generator:
-    """A larger generator that paints what `generator` paints (as Net2Net, Chen et al. 2016).
+def grow(generator: Generator, state: Mapping[str, Tensor]) -> None:
+    """Have a new `generator` paint what one of `state` does, which may be smaller.
 
-    What is new reads all features, by random weights; what was there reads none that are new, by
-    weights of zero, which training moves.
+    As in Net2Net (Chen et al. 2016): what is new reads all features, by the random weights that it
+    has; what was there reads none that are new, by weights of zero, which training moves.
     """
-    before = generator.state_dict()
-    config = replace(generator.config, channels=channels, blocks=blocks)
-    larger = Generator(config).to(next(generator.parameters()))
-    for block in larger.blocks[generator.config.blocks :]:
-        assert isinstance(block, ResidualBlock)
-        block.norm2.weight.zero_()  # it adds nothing yet
-    for name, parameter in larger.named_parameters():
-        if name not in before:
-            continue
-        old = before[name]
-        if parameter.ndim == 4:  # [to, from, 3, 3]
-            parameter[: len(old)] = 0
-        parameter[tuple(slice(side) for side in old.shape)] = old
-    return larger.train(generator.training)
+    for name, parameter in generator.named_parameters():
+        if name in state:
+            old = state[name]
+            if parameter.ndim == 4:  # [to, from, 3, 3]
+                parameter[: len(old)] = 0
+            parameter[tuple(slice(side) for side in old.shape)] = old
+        elif name.endswith("norm2.weight"):
+            parameter.zero_()  # a new block adds nothing yet
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from faststy.training.config import TrainConfig
 from faststy.training.dataset import Pictures
 from faststy.training.loop import train
 from faststy.training.step import StyleTarget, Trainer
-from faststy.training.warm_start import grown, start, warm_start
+from faststy.training.warm_start import grow, start, warm_start
 
 CPU = torch.device("cpu")
 NAMES = ["red", "green", "blue"]
@@ -136,8 +136,8 @@ def test_a_grown_generator_paints_the_same_and_learns_with_what_is_new(channels,
         for name, parameter in small.named_parameters():
             if "norm" in name:
                 parameter.normal_(1.0, 0.3)
-    large = grown(small, channels, blocks)
-    assert (large.config.channels, large.config.blocks) == (channels, blocks)
+    large = Generator(GeneratorConfig(channels, blocks, styles=2)).double()
+    grow(large, small.state_dict())
     photo, style = torch.rand(2, 3, 32, 36, dtype=torch.float64), torch.tensor([0.3, 0.7])
     torch.testing.assert_close(large(photo, style), small(photo, style.double()))
     optimiser = torch.optim.SGD(large.parameters(), 1e-2)
@@ -146,3 +146,23 @@ def test_a_grown_generator_paints_the_same_and_learns_with_what_is_new(channels,
         large(photo, style).square().mean().backward()
         optimiser.step()
     assert all(p.grad is not None and p.grad.abs().amax() > 0 for p in large.parameters())
+
+
+def test_what_a_base_is_grown_to_comes_from_the_seed(tmp_path):
+    encoder, photo = load_encoder(), torch.rand(1, 3, 64, 64)
+    Image.new("RGB", (64, 64), (30, 40, 220)).save(tmp_path / "s.png")
+    target = StyleTarget.of(Pictures.found(tmp_path / "s.png", 64), encoder, CPU)
+    found = []
+    for seed in (3, 3, 4):
+        config = TrainConfig(style=("s",), model="fast", size=64, seed=seed)
+        trainer = Trainer(config, encoder, [target], CPU)
+        base = base_of_flat_colours()
+        torch.rand(seed + len(found))  # whatever else draws numbers
+        warm_start(trainer, base, photo)
+        for net in (trainer.generator, trainer.average):
+            blue = base.generator(photo, torch.eye(3)[2])
+            torch.testing.assert_close(net.eval()(photo), blue, atol=1e-4, rtol=0)
+        found.append(trainer.generator.state_dict())
+    for name, value in found[0].items():
+        assert torch.equal(value, found[1][name]), name
+    assert not torch.equal(found[0]["stem.weight"], found[2]["stem.weight"])
