@@ -4,17 +4,13 @@
 //
 // The last block to end a pass adds up what all blocks have left, in the order of the chunks.
 
-#include <cuda_runtime.h>
-#include <torch/csrc/stable/accelerator.h>
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
 #include <tuple>
 
 #include "combined_loss.h"
-
-// In builds of torch for CUDA only; weak, so that the library can be loaded with any.
-extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t, void**);
+#include "cuda.h"
 
 namespace faststy::loss {
 namespace {
@@ -660,16 +656,9 @@ __global__ void __launch_bounds__(THREADS)
 
 using Losses = std::tuple<Tensor, Tensor, std::vector<Tensor>>;
 
-cudaStream_t current_stream(const Tensor& x) {
-  STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream != nullptr, "this torch has no CUDA");
-  void* stream = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream));
-  return static_cast<cudaStream_t>(stream);
-}
+constexpr const char* OP = "combined_loss";
 
-void check(cudaError_t error) {
-  STD_TORCH_CHECK(error == cudaSuccess, "combined_loss: ", cudaGetErrorString(error));
-}
+void check(cudaError_t error) { cuda::check(error, OP); }
 
 // What of a device decides how the work is cut.
 struct Device {
@@ -677,11 +666,7 @@ struct Device {
   int shared;                        // bytes that each of BLOCKS blocks can have
 
   explicit Device(int index) {
-    const auto of = [&](cudaDeviceAttr attribute) {
-      int value = 0;
-      check(cudaDeviceGetAttribute(&value, attribute, index));
-      return value;
-    };
+    const auto of = [&](cudaDeviceAttr name) { return cuda::attribute(name, index, OP); };
     constexpr int OWN = 1024;  // more than what kernels declare
     multiprocessors = of(cudaDevAttrMultiProcessorCount);
     cooperative = of(cudaDevAttrCooperativeLaunch);
@@ -727,7 +712,7 @@ Losses run(Plan plan, const Tensor& like, const float* weights) {
   STD_TORCH_CHECK(plan.segments.size() <= MOST_SEGMENTS, "combined_loss: expected at most ",
                   MOST_SEGMENTS, " tensors on a CUDA device, got ", plan.segments.size());
   const torch::stable::accelerator::DeviceGuard guard(like.get_device_index());
-  const cudaStream_t stream = current_stream(like);
+  const cudaStream_t stream = cuda::current_stream(like);
   const Device device(like.get_device_index());
   plan.cut(chunk_for(plan, device.blocks()));
   const int64_t blocks = std::clamp<int64_t>(plan.chunks, 1, device.blocks());
@@ -795,7 +780,7 @@ void combined_loss_scale_(Tensors gradients, Tensor scale) {
   STD_TORCH_CHECK(scale.scalar_type() == ScalarType::Float && scale.numel() == 1,
                   "scale: expected one float32 number");
   const torch::stable::accelerator::DeviceGuard guard(scale.get_device_index());
-  const cudaStream_t stream = current_stream(scale);
+  const cudaStream_t stream = cuda::current_stream(scale);
   for (size_t begin = 0; begin < gradients.size(); begin += MOST_SCALED) {
     const size_t count = std::min<size_t>(gradients.size() - begin, MOST_SCALED);
     Scaled scaled{};

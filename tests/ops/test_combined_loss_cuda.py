@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import re
-import shutil
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,63 +10,34 @@ from torch import Tensor
 
 from faststy.ops import reference
 
-from .conftest import INTERPRETED
+from .emulation import GUARD, MARKS, SHARED, build
 from .test_combined_loss import TOLERANCES, relative
 
-ROOT = Path(__file__).parents[2]
-CXX = shutil.which("g++")
-pytestmark = [
-    pytest.mark.skipif(INTERPRETED, reason="has no Triton kernel"),
-    pytest.mark.skipif(sys.platform != "linux" or CXX is None, reason="needs g++ on Linux"),
-    pytest.mark.skipif(torch.version.cuda is not None, reason="a GPU runs the kernels themselves"),
-]
+pytestmark = MARKS
 PLANAR, LAST = torch.contiguous_format, torch.channels_last
 
 # What is not C++, and sizes at which small tensors have several chunks of few threads.
 REWRITTEN = {
+    **GUARD,
+    **SHARED,
     r"(\w+)<<<(\w+), THREADS, 0, stream>>>\(": r"launch(\1, \2, THREADS, ",
-    r"const torch::stable::accelerator::DeviceGuard guard\(.*\);": "",
     r"STABLE_TORCH_LIBRARY_IMPL\(faststy_native, CUDA, m\)": (
         "STABLE_TORCH_LIBRARY_FRAGMENT(faststy_emulated, m) {\n"
         "  for (const char* schema : faststy::loss::SCHEMAS) m.def(schema);\n}\n"
         "STABLE_TORCH_LIBRARY_IMPL(faststy_emulated, CPU, m)"
     ),
-    # Each of the blocks that run side by side has its own.
-    r"extern __shared__ uint4 (\w+)\[\];": r"uint4* const \1 = emulation::block->shared.data();",
     r"__shared__ (\w+) (\w+)(\[\w+\])?;": (
         r"static \1 all_\2[emulation::MOST_BLOCKS]\3; auto& \2 = all_\2[emulation::slot];"
     ),
     r"THREADS = 256": "THREADS = 64",
     r"SMALLEST_CHUNK = 1024, LARGEST_CHUNK = 12288": "SMALLEST_CHUNK = 256, LARGEST_CHUNK = 512",
 }
-STREAM = """
-extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t, void** stream) {
-  *stream = nullptr;
-  return 0;
-}
-extern "C" int launches() { return emulation::launches; }
-"""
 
 
 @pytest.fixture(scope="module")
 def emulated(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    folder = tmp_path_factory.mktemp("emulated")
-    text = (ROOT / "csrc" / "combined_loss_cuda.cu").read_text(encoding="utf-8")
-    for pattern, replacement in REWRITTEN.items():
-        text, count = re.subn(pattern, replacement, text)
-        assert count, pattern
-    (folder / "kernels.cpp").write_text(text + STREAM, encoding="utf-8")
-    for header in ("combined_loss.h", "simd.h"):
-        shutil.copy(ROOT / "csrc" / header, folder)
-    torch_root, library = Path(torch.__file__).parent, folder / "kernels.so"
-    command: list[str | Path | None] = [CXX, "-std=c++20", "-O1", "-w", "-fPIC", "-shared"]
-    command += ["-pthread", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
-    command += [f"-I{Path(__file__).parent / 'emulated'}", f"-I{torch_root / 'include'}"]
-    command += ["-o", library, folder / "kernels.cpp"]
-    command += [f"-L{torch_root / 'lib'}", "-ltorch", "-ltorch_cpu"]
-    subprocess.run([str(part) for part in command], check=True)
-    torch.ops.load_library(str(library))
-    torch.ops.faststy_emulated.launches = ctypes.CDLL(str(library)).launches
+    library = build(tmp_path_factory.mktemp("emulated"), "combined_loss_cuda.cu", REWRITTEN)
+    torch.ops.faststy_emulated.launches = library.launches
     return torch.ops.faststy_emulated
 
 

@@ -1,8 +1,10 @@
-// As much of CUDA as csrc/combined_loss_cuda.cu needs, on the CPU: a thread for each thread of a block,
+// As much of CUDA as csrc/*_cuda.cu need, on the CPU: a thread for each thread of a block,
 // and barriers. Blocks run one after another, those of a cooperative launch side by side. Slow, but
 // every line of the kernels runs.
 #pragma once
 
+#include <algorithm>
+#include <array>
 #include <atomic>
 #include <barrier>
 #include <cstdlib>
@@ -14,6 +16,7 @@
 
 #define __global__ static
 #define __device__
+#define __forceinline__ inline
 #define __grid_constant__
 #define __launch_bounds__(...)
 
@@ -42,10 +45,12 @@ struct Block {
   std::barrier<> all;
   std::vector<std::unique_ptr<std::barrier<>>> warps;
   std::vector<double> lanes[2];  // in turns: one shuffle may begin while another is read
+  std::vector<std::array<uint64_t, 6>> words[2];  // likewise
   std::vector<uint4> shared;
 
   Block(int threads, size_t bytes) : all(threads), shared((bytes + 15) / 16) {
     for (std::vector<double>& of : lanes) of.resize(threads);
+    for (auto& of : words) of.resize(threads);
     for (int i = 0; i < threads; i += 32) {
       warps.push_back(std::make_unique<std::barrier<>>(32));
     }
@@ -66,6 +71,9 @@ inline thread_local dim3 threadIdx, blockIdx;
 inline dim3 gridDim;
 
 inline void __syncthreads() { emulation::block->all.arrive_and_wait(); }
+inline void __syncwarp() { emulation::block->warps[threadIdx.x / 32]->arrive_and_wait(); }
+inline unsigned __umulhi(unsigned a, unsigned b) { return (uint64_t(a) * b) >> 32; }
+using std::abs, std::min;
 inline void __threadfence() { std::atomic_thread_fence(std::memory_order_seq_cst); }
 inline void __nanosleep(unsigned) { std::this_thread::yield(); }
 inline unsigned atomicAdd(unsigned* to, unsigned value) {
