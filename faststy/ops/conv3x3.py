@@ -1,13 +1,14 @@
 """A 3x3 convolution with scale, bias, residual and activation in one op, for painting only.
 
 On a CPU by minimal filtering, with a quarter of the multiplications (Lavin & Gray, "Fast Algorithms
-for Convolutional Neural Networks", 2016).
+for Convolutional Neural Networks", 2016). On a GPU the extension takes few channels in half
+precision (csrc/conv3x3_cuda.cu), Triton the rest.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -112,8 +113,25 @@ def _fake(
     return y.to(memory_format=CHANNELS_LAST), found
 
 
+def _fits(
+    inputs: list[Tensor],
+    weight: Tensor,
+    scale: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    *others: Any,
+) -> bool:
+    """Whether csrc/conv3x3_cuda.cu takes these: so little that shared memory holds the weights."""
+    (k, c), dtype = weight.shape[:2], weight.dtype
+    vectors = [v.dtype for v in (scale, bias) if v is not None]
+    one_dtype = all(t.dtype == dtype for t in inputs) and {*vectors} <= {dtype, torch.float32}
+    small = len(inputs) <= 2 and c <= 96 and k <= 64 and c * k <= 4096
+    return one_dtype and small and (residual is None or k % 2 == 0)
+
+
 define(
     "conv3x3_fwd(Tensor[] inputs, Tensor weight, Tensor? scale, Tensor? bias, Tensor? residual, "
     "float slope, bool moments) -> (Tensor, Tensor)",
     _fake,
+    _fits,
 )

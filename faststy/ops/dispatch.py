@@ -1,4 +1,4 @@
-"""Which implementation computes a raw op: Triton on CUDA, the C++ extension on a CPU, or PyTorch.
+"""Which implementation computes a raw op: Triton or CUDA C++ on a GPU, C++ on a CPU, or PyTorch.
 
 `FASTSTY_IMPL=auto|reference|triton|native` (read once, at import) forces one.
 """
@@ -43,8 +43,11 @@ KERNELS: dict[str, str | None] = {
 
 # What the extension computes in float64, too.
 NATIVE_FLOAT64 = ("gram", "gram_loss", "instance_norm")
-# What it computes in float32 alone.
+# What it computes in float32 alone, on a CPU.
 NATIVE_FLOAT32 = ("conv3x3", "upsample", "blur_cells", "repair_hints", "repair_apply")
+# What it computes in half precision alone, on a CUDA device: there it comes before Triton.
+NATIVE_HALF = ("conv3x3",)
+LIMITS: dict[str, Callable[..., bool]] = {}  # which arguments it takes there, where not all
 HALVES = (torch.float16, torch.bfloat16)
 
 
@@ -57,12 +60,15 @@ class Implementation(NamedTuple):
     why: str
 
 
-def define(schema: str, fake: Callable[..., Any]) -> None:
+def define(schema: str, fake: Callable[..., Any], limit: Callable[..., bool] | None = None) -> None:
     """Add a raw op to torch: its schema, its shapes, and an implementation chosen at the call.
 
-    The raw ops know no gradient: the autograd Functions around them do.
+    The raw ops know no gradient: the autograd Functions around them do. `limit` says which
+    arguments the extension takes on a CUDA device.
     """
     name = schema[: schema.index("(")]
+    if limit is not None:
+        LIMITS[name] = limit
     LIBRARY.define(schema)  # type: ignore[no-untyped-call]
     LIBRARY.impl(  # type: ignore[no-untyped-call]
         name, lambda *args: implementation(name, args)(*args), "CompositeExplicitAutograd"
@@ -78,16 +84,22 @@ def implementation(raw: str, args: tuple[Any, ...]) -> Callable[..., Any]:
         return getattr(reference, raw)  # type: ignore[no-any-return]
     dtypes = {t.dtype for t in tensors}
     double, half = torch.float64 in dtypes, not dtypes.isdisjoint(HALVES)
-    return _find(raw, tensors[0].device.type, double, half)
+    device = tensors[0].device.type
+    fits = device != "cuda" or raw not in LIMITS or LIMITS[raw](*args)
+    return _find(raw, device, double, half, fits)
 
 
 @cache
-def _find(raw: str, device: str, double: bool = False, half: bool = False) -> Callable[..., Any]:
+def _find(
+    raw: str, device: str, double: bool = False, half: bool = False, fits: bool = True
+) -> Callable[..., Any]:
     op = max((op for op in KERNELS if raw.startswith(op)), key=len)
     name = choose(op, device).name
+    if device == "cuda" and name == "native" and op in NATIVE_HALF and not (half and fits):
+        name = "triton" if IMPL == "auto" and _no_triton(op, device) is None else "reference"
     if double and not (name == "native" and op in NATIVE_FLOAT64):  # it is for gradcheck
         name = "reference"
-    if half and name == "native" and op in NATIVE_FLOAT32:
+    if half and device == "cpu" and name == "native" and op in NATIVE_FLOAT32:
         name = "reference"
     if name == "triton":
         launcher: Callable[..., Any] = getattr(import_module(str(KERNELS[op])), raw)
@@ -120,12 +132,13 @@ def choose(op: str, device: str) -> Implementation:
         if missing[IMPL] is not None:
             raise FaststyError(f"FASTSTY_IMPL={IMPL}: {op} on {device}: {missing[IMPL]}")
         return Implementation(op, device, IMPL, f"FASTSTY_IMPL={IMPL}")
-    if device == "cuda" and missing["triton"] is None:
+    first = op in NATIVE_HALF and missing["native"] is None  # before Triton
+    if device == "cuda" and missing["triton"] is None and not first:
         return Implementation(op, device, "triton", "Triton kernels")
     if missing["native"] is None:
         return Implementation(op, device, "native", "C++ extension")
-    first = "triton" if device == "cuda" and KERNELS[op] is not None else "native"
-    why = missing[first] if device in ("cpu", "cuda") else None
+    wanted = "triton" if device == "cuda" and KERNELS[op] is not None else "native"
+    why = missing[wanted] if device in ("cpu", "cuda") else None
     return Implementation(op, device, "reference", why or f"there are no kernels for {device}")
 
 

@@ -1,0 +1,542 @@
+// A 3x3 convolution of a few channels and all that follows it, on a CUDA device, in half precision.
+//
+// A block keeps the weights in shared memory and goes from tile to tile. Of each it copies the pixels
+// that the tile and its border need, once; the nine taps are nine offsets into that. A pixel there is
+// an odd number of 16 bytes, so that rows of matrices, which are neighbouring pixels, come out of
+// different banks. A warp makes MW x 16 pixels by NB x 8 channels by `mma`.
+//
+// The same kernel serves painting (reflected borders; scale, bias, residual, moments), a frozen net
+// (zeros beyond the borders, bias, ReLU) and that net's gradient (the other way round, through the
+// gate that the ReLU was).
+
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <algorithm>
+#include <numeric>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "cuda.h"
+#include "features.h"
+#include "warp.h"
+
+namespace faststy {
+namespace {
+
+using torch::headeronly::BFloat16;
+using torch::headeronly::Half;
+using warp::Shared;
+
+constexpr int WARP = 32, WARPS = 8, THREADS = WARPS * WARP;
+constexpr int TILE_W = 32, ROW = TILE_W + 2;  // pixels of a row of a tile, and with its border
+constexpr int MOST_INPUTS = 2, MOST_C = 96, MOST_K = 64;
+constexpr int MERGERS = 128;  // threads that merge moments
+constexpr const char* OP = "conv3x3";
+
+struct Input {
+  const char* data;  // [N, H, W, channels]
+  int channels;
+  int first;        // byte of a pixel in shared memory
+  int piece;        // bytes that are copied at a time: 16, 8, 4 or 2
+  unsigned pieces;  // of a pixel
+  unsigned reciprocal;  // of that, times 2³²; 0 for 1
+};
+
+struct Conv {
+  Input inputs[MOST_INPUTS];
+  int count;
+  int n, h, w, c, k;
+  int padded;           // c, up to a multiple of 16
+  int pixel, filter;    // bytes of a pixel and of a filter in shared memory
+  int across, down, tiles;
+  int weights, stage;   // bytes of shared memory before the tile, and before results
+  bool zeros;           // beyond the borders; or they reflect
+  bool wide_scale, wide_bias;  // float32, or the dtype of the inputs
+  const char* weight;   // [K, 9, C]
+  int weight_piece;
+  const char* gate;     // [N, H, W, C] or null: where it is not above 0, the input counts as 0
+  const void *scale, *bias;  // [K] or [N, K], or null
+  int64_t scale_stride, bias_stride;
+  const char* residual;  // [N, H, W, K] or null
+  float slope;
+  char* y;  // [N, H, W, K]
+  int y_piece;
+  unsigned y_pieces, y_reciprocal;
+  float *mean, *m2;  // [K, tiles] or null: of what was convolved
+};
+
+__device__ __forceinline__ unsigned ratio(unsigned a, unsigned reciprocal) {
+  return reciprocal == 0 ? a : __umulhi(a, reciprocal);
+}
+
+template <int SIZE>
+struct alignas(SIZE) Bytes {
+  uint16_t values[SIZE / 2];
+};
+
+// f with as many Bytes: 16, 8, 4 or 2.
+template <typename F>
+__device__ __forceinline__ void with_size(int size, const F& f) {
+  if (size == 16) return f(Bytes<16>());
+  if (size == 8) return f(Bytes<8>());
+  if (size == 4) return f(Bytes<4>());
+  f(Bytes<2>());
+}
+
+template <int SIZE>
+__device__ __forceinline__ void copy(char* to, const char* from, bool inside) {
+  if constexpr (SIZE >= 4) {
+    warp::copy_later<SIZE>(warp::shared_address(to), from, inside);
+  } else {
+    *reinterpret_cast<uint16_t*>(to) = inside ? *reinterpret_cast<const uint16_t*>(from) : 0;
+  }
+}
+
+// Index −1 as 1 and `side` as side − 2; what is further out belongs to no pixel of the picture.
+__device__ __forceinline__ int reflected(int i, int side) {
+  i = min(abs(i), side);
+  return min(i, 2 * side - 2 - i);
+}
+
+// All filters, zeros where there are none and between channels and their padding.
+__device__ void load_weights(const Conv& conv, char* shared) {
+  const int rows = conv.weights / conv.filter;
+  for (int i = threadIdx.x; i < conv.weights / 16; i += THREADS) {
+    reinterpret_cast<uint4*>(shared)[i] = uint4{0, 0, 0, 0};
+  }
+  __syncthreads();
+  with_size(conv.weight_piece, [&](auto bytes) {
+    constexpr int SIZE = sizeof(bytes);
+    const int pieces = 2 * conv.c / SIZE;
+    for (int i = threadIdx.x; i < min(conv.k, rows) * 9 * pieces; i += THREADS) {
+      const int place = i % pieces, tap = i / pieces % 9, k = i / pieces / 9;
+      copy<SIZE>(shared + k * conv.filter + tap * 2 * conv.padded + place * SIZE,
+                 conv.weight + int64_t(i) * SIZE, true);
+    }
+  });
+}
+
+// Sample n from (y0 − 1, x0 − 1) on, HEIGHT + 2 rows of ROW pixels.
+template <typename T, int HEIGHT>
+__device__ void load_tile(const Conv& conv, char* shared, int n, int y0, int x0) {
+  constexpr int PIXELS = (HEIGHT + 2) * ROW;
+  for (int i = 0; i < conv.count; ++i) {
+    const Input& input = conv.inputs[i];
+    const char* sample = input.data + int64_t(n) * conv.h * conv.w * input.channels * 2;
+    const char* gate = conv.gate + int64_t(n) * conv.h * conv.w * input.channels * 2;
+    with_size(input.piece, [&](auto bytes) {
+      constexpr int SIZE = sizeof(bytes);
+      for (unsigned at = threadIdx.x; at < PIXELS * input.pieces; at += THREADS) {
+        const unsigned pixel = ratio(at, input.reciprocal), place = at - pixel * input.pieces;
+        int y = y0 - 1 + int(pixel / ROW), x = x0 - 1 + int(pixel % ROW);
+        bool inside = true;
+        if (conv.zeros) {
+          inside = y >= 0 && y < conv.h && x >= 0 && x < conv.w;
+          y = inside ? y : 0, x = inside ? x : 0;
+        } else {
+          y = reflected(y, conv.h), x = reflected(x, conv.w);
+        }
+        const int64_t from = (int64_t(y) * conv.w + x) * input.channels * 2 + place * SIZE;
+        char* to = shared + pixel * conv.pixel + input.first + place * SIZE;
+        if (conv.gate == nullptr) {
+          copy<SIZE>(to, sample + from, inside);
+          continue;
+        }
+        Bytes<SIZE> values{};
+        if (inside) {
+          values = *reinterpret_cast<const Bytes<SIZE>*>(sample + from);
+          const auto gates = *reinterpret_cast<const Bytes<SIZE>*>(gate + from);
+          // Above 0: the sign is not set, and something else is. A NaN stops no gradient.
+          for (int j = 0; j < SIZE / 2; ++j) {
+            if (gates.values[j] >= 0x8000 || gates.values[j] == 0) values.values[j] = 0;
+          }
+        }
+        *reinterpret_cast<Bytes<SIZE>*>(to) = values;
+      }
+    });
+  }
+}
+
+// The channels of padding, which results were not written over.
+__device__ void zero_padding(const Conv& conv, char* shared, int pixels) {
+  const int rest = conv.padded - conv.c;
+  for (int i = threadIdx.x; i < pixels * rest; i += THREADS) {
+    reinterpret_cast<uint16_t*>(shared + i / rest * conv.pixel)[conv.c + i % rest] = 0;
+  }
+}
+
+__device__ __forceinline__ float parameter(const void* of, bool wide, int64_t at, auto zero) {
+  using T = decltype(zero);
+  if (wide) return static_cast<const float*>(of)[at];
+  return static_cast<float>(static_cast<const T*>(of)[at]);
+}
+
+// Mean and sum of squared deviations of a tile's pixels, channel by channel.
+template <int NB, int MW>
+__device__ void leave_moments(const Conv& conv, const float (&sum)[MW][NB][4],
+                              const bool (&inside)[MW][2], int tile, float pixels) {
+  __shared__ float part[2][WARPS][NB * 8];
+  const int lane = threadIdx.x % WARP, own = threadIdx.x / WARP;
+  const auto total = [&](int of, int k) {
+    float all = 0;
+    for (int i = 0; i < WARPS; ++i) all += part[of][i][k];
+    return all;
+  };
+  for (int j = 0; j < NB; ++j) {
+    for (int v = 0; v < 2; ++v) {
+      float x = 0;
+      for (int m = 0; m < MW; ++m) {
+        for (int half = 0; half < 2; ++half) x += inside[m][half] ? sum[m][j][half * 2 + v] : 0.f;
+      }
+      x = warp::sum_of_rows(x);
+      if (lane < 4) part[0][own][j * 8 + lane * 2 + v] = x;
+    }
+  }
+  __syncthreads();
+  for (int j = 0; j < NB; ++j) {
+    for (int v = 0; v < 2; ++v) {
+      const float mean = total(0, j * 8 + lane % 4 * 2 + v) / pixels;
+      float x = 0;
+      for (int m = 0; m < MW; ++m) {
+        for (int half = 0; half < 2; ++half) {
+          const float deviation = sum[m][j][half * 2 + v] - mean;
+          x += inside[m][half] ? deviation * deviation : 0.f;
+        }
+      }
+      x = warp::sum_of_rows(x);
+      if (lane < 4) part[1][own][j * 8 + lane * 2 + v] = x;
+    }
+  }
+  __syncthreads();
+  for (int k = threadIdx.x; k < conv.k; k += THREADS) {
+    conv.mean[int64_t(k) * conv.tiles + tile] = total(0, k) / pixels;
+    conv.m2[int64_t(k) * conv.tiles + tile] = total(1, k);
+  }
+}
+
+// T: Half or BFloat16. NB: blocks of 8 channels of the result. MW: blocks of 16 pixels of a warp.
+template <typename T, int NB, int MW>
+__global__ void __launch_bounds__(THREADS, 2) conv3x3_kernel(const __grid_constant__ Conv conv) {
+  constexpr int HEIGHT = WARPS * MW / 2, PIXELS = (HEIGHT + 2) * ROW;
+  extern __shared__ uint4 memory[];
+  __shared__ float scales[NB * 8], biases[NB * 8];
+  char* const weights = reinterpret_cast<char*>(memory);
+  char* const tile_at = weights + conv.weights;
+  const int lane = threadIdx.x % WARP, own = threadIdx.x / WARP;
+  const int staged = NB * 16 + 16;  // bytes of a pixel of the result: an odd number of 16
+  char* const stage = tile_at + conv.stage + own * MW * 16 * staged;
+
+  load_weights(conv, weights);
+  if (conv.padded > conv.c) zero_padding(conv, tile_at, PIXELS);
+
+  // Where this thread's rows of matrices begin: of pixels, and of filters.
+  const Shared a_row = warp::shared_address(tile_at + (own * (MW / 2) * ROW + lane % 16) * conv.pixel +
+                                            lane / 16 * 16);
+  const Shared b_row = warp::shared_address(weights + (lane % 8 + lane / 16 * 8) * conv.filter +
+                                            lane / 8 % 2 * 16);
+
+  for (int tile = blockIdx.x; tile < conv.tiles; tile += gridDim.x) {
+    const int n = tile / (conv.across * conv.down);
+    const int y0 = tile / conv.across % conv.down * HEIGHT, x0 = tile % conv.across * TILE_W;
+    load_tile<T, HEIGHT>(conv, tile_at, n, y0, x0);
+    for (int k = threadIdx.x; k < NB * 8; k += THREADS) {
+      const bool known = k < conv.k;
+      scales[k] = known && conv.scale ? parameter(conv.scale, conv.wide_scale,
+                                                  n * conv.scale_stride + k, T())
+                                      : 1.f;
+      biases[k] = known && conv.bias ? parameter(conv.bias, conv.wide_bias,
+                                                 n * conv.bias_stride + k, T())
+                                     : 0.f;
+    }
+    warp::wait_for_copies();
+    __syncthreads();
+
+    float sum[MW][NB][4] = {};
+    for (int tap = 0; tap < 9; ++tap) {
+      const Shared a_tap = a_row + (tap / 3 * ROW + tap % 3) * conv.pixel;
+      const Shared b_tap = b_row + tap * 2 * conv.padded;
+      for (int c = 0; c < 2 * conv.padded; c += 32) {  // bytes: 16 channels
+        uint32_t a[MW][4], b[NB + 1][2];
+#pragma unroll
+        for (int m = 0; m < MW; ++m) {
+          warp::load_matrices(a[m], a_tap + (m / 2 * ROW + m % 2 * 16) * conv.pixel + c);
+        }
+#pragma unroll
+        for (int j = 0; j < NB / 2; ++j) {
+          uint32_t two[4];
+          warp::load_matrices(two, b_tap + j * 16 * conv.filter + c);
+          b[2 * j][0] = two[0], b[2 * j][1] = two[1];
+          b[2 * j + 1][0] = two[2], b[2 * j + 1][1] = two[3];
+        }
+        if constexpr (NB % 2 == 1) warp::load_matrices(b[NB - 1], b_tap + (NB - 1) * 8 * conv.filter + c);
+#pragma unroll
+        for (int j = 0; j < NB; ++j) {
+#pragma unroll
+          for (int m = 0; m < MW; ++m) warp::multiply(sum[m][j], a[m], b[j], T());
+        }
+      }
+    }
+
+    bool inside[MW][2];
+    for (int m = 0; m < MW; ++m) {
+      for (int half = 0; half < 2; ++half) {
+        inside[m][half] = y0 + own * (MW / 2) + m / 2 < conv.h &&
+                          x0 + m % 2 * 16 + half * 8 + lane / 4 < conv.w;
+      }
+    }
+    if (conv.mean != nullptr) {
+      const int pixels = min(HEIGHT, conv.h - y0) * min(TILE_W, conv.w - x0);
+      leave_moments<NB, MW>(conv, sum, inside, tile, static_cast<float>(pixels));
+    }
+    __syncthreads();  // results may lie where the tile was
+
+    // Scale, bias, residual and activation; then through shared memory, to be stored side by side.
+#pragma unroll
+    for (int m = 0; m < MW; ++m) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int y = y0 + own * (MW / 2) + m / 2, x = x0 + m % 2 * 16 + half * 8 + lane / 4;
+        char* const to = stage + (m * 16 + half * 8 + lane / 4) * staged;
+        const T* added = nullptr;
+        if (conv.residual != nullptr && inside[m][half]) {
+          added = reinterpret_cast<const T*>(conv.residual) +
+                  ((int64_t(n) * conv.h + y) * conv.w + x) * conv.k;
+        }
+#pragma unroll
+        for (int j = 0; j < NB; ++j) {
+          const int k = j * 8 + lane % 4 * 2;
+          float v[2];
+          for (int i = 0; i < 2; ++i) v[i] = sum[m][j][half * 2 + i] * scales[k + i] + biases[k + i];
+          if (added != nullptr && k < conv.k) {  // k is even, and so is conv.k
+            const auto pair = *reinterpret_cast<const Bytes<4>*>(added + k);
+            for (int i = 0; i < 2; ++i) v[i] += static_cast<float>(reinterpret_cast<const T*>(pair.values)[i]);
+          }
+          T pair[2];
+          for (int i = 0; i < 2; ++i) {  // v < 0 is false for NaN: it passes through
+            pair[i] = static_cast<T>(v[i] < 0 ? (conv.slope == 0 ? 0.f : v[i] * conv.slope) : v[i]);
+          }
+          *reinterpret_cast<Bytes<4>*>(to + k * 2) = *reinterpret_cast<const Bytes<4>*>(pair);
+        }
+      }
+    }
+    __syncwarp();
+    for (int row = 0; row < MW / 2; ++row) {
+      const int y = y0 + own * (MW / 2) + row, pixels = min(TILE_W, conv.w - x0);
+      if (y >= conv.h) break;
+      char* const to = conv.y + ((int64_t(n) * conv.h + y) * conv.w + x0) * conv.k * 2;
+      const char* const from = stage + row * TILE_W * staged;
+      with_size(conv.y_piece, [&](auto bytes) {
+        constexpr int SIZE = sizeof(bytes);
+        for (unsigned i = lane; i < pixels * conv.y_pieces; i += WARP) {
+          const unsigned pixel = ratio(i, conv.y_reciprocal), place = i - pixel * conv.y_pieces;
+          *reinterpret_cast<Bytes<SIZE>*>(to + i * SIZE) =
+              *reinterpret_cast<const Bytes<SIZE>*>(from + pixel * staged + place * SIZE);
+        }
+      });
+    }
+    __syncthreads();  // before the next tile comes
+  }
+}
+
+// Merges the moments of tiles in a fixed order (Chan et al., 1979): thread i every MERGERS-th tile, then
+// pairs of threads.
+__global__ void merge_moments_kernel(const float* mean, const float* m2, float* out, Conv conv,
+                                     int height) {
+  __shared__ float shared[3][MERGERS];
+  const int k = blockIdx.x, thread = threadIdx.x;
+  float own[3] = {0, 0, 0};  // pixels, mean, M2
+  const auto merge = [&](float count, float other_mean, float other_m2) {
+    const float all = own[0] + count, delta = other_mean - own[1];
+    const float share = all > 0 ? count / all : 0.f;
+    own[2] += other_m2 + delta * delta * own[0] * share;
+    own[1] += delta * share;
+    own[0] = all;
+  };
+  for (int tile = thread; tile < conv.tiles; tile += MERGERS) {
+    const int y0 = tile / conv.across % conv.down * height, x0 = tile % conv.across * TILE_W;
+    const int pixels = min(height, conv.h - y0) * min(TILE_W, conv.w - x0);
+    merge(static_cast<float>(pixels), mean[int64_t(k) * conv.tiles + tile],
+          m2[int64_t(k) * conv.tiles + tile]);
+  }
+  for (int i = 0; i < 3; ++i) shared[i][thread] = own[i];
+  __syncthreads();
+  for (int half = MERGERS / 2; half > 0; half /= 2) {
+    if (thread < half) {
+      merge(shared[0][thread + half], shared[1][thread + half], shared[2][thread + half]);
+      for (int i = 0; i < 3; ++i) shared[i][thread] = own[i];
+    }
+    __syncthreads();
+  }
+  if (thread == 0) {
+    out[k] = own[1];
+    out[conv.k + k] = own[2] / own[0];
+  }
+}
+
+// ---------------------------------------------------------------------------- on the host
+
+int piece_of(int bytes, const void* data) {
+  const auto address = static_cast<int64_t>(reinterpret_cast<uintptr_t>(data) % 16);
+  return static_cast<int>(std::gcd(std::gcd(int64_t(bytes), address), int64_t(16)));
+}
+
+unsigned reciprocal_of(unsigned a) {
+  return a == 1 ? 0 : static_cast<unsigned>(((uint64_t(1) << 32) + a - 1) / a);
+}
+
+template <typename T, int NB, int MW>
+void launch(Conv conv, int device, cudaStream_t stream, Tensor* found) {
+  constexpr int HEIGHT = WARPS * MW / 2;
+  conv.down = (conv.h + HEIGHT - 1) / HEIGHT;
+  conv.across = (conv.w + TILE_W - 1) / TILE_W;
+  const int64_t tiles = int64_t(conv.n) * conv.down * conv.across;
+  STD_TORCH_CHECK(tiles < (int64_t(1) << 31), OP, ": expected fewer than 2^31 tiles");
+  conv.tiles = static_cast<int>(tiles);
+  conv.weights = NB * 8 * conv.filter;
+  const int tile = (HEIGHT + 2) * ROW * conv.pixel, results = HEIGHT * TILE_W * (NB * 16 + 16);
+  conv.stage = conv.padded > conv.c ? tile : 0;  // zeros of padding stay
+  const int shared = conv.weights + std::max(tile, conv.stage + results);
+  const auto kernel = conv3x3_kernel<T, NB, MW>;
+  cuda::check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared), OP);
+  int at_once = 0;
+  cuda::check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&at_once, kernel, THREADS, shared), OP);
+  STD_TORCH_CHECK(at_once > 0, OP, ": it needs ", shared, " bytes of shared memory");
+  const int64_t blocks =
+      int64_t(at_once) * cuda::attribute(cudaDevAttrMultiProcessorCount, device, OP);
+  Tensor parts;
+  if (found != nullptr) {
+    parts = torch::stable::new_empty(*found, {2, conv.k, tiles}, ScalarType::Float);
+    conv.mean = static_cast<float*>(parts.mutable_data_ptr());
+    conv.m2 = conv.mean + conv.k * tiles;
+  }
+  const auto grid = static_cast<unsigned>(std::min(tiles, blocks));
+  void* arguments[] = {&conv};
+  cuda::check(cudaLaunchKernel(kernel, dim3(grid), dim3(THREADS), arguments, shared, stream), OP);
+  if (found != nullptr) {
+    const float *mean = conv.mean, *m2 = conv.m2;
+    float* out = static_cast<float*>(found->mutable_data_ptr());
+    int height = HEIGHT;
+    void* merged[] = {&mean, &m2, &out, &conv, &height};
+    cuda::check(cudaLaunchKernel(merge_moments_kernel, dim3(conv.k), dim3(MERGERS), merged, 0, stream),
+                OP);
+  }
+}
+
+template <typename T>
+void launch(const Conv& conv, int device, cudaStream_t stream, Tensor* found) {
+  const int blocks = (conv.k + 7) / 8;
+  if (blocks == 1) return launch<T, 1, 4>(conv, device, stream, found);
+  if (blocks == 2) return launch<T, 2, 4>(conv, device, stream, found);
+  if (blocks == 3 && conv.padded <= 48) return launch<T, 3, 4>(conv, device, stream, found);
+  if (blocks <= 4) return launch<T, 4, 2>(conv, device, stream, found);
+  if (blocks <= 6) return launch<T, 6, 2>(conv, device, stream, found);
+  launch<T, 8, 2>(conv, device, stream, found);
+}
+
+// Sets the inputs; all that depends on them alone.
+Conv conv_of(const std::vector<Tensor>& inputs, const Tensor& weight) {
+  STD_TORCH_CHECK(!inputs.empty() && inputs.size() <= MOST_INPUTS, "inputs: expected 1 or 2, got ",
+                  inputs.size());
+  const Tensor& x = inputs[0];
+  const ScalarType dtype = x.scalar_type();
+  STD_TORCH_CHECK(dtype == ScalarType::Half || dtype == ScalarType::BFloat16,
+                  "inputs: expected float16 or bfloat16");
+  const auto check = [&](const Tensor& t, const char* name, int64_t dim, int64_t size) {
+    check_features(t, name);
+    STD_TORCH_CHECK(t.scalar_type() == dtype && t.device() == x.device() && t.size(dim) == size, name,
+                    ": expected the dtype, the device and the shape that the inputs ask for");
+    STD_TORCH_CHECK(is_channels_last(t) || t.is_contiguous() && (t.size(1) == 1 || t.size(2) * t.size(3) == 1),
+                    name, ": expected channels_last");
+  };
+  Conv conv{};
+  conv.count = static_cast<int>(inputs.size());
+  conv.n = static_cast<int>(x.size(0));
+  conv.h = static_cast<int>(x.size(2)), conv.w = static_cast<int>(x.size(3));
+  for (int i = 0; i < conv.count; ++i) {
+    const Tensor& t = inputs[i];
+    for (const int dim : {0, 2, 3}) check(t, "inputs", dim, x.size(dim));
+    Input& input = conv.inputs[i];
+    input.data = static_cast<const char*>(t.const_data_ptr());
+    input.channels = static_cast<int>(t.size(1));
+    input.first = 2 * conv.c;
+    conv.c += input.channels;
+    const int bytes = 2 * input.channels;
+    input.piece = std::gcd(piece_of(bytes, input.data), input.first);
+    input.pieces = bytes / input.piece;
+    input.reciprocal = reciprocal_of(input.pieces);
+  }
+  STD_TORCH_CHECK(conv.c <= MOST_C, "inputs: expected at most ", MOST_C, " channels, got ", conv.c);
+  conv.k = static_cast<int>(weight.size(0));
+  STD_TORCH_CHECK(conv.k <= MOST_K, "weight: expected at most ", MOST_K, " filters, got ", conv.k);
+  check(weight, "weight", 1, conv.c);
+  STD_TORCH_CHECK(weight.size(2) == 3 && weight.size(3) == 3, "weight: expected [K, C, 3, 3]");
+  conv.padded = (conv.c + 15) / 16 * 16;
+  conv.pixel = 2 * conv.padded + 16;
+  conv.filter = 18 * conv.padded + 16;
+  conv.weight = static_cast<const char*>(weight.const_data_ptr());
+  conv.weight_piece = piece_of(2 * conv.c, conv.weight);
+  conv.slope = 1;
+  return conv;
+}
+
+Tensor run(Conv conv, const Tensor& x, Tensor* found) {
+  const int64_t sizes[] = {conv.n, conv.k, conv.h, conv.w};
+  Tensor y = torch::stable::empty(sizes, x.scalar_type(), std::nullopt, x.device(), std::nullopt,
+                                  MemoryFormat::ChannelsLast);
+  conv.y = static_cast<char*>(y.mutable_data_ptr());
+  conv.y_piece = piece_of(2 * conv.k, conv.y);
+  conv.y_pieces = 2 * conv.k / conv.y_piece;
+  conv.y_reciprocal = reciprocal_of(conv.y_pieces);
+  const cudaStream_t stream = cuda::current_stream(x);
+  if (x.scalar_type() == ScalarType::Half) {
+    launch<Half>(conv, x.get_device_index(), stream, found);
+  } else {
+    launch<BFloat16>(conv, x.get_device_index(), stream, found);
+  }
+  return y;
+}
+
+void set_vector(const std::optional<Tensor>& v, const char* name, const Conv& conv, const Tensor& x,
+                const void*& data, bool& wide, int64_t& stride) {
+  if (!v) return;
+  STD_TORCH_CHECK((v->dim() == 1 || (v->dim() == 2 && v->size(0) == conv.n)) &&
+                      v->size(v->dim() - 1) == conv.k && v->stride(v->dim() - 1) == 1,
+                  name, ": expected [K] or [N, K] with neighbouring values");
+  wide = v->scalar_type() == ScalarType::Float;
+  STD_TORCH_CHECK((wide || v->scalar_type() == x.scalar_type()) && v->device() == x.device(), name,
+                  ": expected float32 or the dtype of the inputs, on their device");
+  data = v->const_data_ptr();
+  stride = v->dim() == 2 ? v->stride(0) : 0;
+}
+
+std::tuple<Tensor, Tensor> conv3x3_fwd(std::vector<Tensor> inputs, Tensor weight,
+                                       std::optional<Tensor> scale, std::optional<Tensor> bias,
+                                       std::optional<Tensor> residual, double slope, bool moments) {
+  Conv conv = conv_of(inputs, weight);
+  const Tensor& x = inputs[0];
+  STD_TORCH_CHECK(conv.h >= 2 && conv.w >= 2, "inputs: expected two rows and columns or more");
+  const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
+  set_vector(scale, "scale", conv, x, conv.scale, conv.wide_scale, conv.scale_stride);
+  set_vector(bias, "bias", conv, x, conv.bias, conv.wide_bias, conv.bias_stride);
+  if (residual) {
+    STD_TORCH_CHECK(conv.k % 2 == 0, "residual: expected an even number of channels");
+    STD_TORCH_CHECK(residual->dim() == 4 && residual->size(0) == conv.n && residual->size(1) == conv.k &&
+                        residual->size(2) == conv.h && residual->size(3) == conv.w &&
+                        residual->scalar_type() == x.scalar_type() && is_channels_last(*residual),
+                    "residual: expected the shape and dtype of the result, channels_last");
+    conv.residual = static_cast<const char*>(residual->const_data_ptr());
+  }
+  conv.slope = static_cast<float>(slope);
+  Tensor found = torch::stable::new_empty(x, {moments ? 2 : 0, conv.k}, ScalarType::Float);
+  Tensor y = run(conv, x, moments ? &found : nullptr);
+  return {y, found};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(faststy_native, CUDA, m) {
+  m.impl("conv3x3_fwd", TORCH_BOX(&conv3x3_fwd));
+}
+
+}  // namespace faststy

@@ -1,0 +1,66 @@
+"""The CUDA convolution where there is no GPU: as C++ (emulation.py), against one in float64."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from .emulation import GUARD, MARKS, SHARED, build
+from .test_conv3x3 import TOLERANCE, arguments, truth
+
+pytestmark = MARKS
+LAST = torch.channels_last
+# What is not C++, and small tiles: 2 or 4 rows of 32 pixels.
+REWRITTEN = {
+    **GUARD,
+    **SHARED,
+    r"__shared__ float": "static float",
+    r"WARPS = 8": "WARPS = 2",
+    r"MERGERS = 128": "MERGERS = 32",
+    r"STABLE_TORCH_LIBRARY_IMPL\(faststy_native, CUDA, m\) \{": (
+        "STABLE_TORCH_LIBRARY_FRAGMENT(faststy_convolved, m) {\n"
+        '  m.def("conv3x3_fwd(Tensor[] inputs, Tensor weight, Tensor? scale, Tensor? bias, '
+        'Tensor? residual, float slope, bool moments) -> (Tensor, Tensor)");\n}\n'
+        "STABLE_TORCH_LIBRARY_IMPL(faststy_convolved, CPU, m) {"
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def emulated(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    build(tmp_path_factory.mktemp("convolved"), "conv3x3_cuda.cu", REWRITTEN)
+    return torch.ops.faststy_convolved
+
+
+@pytest.mark.parametrize(
+    ("n", "channels", "k", "h", "w", "dtype"),
+    [
+        (1, (48,), 48, 6, 45, torch.float16),
+        (2, (16, 12), 16, 9, 33, torch.float16),  # pieces of 16 and of 8 bytes, padding
+        (1, (24, 3), 24, 5, 7, torch.bfloat16),  # of 2 bytes
+        (1, (24,), 6, 2, 2, torch.float16),  # the smallest
+        (2, (3,), 12, 5, 34, torch.bfloat16),
+        (1, (48, 48), 24, 3, 4, torch.float16),
+        (1, (10,), 62, 7, 3, torch.bfloat16),  # pieces of 4 bytes
+    ],
+)
+def test_against_float64(
+    emulated: Any, n: int, channels: tuple[int, ...], k: int, h: int, w: int, dtype: torch.dtype
+) -> None:
+    inputs, weight, scale, bias, residual = arguments(n, channels, k, h, w, dtype)
+    inputs = [x.to(memory_format=LAST) for x in inputs]
+    weight, residual = (x.to(memory_format=LAST) for x in (weight, residual))
+    expected, moments = truth(inputs, weight, scale, bias, residual, "leaky_relu")
+    y, found = emulated.conv3x3_fwd(inputs, weight, scale.float(), bias, residual, 0.2, True)
+    tolerance = TOLERANCE[dtype]
+    torch.testing.assert_close(y.double(), expected, atol=tolerance, rtol=tolerance)
+    torch.testing.assert_close(found.double(), moments, atol=1e-5, rtol=1e-4)
+    assert y.dtype == dtype
+    assert y.is_contiguous(memory_format=LAST)
+    plain, none = emulated.conv3x3_fwd(inputs, weight, None, None, None, 1.0, False)
+    one, zero = torch.ones(k), torch.zeros(k)
+    expected, _ = truth(inputs, weight, one, zero, None, None)
+    torch.testing.assert_close(plain.double(), expected, atol=tolerance, rtol=tolerance)
+    assert none.shape == (0, k)
