@@ -147,7 +147,7 @@ __device__ void load_tile(const Conv& conv, char* shared, int n, int y0, int x0)
         if (inside) {
           values = *reinterpret_cast<const Bytes<SIZE>*>(sample + from);
           const auto gates = *reinterpret_cast<const Bytes<SIZE>*>(gate + from);
-          // Above 0: the sign is not set, and something else is. A NaN stops no gradient.
+          // Above 0: the sign is not set, and something else is.
           for (int j = 0; j < SIZE / 2; ++j) {
             if (gates.values[j] >= 0x8000 || gates.values[j] == 0) values.values[j] = 0;
           }
@@ -446,8 +446,9 @@ Conv conv_of(const std::vector<Tensor>& inputs, const Tensor& weight) {
     check_features(t, name);
     STD_TORCH_CHECK(t.scalar_type() == dtype && t.device() == x.device() && t.size(dim) == size, name,
                     ": expected the dtype, the device and the shape that the inputs ask for");
-    STD_TORCH_CHECK(is_channels_last(t) || t.is_contiguous() && (t.size(1) == 1 || t.size(2) * t.size(3) == 1),
-                    name, ": expected channels_last");
+    const bool either = t.size(1) == 1 || t.size(2) * t.size(3) == 1;  // the layouts are one
+    STD_TORCH_CHECK(is_channels_last(t) || (either && t.is_contiguous()), name,
+                    ": expected channels_last");
   };
   Conv conv{};
   conv.count = static_cast<int>(inputs.size());
@@ -533,10 +534,47 @@ std::tuple<Tensor, Tensor> conv3x3_fwd(std::vector<Tensor> inputs, Tensor weight
   return {y, found};
 }
 
+// Of a net that does not learn: zeros beyond the borders.
+Tensor frozen_conv3x3_fwd(Tensor x, Tensor weight, std::optional<Tensor> bias, bool relu) {
+  Conv conv = conv_of({x}, weight);
+  const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
+  set_vector(bias, "bias", conv, x, conv.bias, conv.wide_bias, conv.bias_stride);
+  conv.zeros = true;
+  conv.slope = relu ? 0.f : 1.f;
+  return run(conv, x, nullptr);
+}
+
+// The gradient of its input, by filters that are turned round; `gate` is what the ReLU made, if any.
+Tensor frozen_conv3x3_bwd(Tensor dy, Tensor turned, std::optional<Tensor> gate) {
+  Conv conv = conv_of({dy}, turned);
+  const torch::stable::accelerator::DeviceGuard guard(dy.get_device_index());
+  conv.zeros = true;
+  if (gate) {
+    STD_TORCH_CHECK(gate->scalar_type() == dy.scalar_type() && is_channels_last(*gate) == is_channels_last(dy),
+                    "gate: expected the dtype and layout of dy");
+    for (int i = 0; i < 4; ++i) {
+      STD_TORCH_CHECK(gate->size(i) == dy.size(i), "gate: expected the shape of dy");
+    }
+    conv.gate = static_cast<const char*>(gate->const_data_ptr());
+    Input& input = conv.inputs[0];
+    input.piece = std::gcd(input.piece, piece_of(2 * conv.c, conv.gate));
+    input.pieces = 2 * conv.c / input.piece;
+    input.reciprocal = reciprocal_of(input.pieces);
+  }
+  return run(conv, dy, nullptr);
+}
+
 }  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(faststy_native, m) {
+  m.def("frozen_conv3x3_fwd(Tensor x, Tensor weight, Tensor? bias, bool relu) -> Tensor");
+  m.def("frozen_conv3x3_bwd(Tensor dy, Tensor turned, Tensor? gate) -> Tensor");
+}
 
 STABLE_TORCH_LIBRARY_IMPL(faststy_native, CUDA, m) {
   m.impl("conv3x3_fwd", TORCH_BOX(&conv3x3_fwd));
+  m.impl("frozen_conv3x3_fwd", TORCH_BOX(&frozen_conv3x3_fwd));
+  m.impl("frozen_conv3x3_bwd", TORCH_BOX(&frozen_conv3x3_bwd));
 }
 
 }  // namespace faststy

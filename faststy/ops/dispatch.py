@@ -35,6 +35,7 @@ KERNELS: dict[str, str | None] = {
     "combined_loss": None,
     "discriminator_loss": None,
     "conv3x3": "faststy.kernels.conv3x3",
+    "frozen_conv3x3": None,
     "upsample": "faststy.kernels.upsample",
     "blur_cells": "faststy.kernels.upsample",
     "repair_hints": "faststy.kernels.repair",
@@ -46,7 +47,7 @@ NATIVE_FLOAT64 = ("gram", "gram_loss", "instance_norm")
 # What it computes in float32 alone, on a CPU.
 NATIVE_FLOAT32 = ("conv3x3", "upsample", "blur_cells", "repair_hints", "repair_apply")
 # What it computes in half precision alone, on a CUDA device: there it comes before Triton.
-NATIVE_HALF = ("conv3x3",)
+NATIVE_HALF = ("conv3x3", "frozen_conv3x3")
 LIMITS: dict[str, Callable[..., bool]] = {}  # which arguments it takes there, where not all
 HALVES = (torch.float16, torch.bfloat16)
 
@@ -148,6 +149,11 @@ def by_kernels(x: Tensor, values: int = 0) -> bool:
     On a CPU torch's do well, and tests and exports know them; larger samples pass int32 offsets.
     """
     return (IMPL == "triton" or (IMPL == "auto" and x.is_cuda)) and values < 2**30
+
+
+def by_extension(op: str, x: Tensor) -> bool:
+    """Whether the extension takes `op`, which torch has, too, on a GPU's tensors like `x`."""
+    return x.is_cuda and IMPL in ("auto", "native") and choose(op, "cuda").name == "native"
 
 
 def implementations() -> list[Implementation]:

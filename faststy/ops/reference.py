@@ -317,6 +317,21 @@ def blur_fwd(x: Tensor) -> Tensor:
     return blur(x).contiguous(memory_format=layout(x))
 
 
+# --------------------------------------------------------------------------- nets that do not learn
+
+
+def frozen_conv3x3_fwd(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
+    y = F.conv2d(x, weight, bias, padding=1)
+    return (F.relu_(y) if relu else y).contiguous(memory_format=CHANNELS_LAST)
+
+
+def frozen_conv3x3_bwd(dy: Tensor, turned: Tensor, gate: Tensor | None) -> Tensor:
+    """The gradient of the input, by filters turned round; `gate` is the ReLU's result, if any."""
+    if gate is not None:
+        dy = torch.where(gate > 0, dy, 0)
+    return F.conv2d(dy, turned, padding=1).contiguous(memory_format=CHANNELS_LAST)
+
+
 # --------------------------------------------------------------------------- painting
 
 

@@ -1,4 +1,4 @@
-"""The CUDA convolution where there is no GPU: as C++ (emulation.py), against one in float64."""
+"""The CUDA convolutions where there is no GPU: as C++ (emulation.py), against float64."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from .emulation import GUARD, MARKS, SHARED, build
 from .test_conv3x3 import TOLERANCE, arguments, truth
@@ -19,12 +20,12 @@ REWRITTEN = {
     r"__shared__ float": "static float",
     r"WARPS = 8": "WARPS = 2",
     r"MERGERS = 128": "MERGERS = 32",
-    r"STABLE_TORCH_LIBRARY_IMPL\(faststy_native, CUDA, m\) \{": (
+    r"STABLE_TORCH_LIBRARY_FRAGMENT\(faststy_native, m\) \{": (
         "STABLE_TORCH_LIBRARY_FRAGMENT(faststy_convolved, m) {\n"
         '  m.def("conv3x3_fwd(Tensor[] inputs, Tensor weight, Tensor? scale, Tensor? bias, '
-        'Tensor? residual, float slope, bool moments) -> (Tensor, Tensor)");\n}\n'
-        "STABLE_TORCH_LIBRARY_IMPL(faststy_convolved, CPU, m) {"
+        'Tensor? residual, float slope, bool moments) -> (Tensor, Tensor)");'
     ),
+    r"LIBRARY_IMPL\(faststy_native, CUDA, m\)": "LIBRARY_IMPL(faststy_convolved, CPU, m)",
 }
 
 
@@ -64,3 +65,33 @@ def test_against_float64(
     expected, _ = truth(inputs, weight, one, zero, None, None)
     torch.testing.assert_close(plain.double(), expected, atol=tolerance, rtol=tolerance)
     assert none.shape == (0, k)
+
+
+@pytest.mark.parametrize(
+    ("n", "c", "k", "h", "w", "dtype"),
+    [
+        (1, 16, 32, 6, 45, torch.bfloat16),
+        (2, 3, 16, 9, 33, torch.bfloat16),
+        (1, 48, 48, 1, 1, torch.float16),
+        (1, 20, 8, 1, 5, torch.float16),  # pieces of 8 bytes
+    ],
+)
+@pytest.mark.parametrize("relu", [False, True])
+def test_frozen(
+    emulated: Any, n: int, c: int, k: int, h: int, w: int, dtype: torch.dtype, relu: bool
+) -> None:
+    (x,), weight, bias, _, dy = arguments(n, (c,), k, h, w, dtype)
+    x, weight, dy = (t.contiguous(memory_format=LAST) for t in (x, weight, dy))
+    y = emulated.frozen_conv3x3_fwd(x, weight, bias, relu)
+    wide = x.double().requires_grad_()
+    expected = F.conv2d(wide, weight.double(), bias.double(), padding=1)
+    tolerance = TOLERANCE[dtype]
+    shown = expected.relu() if relu else expected
+    torch.testing.assert_close(y.double(), shown.detach(), atol=tolerance, rtol=tolerance)
+    # By the gate that was, as rounding may have moved what is near 0.
+    gate = y.double() > 0 if relu else torch.ones_like(expected)
+    expected.backward(dy.double() * gate)
+    turned = weight.flip(2, 3).transpose(0, 1).contiguous(memory_format=LAST)
+    dx = emulated.frozen_conv3x3_bwd(dy, turned, y if relu else None)
+    torch.testing.assert_close(dx.double(), wide.grad, atol=tolerance, rtol=tolerance)
+    assert dx.is_contiguous(memory_format=LAST)

@@ -1,0 +1,96 @@
+"""The convolution of nets that do not learn against torch's in float64."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from faststy import ops
+from faststy.ops import dispatch
+
+CASES = [
+    (2, 3, 16, 30, 45),
+    (1, 16, 16, 17, 64),
+    (3, 16, 32, 9, 7),
+    (1, 32, 48, 20, 33),
+    (1, 5, 7, 1, 1),
+    (1, 80, 80, 6, 5),  # too many for the extension
+]
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 6e-2, torch.float16: 1e-2}
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize(("n", "c", "k", "h", "w"), CASES)
+def test_against_float64(n, c, k, h, w, relu, dtype, device):
+    torch.manual_seed(n + c)
+    x = torch.randn(n, c, h, w, device=device).to(dtype).requires_grad_()
+    weight = (torch.randn(k, c, 3, 3, device=device) / (3 * c**0.5)).to(dtype)
+    bias = torch.randn(k, device=device).to(dtype)
+    y = ops.frozen_conv3x3(x, weight, bias, relu=relu)
+    wide = x.detach().double().requires_grad_()
+    expected = F.conv2d(wide, weight.double(), bias.double(), padding=1)
+    shown = expected.relu() if relu else expected
+    tolerance = TOLERANCE[dtype]
+    torch.testing.assert_close(y.double(), shown, atol=tolerance, rtol=tolerance)
+    assert y.dtype == dtype
+    dy = torch.randn_like(y)
+    gate = y.double() > 0 if relu else 1.0  # rounding may have moved what is near 0
+    (expected * gate).backward(dy.double())
+    y.backward(dy)
+    torch.testing.assert_close(x.grad.double(), wide.grad, atol=tolerance, rtol=tolerance)
+
+
+def test_autocast_and_empty_batches(device):
+    weight, bias = torch.randn(4, 3, 3, 3, device=device), torch.randn(4, device=device)
+    with torch.autocast(device.type, torch.bfloat16):
+        weight, bias = weight.bfloat16(), bias.bfloat16()
+        y = ops.frozen_conv3x3(torch.randn(1, 3, 5, 5, device=device), weight, bias, relu=True)
+    assert y.dtype == torch.bfloat16
+    none = torch.empty(0, 3, 5, 5, device=device, dtype=torch.bfloat16)
+    assert ops.frozen_conv3x3(none, weight, bias).shape == (0, 4, 5, 5)
+
+
+def test_opcheck(device):
+    last = torch.channels_last
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    x, weight, bias = torch.randn(2, 4, 6, 5), torch.randn(6, 4, 3, 3), torch.randn(6)
+    x, weight = (t.to(device, dtype, memory_format=last) for t in (x, weight))
+    bias = bias.to(device, dtype)
+    torch.library.opcheck(torch.ops.faststy.frozen_conv3x3_fwd, (x, weight, bias, True))
+    turned = weight.flip(2, 3).transpose(0, 1).contiguous(memory_format=last)
+    dy = torch.randn(2, 6, 6, 5).to(x).contiguous(memory_format=last)
+    torch.library.opcheck(torch.ops.faststy.frozen_conv3x3_bwd, (dy, turned, dy))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_on_a_gpu_the_extension_takes_them():
+    assert dispatch.choose("frozen_conv3x3", "cuda").name == "native"
+    x = torch.randn(16, 16, 248, 248, device="cuda", dtype=torch.bfloat16)
+    x = x.to(memory_format=torch.channels_last).requires_grad_()
+    weight = torch.randn(16, 16, 3, 3, device="cuda", dtype=torch.bfloat16) / 12
+    bias = torch.zeros(16, device="cuda", dtype=torch.bfloat16)
+    y = ops.frozen_conv3x3(x, weight, bias, relu=True)
+    assert "FrozenConv3x3" in type(y.grad_fn).__name__
+    expected = F.conv2d(x.detach().float(), weight.float(), padding=1).relu()
+    torch.testing.assert_close(y.float(), expected, atol=6e-2, rtol=6e-2)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"x": torch.zeros(4, 5, 5)}, ValueError, r"x: expected \[N, C, H, W\]"),
+        ({"x": torch.zeros(1, 4, 5, 5).int()}, TypeError, "got torch.int32"),
+        ({"weight": torch.zeros(6, 5, 3, 3)}, ValueError, r"weight: .*\[K, 4, 3, 3\]"),
+        ({"bias": torch.zeros(5)}, ValueError, r"bias: expected \[K\]"),
+    ],
+)
+def test_mistakes(change, error, message):
+    given = {
+        "x": torch.zeros(1, 4, 5, 5),
+        "weight": torch.zeros(6, 4, 3, 3),
+        "bias": torch.zeros(6),
+        **change,
+    }
+    with pytest.raises(error, match=message):
+        ops.frozen_conv3x3(**given)
