@@ -205,7 +205,7 @@ class FramePainter:
         with self._lock, torch.inference_mode():
             while (done := sum(map(len, painted))) < len(frames):
                 painted.append(self._paint_some(frames[done:], self._settings))
-        return torch.cat(painted) if painted else frames.clone()
+        return painted[0] if len(painted) == 1 else torch.cat(painted or [frames])
 
     def _paint_some(self, frames: Sequence[Frame] | Tensor, settings: _Settings) -> Tensor:
         """Paints the first of `frames`, or finds that there the scene changes; on the device where
@@ -270,7 +270,7 @@ class FramePainter:
     def _cut(self, entrances: Tensor) -> int | None:
         """The first frame of a batch that is of another scene than the one before it, if any."""
         pairs = itertools.pairwise([self._entrance, *entrances])
-        jumps = (float(jump(before, after)) for before, after in pairs)
+        jumps = (jump(before, after) for before, after in pairs)
         return next((i for i, distance in enumerate(jumps) if not distance <= CUT), None)
 
     def _finish(self, painted: Tensor, photo: Tensor, settings: _Settings) -> Tensor:
@@ -333,7 +333,7 @@ class FramePainter:
         if self._frames_since < _aim_every(settings.half_life):
             return
         self._frames_since = 0
-        if float(jump(self._looked_at, self._entrance)) < SETTLED or is_flat(frame):
+        if jump(self._looked_at, self._entrance) < SETTLED or is_flat(frame):
             return
         self._looked_at = self._entrance
         assert self._watcher is not None
@@ -355,13 +355,12 @@ class FramePainter:
         return torch.tensor(weights, device=self._stylizer.device)
 
 
-def jump(before: Tensor, after: Tensor) -> Tensor:
+def jump(before: Tensor, after: Tensor) -> float:
     """How far moments [2, C] moved, in deviations: 0 for none, near 1 for another scene."""
-    (mean, variance), (new_mean, new_variance) = before, after
-    deviation = ((variance + new_variance) / 2).sqrt() + 1e-6
-    ratio = ((new_variance + 1e-6) / (variance + 1e-6)).log().abs() / 2
-    distance: Tensor = ((new_mean - mean).abs() / deviation + ratio).mean()
-    return distance
+    (mean, variance), (new_mean, new_variance) = before.numpy(), after.numpy()  # so few: sooner
+    deviation = np.sqrt((variance + new_variance) / 2) + 1e-6
+    ratio = np.abs(np.log((new_variance + 1e-6) / (variance + 1e-6))) / 2
+    return float((np.abs(new_mean - mean) / deviation + ratio).mean())
 
 
 def _aim_every(half_life: float) -> int:
