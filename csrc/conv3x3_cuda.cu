@@ -1,52 +1,36 @@
 // A 3x3 convolution of a few channels and all that follows it, on a CUDA device, in half precision.
 //
 // A block keeps the weights in shared memory and goes from tile to tile. Of each it copies the pixels
-// that the tile and its border need, once; the nine taps are nine offsets into that. A pixel there is
-// an odd number of 16 bytes, so that rows of matrices, which are neighbouring pixels, come out of
-// different banks. A warp makes MW x 16 pixels by NB x 8 channels by `mma`.
+// that the tile and its border need, once; the nine taps are nine offsets into that. A warp makes
+// MW x 16 pixels by NB x 8 channels by `mma`.
 //
-// The same kernel serves painting (reflected borders; scale, bias, residual, moments), a frozen net
-// (zeros beyond the borders, bias, ReLU) and that net's gradient (the other way round, through the
-// gate that the ReLU was).
+// The same kernel serves painting and nets that learn (reflected borders; scale, bias, residual,
+// moments), a frozen net (zeros beyond the borders, bias, ReLU), and gradients of inputs (filters
+// turned round; through the gate that a ReLU was).
 
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <algorithm>
-#include <numeric>
 #include <optional>
 #include <tuple>
 #include <vector>
 
-#include "cuda.h"
-#include "features.h"
-#include "warp.h"
+#include "conv3x3_cuda.h"
 
-namespace faststy {
+namespace faststy::conv {
 namespace {
 
-using torch::headeronly::BFloat16;
-using torch::headeronly::Half;
 using warp::Shared;
 
-constexpr int WARP = 32, WARPS = 8, THREADS = WARPS * WARP;
-constexpr int TILE_W = 32, ROW = TILE_W + 2;  // pixels of a row of a tile, and with its border
+constexpr int WARPS = 8, THREADS = WARPS * WARP;
 constexpr int MOST_INPUTS = 2, MOST_C = 96, MOST_K = 64;
 constexpr int MERGERS = 128;  // threads that merge moments
-constexpr const char* OP = "conv3x3";
-
-struct Input {
-  const char* data;  // [N, H, W, channels]
-  int channels;
-  int first;        // byte of a pixel in shared memory
-  int piece;        // bytes that are copied at a time: 16, 8, 4 or 2
-  unsigned pieces;  // of a pixel
-  unsigned reciprocal;  // of that, times 2³²; 0 for 1
-};
 
 struct Conv {
   Input inputs[MOST_INPUTS];
   int count;
-  int n, h, w, c, k;
+  int n, h, w, c, k;    // of the inputs
+  int grow;             // how many pixels more the result has on each side
   int padded;           // c, up to a multiple of 16
   int pixel, filter;    // bytes of a pixel and of a filter in shared memory
   int across, down, tiles;
@@ -55,7 +39,7 @@ struct Conv {
   bool wide_scale, wide_bias;  // float32, or the dtype of the inputs
   const char* weight;   // [K, 9, C]
   int weight_piece;
-  const char* gate;     // [N, H, W, C] or null: where it is not above 0, the input counts as 0
+  const char* gate;     // [N, H, W, C] or null: see load_pixels
   const void *scale, *bias;  // [K] or [N, K], or null
   int64_t scale_stride, bias_stride;
   const char* residual;  // [N, H, W, K] or null
@@ -65,39 +49,6 @@ struct Conv {
   unsigned y_pieces, y_reciprocal;
   float *mean, *m2;  // [K, tiles] or null: of what was convolved
 };
-
-__device__ __forceinline__ unsigned ratio(unsigned a, unsigned reciprocal) {
-  return reciprocal == 0 ? a : __umulhi(a, reciprocal);
-}
-
-template <int SIZE>
-struct alignas(SIZE) Bytes {
-  uint16_t values[SIZE / 2];
-};
-
-// f with as many Bytes: 16, 8, 4 or 2.
-template <typename F>
-__device__ __forceinline__ void with_size(int size, const F& f) {
-  if (size == 16) return f(Bytes<16>());
-  if (size == 8) return f(Bytes<8>());
-  if (size == 4) return f(Bytes<4>());
-  f(Bytes<2>());
-}
-
-template <int SIZE>
-__device__ __forceinline__ void copy(char* to, const char* from, bool inside) {
-  if constexpr (SIZE >= 4) {
-    warp::copy_later<SIZE>(warp::shared_address(to), from, inside);
-  } else {
-    *reinterpret_cast<uint16_t*>(to) = inside ? *reinterpret_cast<const uint16_t*>(from) : 0;
-  }
-}
-
-// Index −1 as 1 and `side` as side − 2; what is further out belongs to no pixel of the picture.
-__device__ __forceinline__ int reflected(int i, int side) {
-  i = min(abs(i), side);
-  return min(i, 2 * side - 2 - i);
-}
 
 // All filters, zeros where there are none and between channels and their padding.
 __device__ void load_weights(const Conv& conv, char* shared) {
@@ -115,47 +66,6 @@ __device__ void load_weights(const Conv& conv, char* shared) {
                  conv.weight + int64_t(i) * SIZE, true);
     }
   });
-}
-
-// Sample n from (y0 − 1, x0 − 1) on, HEIGHT + 2 rows of ROW pixels.
-template <typename T, int HEIGHT>
-__device__ void load_tile(const Conv& conv, char* shared, int n, int y0, int x0) {
-  constexpr int PIXELS = (HEIGHT + 2) * ROW;
-  for (int i = 0; i < conv.count; ++i) {
-    const Input& input = conv.inputs[i];
-    const char* sample = input.data + int64_t(n) * conv.h * conv.w * input.channels * 2;
-    const char* gate = conv.gate + int64_t(n) * conv.h * conv.w * input.channels * 2;
-    with_size(input.piece, [&](auto bytes) {
-      constexpr int SIZE = sizeof(bytes);
-      for (unsigned at = threadIdx.x; at < PIXELS * input.pieces; at += THREADS) {
-        const unsigned pixel = ratio(at, input.reciprocal), place = at - pixel * input.pieces;
-        int y = y0 - 1 + int(pixel / ROW), x = x0 - 1 + int(pixel % ROW);
-        bool inside = true;
-        if (conv.zeros) {
-          inside = y >= 0 && y < conv.h && x >= 0 && x < conv.w;
-          y = inside ? y : 0, x = inside ? x : 0;
-        } else {
-          y = reflected(y, conv.h), x = reflected(x, conv.w);
-        }
-        const int64_t from = (int64_t(y) * conv.w + x) * input.channels * 2 + place * SIZE;
-        char* to = shared + pixel * conv.pixel + input.first + place * SIZE;
-        if (conv.gate == nullptr) {
-          copy<SIZE>(to, sample + from, inside);
-          continue;
-        }
-        Bytes<SIZE> values{};
-        if (inside) {
-          values = *reinterpret_cast<const Bytes<SIZE>*>(sample + from);
-          const auto gates = *reinterpret_cast<const Bytes<SIZE>*>(gate + from);
-          // Above 0: the sign is not set, and something else is.
-          for (int j = 0; j < SIZE / 2; ++j) {
-            if (gates.values[j] >= 0x8000 || gates.values[j] == 0) values.values[j] = 0;
-          }
-        }
-        *reinterpret_cast<Bytes<SIZE>*>(to) = values;
-      }
-    });
-  }
 }
 
 // The channels of padding, which results were not written over.
@@ -224,6 +134,7 @@ __global__ void __launch_bounds__(THREADS, 2) conv3x3_kernel(const __grid_consta
   char* const weights = reinterpret_cast<char*>(memory);
   char* const tile_at = weights + conv.weights;
   const int lane = threadIdx.x % WARP, own = threadIdx.x / WARP;
+  const int height = conv.h + 2 * conv.grow, width = conv.w + 2 * conv.grow;
   const int staged = NB * 16 + 16;  // bytes of a pixel of the result: an odd number of 16
   char* const stage = tile_at + conv.stage + own * MW * 16 * staged;
 
@@ -239,7 +150,11 @@ __global__ void __launch_bounds__(THREADS, 2) conv3x3_kernel(const __grid_consta
   for (int tile = blockIdx.x; tile < conv.tiles; tile += gridDim.x) {
     const int n = tile / (conv.across * conv.down);
     const int y0 = tile / conv.across % conv.down * HEIGHT, x0 = tile % conv.across * TILE_W;
-    load_tile<T, HEIGHT>(conv, tile_at, n, y0, x0);
+    for (int i = 0; i < conv.count; ++i) {
+      load_pixels<THREADS, HEIGHT + 2, ROW>(conv.inputs[i], tile_at, conv.pixel, n, conv.h, conv.w,
+                                            y0 - 1 - conv.grow, x0 - 1 - conv.grow, conv.zeros,
+                                            conv.gate);
+    }
     for (int k = threadIdx.x; k < NB * 8; k += THREADS) {
       const bool known = k < conv.k;
       scales[k] = known && conv.scale ? parameter(conv.scale, conv.wide_scale,
@@ -281,12 +196,12 @@ __global__ void __launch_bounds__(THREADS, 2) conv3x3_kernel(const __grid_consta
     bool inside[MW][2];
     for (int m = 0; m < MW; ++m) {
       for (int half = 0; half < 2; ++half) {
-        inside[m][half] = y0 + own * (MW / 2) + m / 2 < conv.h &&
-                          x0 + m % 2 * 16 + half * 8 + lane / 4 < conv.w;
+        inside[m][half] = y0 + own * (MW / 2) + m / 2 < height &&
+                          x0 + m % 2 * 16 + half * 8 + lane / 4 < width;
       }
     }
     if (conv.mean != nullptr) {
-      const int pixels = min(HEIGHT, conv.h - y0) * min(TILE_W, conv.w - x0);
+      const int pixels = min(HEIGHT, height - y0) * min(TILE_W, width - x0);
       leave_moments<NB, MW>(conv, sum, inside, tile, static_cast<float>(pixels));
     }
     __syncthreads();  // results may lie where the tile was
@@ -301,7 +216,7 @@ __global__ void __launch_bounds__(THREADS, 2) conv3x3_kernel(const __grid_consta
         const T* added = nullptr;
         if (conv.residual != nullptr && inside[m][half]) {
           added = reinterpret_cast<const T*>(conv.residual) +
-                  ((int64_t(n) * conv.h + y) * conv.w + x) * conv.k;
+                  ((int64_t(n) * height + y) * width + x) * conv.k;
         }
 #pragma unroll
         for (int j = 0; j < NB; ++j) {
@@ -322,9 +237,9 @@ __global__ void __launch_bounds__(THREADS, 2) conv3x3_kernel(const __grid_consta
     }
     __syncwarp();
     for (int row = 0; row < MW / 2; ++row) {
-      const int y = y0 + own * (MW / 2) + row, pixels = min(TILE_W, conv.w - x0);
-      if (y >= conv.h) break;
-      char* const to = conv.y + ((int64_t(n) * conv.h + y) * conv.w + x0) * conv.k * 2;
+      const int y = y0 + own * (MW / 2) + row, pixels = min(TILE_W, width - x0);
+      if (y >= height) break;
+      char* const to = conv.y + ((int64_t(n) * height + y) * width + x0) * conv.k * 2;
       const char* const from = stage + row * TILE_W * staged;
       with_size(conv.y_piece, [&](auto bytes) {
         constexpr int SIZE = sizeof(bytes);
@@ -376,20 +291,11 @@ __global__ void merge_moments_kernel(const float* mean, const float* m2, float* 
 
 // ---------------------------------------------------------------------------- on the host
 
-int piece_of(int bytes, const void* data) {
-  const auto address = static_cast<int64_t>(reinterpret_cast<uintptr_t>(data) % 16);
-  return static_cast<int>(std::gcd(std::gcd(int64_t(bytes), address), int64_t(16)));
-}
-
-unsigned reciprocal_of(unsigned a) {
-  return a == 1 ? 0 : static_cast<unsigned>(((uint64_t(1) << 32) + a - 1) / a);
-}
-
 template <typename T, int NB, int MW>
 void launch(Conv conv, int device, cudaStream_t stream, Tensor* found) {
   constexpr int HEIGHT = WARPS * MW / 2;
-  conv.down = (conv.h + HEIGHT - 1) / HEIGHT;
-  conv.across = (conv.w + TILE_W - 1) / TILE_W;
+  conv.down = (conv.h + 2 * conv.grow + HEIGHT - 1) / HEIGHT;
+  conv.across = (conv.w + 2 * conv.grow + TILE_W - 1) / TILE_W;
   const int64_t tiles = int64_t(conv.n) * conv.down * conv.across;
   STD_TORCH_CHECK(tiles < (int64_t(1) << 31), OP, ": expected fewer than 2^31 tiles");
   conv.tiles = static_cast<int>(tiles);
@@ -434,44 +340,26 @@ void launch(const Conv& conv, int device, cudaStream_t stream, Tensor* found) {
   launch<T, 8, 2>(conv, device, stream, found);
 }
 
-// Sets the inputs; all that depends on them alone.
+// All that the inputs and the weights decide.
 Conv conv_of(const std::vector<Tensor>& inputs, const Tensor& weight) {
   STD_TORCH_CHECK(!inputs.empty() && inputs.size() <= MOST_INPUTS, "inputs: expected 1 or 2, got ",
                   inputs.size());
   const Tensor& x = inputs[0];
-  const ScalarType dtype = x.scalar_type();
-  STD_TORCH_CHECK(dtype == ScalarType::Half || dtype == ScalarType::BFloat16,
-                  "inputs: expected float16 or bfloat16");
-  const auto check = [&](const Tensor& t, const char* name, int64_t dim, int64_t size) {
-    check_features(t, name);
-    STD_TORCH_CHECK(t.scalar_type() == dtype && t.device() == x.device() && t.size(dim) == size, name,
-                    ": expected the dtype, the device and the shape that the inputs ask for");
-    const bool either = t.size(1) == 1 || t.size(2) * t.size(3) == 1;  // the layouts are one
-    STD_TORCH_CHECK(is_channels_last(t) || (either && t.is_contiguous()), name,
-                    ": expected channels_last");
-  };
   Conv conv{};
   conv.count = static_cast<int>(inputs.size());
-  conv.n = static_cast<int>(x.size(0));
-  conv.h = static_cast<int>(x.size(2)), conv.w = static_cast<int>(x.size(3));
   for (int i = 0; i < conv.count; ++i) {
     const Tensor& t = inputs[i];
-    for (const int dim : {0, 2, 3}) check(t, "inputs", dim, x.size(dim));
-    Input& input = conv.inputs[i];
-    input.data = static_cast<const char*>(t.const_data_ptr());
-    input.channels = static_cast<int>(t.size(1));
-    input.first = 2 * conv.c;
-    conv.c += input.channels;
-    const int bytes = 2 * input.channels;
-    input.piece = std::gcd(piece_of(bytes, input.data), input.first);
-    input.pieces = bytes / input.piece;
-    input.reciprocal = reciprocal_of(input.pieces);
+    for (const int dim : {0, 2, 3}) check_input(t, "inputs", x, dim, x.size(dim));
+    conv.inputs[i] = input_of(t, 0, static_cast<int>(t.size(1)), 2 * conv.c);
+    conv.c += static_cast<int>(t.size(1));
   }
   STD_TORCH_CHECK(conv.c <= MOST_C, "inputs: expected at most ", MOST_C, " channels, got ", conv.c);
-  conv.k = static_cast<int>(weight.size(0));
-  STD_TORCH_CHECK(conv.k <= MOST_K, "weight: expected at most ", MOST_K, " filters, got ", conv.k);
-  check(weight, "weight", 1, conv.c);
+  check_input(weight, "weight", x, 1, conv.c);
   STD_TORCH_CHECK(weight.size(2) == 3 && weight.size(3) == 3, "weight: expected [K, C, 3, 3]");
+  STD_TORCH_CHECK(weight.size(0) <= MOST_K, "weight: expected at most ", MOST_K, " filters, got ",
+                  weight.size(0));
+  conv.n = static_cast<int>(x.size(0)), conv.k = static_cast<int>(weight.size(0));
+  conv.h = static_cast<int>(x.size(2)), conv.w = static_cast<int>(x.size(3));
   conv.padded = (conv.c + 15) / 16 * 16;
   conv.pixel = 2 * conv.padded + 16;
   conv.filter = 18 * conv.padded + 16;
@@ -482,7 +370,7 @@ Conv conv_of(const std::vector<Tensor>& inputs, const Tensor& weight) {
 }
 
 Tensor run(Conv conv, const Tensor& x, Tensor* found) {
-  const int64_t sizes[] = {conv.n, conv.k, conv.h, conv.w};
+  const int64_t sizes[] = {conv.n, conv.k, conv.h + 2 * conv.grow, conv.w + 2 * conv.grow};
   Tensor y = torch::stable::empty(sizes, x.scalar_type(), std::nullopt, x.device(), std::nullopt,
                                   MemoryFormat::ChannelsLast);
   conv.y = static_cast<char*>(y.mutable_data_ptr());
@@ -534,27 +422,26 @@ std::tuple<Tensor, Tensor> conv3x3_fwd(std::vector<Tensor> inputs, Tensor weight
   return {y, found};
 }
 
-// Of a net that does not learn: zeros beyond the borders.
-Tensor frozen_conv3x3_fwd(Tensor x, Tensor weight, std::optional<Tensor> bias, bool relu) {
+// In training: borders that reflect, or zeros beyond them; bias and ReLU.
+Tensor conv3x3_train_fwd(Tensor x, Tensor weight, std::optional<Tensor> bias, bool reflect, bool relu) {
   Conv conv = conv_of({x}, weight);
+  STD_TORCH_CHECK(!reflect || (conv.h >= 2 && conv.w >= 2), "x: expected two rows and columns or more");
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   set_vector(bias, "bias", conv, x, conv.bias, conv.wide_bias, conv.bias_stride);
-  conv.zeros = true;
+  conv.zeros = !reflect;
   conv.slope = relu ? 0.f : 1.f;
   return run(conv, x, nullptr);
 }
 
-// The gradient of its input, by filters that are turned round; `gate` is what the ReLU made, if any.
-Tensor frozen_conv3x3_bwd(Tensor dy, Tensor turned, std::optional<Tensor> gate) {
+// The gradient of a convolution's input, by filters that are turned round: [N, C, H, W] from
+// [N, K, H, W], or that of a padded input [N, C, H + 2, W + 2]; `gate` is what the ReLU made, if any.
+Tensor conv3x3_train_input_grad(Tensor dy, Tensor turned, std::optional<Tensor> gate, bool padded) {
   Conv conv = conv_of({dy}, turned);
   const torch::stable::accelerator::DeviceGuard guard(dy.get_device_index());
   conv.zeros = true;
+  conv.grow = padded ? 1 : 0;
   if (gate) {
-    STD_TORCH_CHECK(gate->scalar_type() == dy.scalar_type() && is_channels_last(*gate) == is_channels_last(dy),
-                    "gate: expected the dtype and layout of dy");
-    for (int i = 0; i < 4; ++i) {
-      STD_TORCH_CHECK(gate->size(i) == dy.size(i), "gate: expected the shape of dy");
-    }
+    for (int i = 0; i < 4; ++i) check_input(*gate, "gate", dy, i, dy.size(i));
     conv.gate = static_cast<const char*>(gate->const_data_ptr());
     Input& input = conv.inputs[0];
     input.piece = std::gcd(input.piece, piece_of(2 * conv.c, conv.gate));
@@ -567,14 +454,14 @@ Tensor frozen_conv3x3_bwd(Tensor dy, Tensor turned, std::optional<Tensor> gate) 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(faststy_native, m) {
-  m.def("frozen_conv3x3_fwd(Tensor x, Tensor weight, Tensor? bias, bool relu) -> Tensor");
-  m.def("frozen_conv3x3_bwd(Tensor dy, Tensor turned, Tensor? gate) -> Tensor");
+  m.def("conv3x3_train_fwd(Tensor x, Tensor weight, Tensor? bias, bool reflect, bool relu) -> Tensor");
+  m.def("conv3x3_train_input_grad(Tensor dy, Tensor turned, Tensor? gate, bool padded) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(faststy_native, CUDA, m) {
   m.impl("conv3x3_fwd", TORCH_BOX(&conv3x3_fwd));
-  m.impl("frozen_conv3x3_fwd", TORCH_BOX(&frozen_conv3x3_fwd));
-  m.impl("frozen_conv3x3_bwd", TORCH_BOX(&frozen_conv3x3_bwd));
+  m.impl("conv3x3_train_fwd", TORCH_BOX(&conv3x3_train_fwd));
+  m.impl("conv3x3_train_input_grad", TORCH_BOX(&conv3x3_train_input_grad));
 }
 
-}  // namespace faststy
+}  // namespace faststy::conv

@@ -32,6 +32,14 @@ __device__ __forceinline__ void load_matrices(uint32_t (&to)[2], Shared row) {
                : "memory");
 }
 
+// Four matrices as above, each turned over: values 2·(i % 4) and the one after it of column i / 4.
+__device__ __forceinline__ void load_turned(uint32_t (&to)[4], Shared row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+               : "r"(row)
+               : "memory");
+}
+
 // sum [16, 8] += a [16, 16] · b [16, 8]. Of `sum` thread i holds values 2·(i % 4) and the one after
 // it of row i / 4, and of row i / 4 + 8.
 __device__ __forceinline__ void multiply(float (&sum)[4], const uint32_t (&a)[4],
@@ -72,6 +80,15 @@ __device__ __forceinline__ void copy_later(Shared to, const void* from, bool ins
                  "r"(bytes)
                  : "memory");
   }
+}
+
+// What this thread has begun to copy since the last group is a group.
+__device__ __forceinline__ void end_group() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+// Waits for all groups but the last LEFT.
+template <int LEFT>
+__device__ __forceinline__ void wait_for_groups() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
 }
 
 // Waits for all that this thread copies.

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from faststy import ops
 from faststy.errors import FaststyError
 
 WEIGHTS = Path(__file__).parent.parent / "assets" / "encoder.safetensors"
@@ -38,6 +39,15 @@ class _Conv2d(nn.Conv2d):
 
     def reset_parameters(self) -> None:
         pass
+
+
+class _Conv3x3(_Conv2d):
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 3, padding=1)
+
+    def forward(self, x: Tensor, relu: bool = False) -> Tensor:
+        assert self.bias is not None
+        return ops.frozen_conv3x3(x, self.weight, self.bias, relu=relu)
 
 
 class PerceptualEncoder(nn.Module):
@@ -66,7 +76,7 @@ class PerceptualEncoder(nn.Module):
         for widths in stages:
             stage = nn.ModuleList()
             for width in widths:
-                stage.append(_Conv2d(channels, width, 3, padding=1))
+                stage.append(_Conv3x3(channels, width))
                 channels = width
             self.stages.append(stage)
         self.heads = nn.ModuleList(
@@ -87,13 +97,15 @@ class PerceptualEncoder(nn.Module):
         found: list[Tensor] = []
         x = x - self.mean
         for t, stage in enumerate(self.stages):
-            if t:  # the stage before left its last relu out: after pooling it is a quarter of work
-                x = F.relu_(F.max_pool2d(x, 2))
+            if t:
+                x = F.max_pool2d(x, 2)
+            # A stage's last relu comes after pooling, when it is a quarter of the work; but where
+            # it comes with the convolution it is none.
+            if t and not x.is_cuda:
+                x = F.relu_(x)
             convs = list(stage.children())
             for i, conv in enumerate(convs):
-                x = conv(x)
-                if i < max(len(convs) - 1, 1):
-                    x = F.relu_(x)
+                x = conv(x, relu=x.is_cuda or i < max(len(convs) - 1, 1))
                 if i == 0:
                     found.append(self.heads[t](x) if len(self.heads) else x)
                     if len(found) == taps:

@@ -3,7 +3,7 @@
 - `combined_loss`, `discriminator_loss`: all terms of the objective at once;
 - `gram`, `gram_loss`: Gram matrices and the relative distance between them;
 - `instance_norm`, `instance_statistics`: normalisation, affine, residual and activation in one;
-- `frozen_conv3x3`: a convolution, bias and ReLU of a net that does not learn;
+- `reflected_conv3x3`, `frozen_conv3x3`: convolutions of nets that train, or only pass gradients on;
 - `reflection_pad`, `pixel_shuffle`, `pixel_unshuffle`, `blur`: what nets do with pixels;
 - `from_pixels`, `to_pixels`: uint8 frames to tensors and back;
 - `conv3x3`, `upsample`, `blur_cells`, `repair_hints`, `repair_apply`: what painting takes beyond
@@ -17,8 +17,8 @@
 from faststy.ops.blur import blur
 from faststy.ops.combined_loss import TERMS, Losses, combined_loss, discriminator_loss
 from faststy.ops.conv3x3 import conv3x3
+from faststy.ops.conv3x3_train import frozen_conv3x3, reflected_conv3x3
 from faststy.ops.dispatch import Implementation, implementations
-from faststy.ops.frozen_conv3x3 import frozen_conv3x3
 from faststy.ops.gram import gram, gram_loss
 from faststy.ops.instance_norm import instance_norm, instance_statistics
 from faststy.ops.pixel_shuffle import pixel_shuffle, pixel_unshuffle
@@ -47,6 +47,7 @@ __all__ = [
     "instance_statistics",
     "pixel_shuffle",
     "pixel_unshuffle",
+    "reflected_conv3x3",
     "reflection_pad",
     "repair_apply",
     "repair_hints",

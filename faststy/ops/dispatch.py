@@ -35,7 +35,7 @@ KERNELS: dict[str, str | None] = {
     "combined_loss": None,
     "discriminator_loss": None,
     "conv3x3": "faststy.kernels.conv3x3",
-    "frozen_conv3x3": None,
+    "conv3x3_train": None,
     "upsample": "faststy.kernels.upsample",
     "blur_cells": "faststy.kernels.upsample",
     "repair_hints": "faststy.kernels.repair",
@@ -47,7 +47,7 @@ NATIVE_FLOAT64 = ("gram", "gram_loss", "instance_norm")
 # What it computes in float32 alone, on a CPU.
 NATIVE_FLOAT32 = ("conv3x3", "upsample", "blur_cells", "repair_hints", "repair_apply")
 # What it computes in half precision alone, on a CUDA device: there it comes before Triton.
-NATIVE_HALF = ("conv3x3", "frozen_conv3x3")
+NATIVE_HALF = ("conv3x3", "conv3x3_train")
 LIMITS: dict[str, Callable[..., bool]] = {}  # which arguments it takes there, where not all
 HALVES = (torch.float16, torch.bfloat16)
 

@@ -317,19 +317,38 @@ def blur_fwd(x: Tensor) -> Tensor:
     return blur(x).contiguous(memory_format=layout(x))
 
 
-# --------------------------------------------------------------------------- nets that do not learn
+# --------------------------------------------------------------------------- nets in training
 
 
-def frozen_conv3x3_fwd(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
-    y = F.conv2d(x, weight, bias, padding=1)
+def conv3x3_train_fwd(
+    x: Tensor, weight: Tensor, bias: Tensor | None, reflect: bool, relu: bool
+) -> Tensor:
+    """Borders that reflect, or zeros beyond them; then ReLU, if asked."""
+    bias = None if bias is None else bias.to(weight.dtype)
+    x = F.pad(x, (1, 1, 1, 1), "reflect") if reflect else F.pad(x, (1, 1, 1, 1))
+    y = F.conv2d(x, weight, bias)
     return (F.relu_(y) if relu else y).contiguous(memory_format=CHANNELS_LAST)
 
 
-def frozen_conv3x3_bwd(dy: Tensor, turned: Tensor, gate: Tensor | None) -> Tensor:
-    """The gradient of the input, by filters turned round; `gate` is the ReLU's result, if any."""
+def conv3x3_train_input_grad(
+    dy: Tensor, turned: Tensor, gate: Tensor | None, padded: bool
+) -> Tensor:
+    """The gradient of the input, or of the padded input, by filters turned round: [C, K, 3, 3].
+
+    `gate` is the ReLU's result, if there was one.
+    """
     if gate is not None:
         dy = torch.where(gate > 0, dy, 0)
-    return F.conv2d(dy, turned, padding=1).contiguous(memory_format=CHANNELS_LAST)
+    return F.conv2d(dy, turned, padding=1 + padded).contiguous(memory_format=CHANNELS_LAST)
+
+
+def conv3x3_train_weight_grad(dy: Tensor, x: Tensor) -> Tensor:
+    """[K, C, 3, 3], at least float32, of a convolution whose borders reflect."""
+    x = F.pad(x, (1, 1, 1, 1), "reflect").to(wide(x.dtype))
+    dy, (h, w) = dy.to(x.dtype), dy.shape[2:]
+    taps = [x[..., i : i + h, j : j + w] for i in range(3) for j in range(3)]
+    dw = torch.stack([torch.einsum("nkhw,nchw->kc", dy, tap) for tap in taps], dim=-1)
+    return dw.view(*dw.shape[:2], 3, 3).contiguous(memory_format=CHANNELS_LAST)
 
 
 # --------------------------------------------------------------------------- painting

@@ -29,9 +29,19 @@ REWRITTEN = {
 }
 
 
+ADDED = {
+    **GUARD,
+    **SHARED,
+    r"HEIGHT = 8;": "HEIGHT = 2;",
+    r"LIBRARY_FRAGMENT\(faststy_native, m\)": "LIBRARY_FRAGMENT(faststy_convolved, m)",
+    r"LIBRARY_IMPL\(faststy_native, CUDA, m\)": "LIBRARY_IMPL(faststy_convolved, CPU, m)",
+}
+
+
 @pytest.fixture(scope="module")
 def emulated(tmp_path_factory: pytest.TempPathFactory) -> Any:
     build(tmp_path_factory.mktemp("convolved"), "conv3x3_cuda.cu", REWRITTEN)
+    build(tmp_path_factory.mktemp("weights"), "conv3x3_weight_cuda.cu", ADDED)
     return torch.ops.faststy_convolved
 
 
@@ -82,7 +92,7 @@ def test_frozen(
 ) -> None:
     (x,), weight, bias, _, dy = arguments(n, (c,), k, h, w, dtype)
     x, weight, dy = (t.contiguous(memory_format=LAST) for t in (x, weight, dy))
-    y = emulated.frozen_conv3x3_fwd(x, weight, bias, relu)
+    y = emulated.conv3x3_train_fwd(x, weight, bias, False, relu)
     wide = x.double().requires_grad_()
     expected = F.conv2d(wide, weight.double(), bias.double(), padding=1)
     tolerance = TOLERANCE[dtype]
@@ -92,6 +102,36 @@ def test_frozen(
     gate = y.double() > 0 if relu else torch.ones_like(expected)
     expected.backward(dy.double() * gate)
     turned = weight.flip(2, 3).transpose(0, 1).contiguous(memory_format=LAST)
-    dx = emulated.frozen_conv3x3_bwd(dy, turned, y if relu else None)
+    dx = emulated.conv3x3_train_input_grad(dy, turned, y if relu else None, False)
     torch.testing.assert_close(dx.double(), wide.grad, atol=tolerance, rtol=tolerance)
     assert dx.is_contiguous(memory_format=LAST)
+
+
+@pytest.mark.parametrize(
+    ("n", "c", "k", "h", "w"),
+    [
+        (1, 48, 48, 5, 37),
+        (2, 28, 16, 4, 33),  # pieces of 8 bytes
+        (1, 96, 24, 3, 2),  # two chunks of channels
+        (3, 27, 12, 2, 5),  # pieces of 2 bytes
+        (1, 16, 62, 6, 40),
+    ],
+)
+def test_reflected(emulated: Any, n: int, c: int, k: int, h: int, w: int) -> None:
+    (x,), weight, bias, _, dy = arguments(n, (c,), k, h, w, torch.bfloat16)
+    x, weight, dy = (t.contiguous(memory_format=LAST) for t in (x, weight, dy))
+    y = emulated.conv3x3_train_fwd(x, weight, bias.float(), True, False)
+    wide = [t.double().requires_grad_() for t in (x, weight)]
+    padded = F.pad(wide[0], (1, 1, 1, 1), "reflect")
+    padded.retain_grad()
+    expected = F.conv2d(padded, wide[1], bias.double())
+    tolerance = TOLERANCE[torch.bfloat16]
+    torch.testing.assert_close(y.double(), expected.detach(), atol=tolerance, rtol=tolerance)
+    expected.backward(dy.double())
+    turned = weight.flip(2, 3).transpose(0, 1).contiguous(memory_format=LAST)
+    if c <= 64:
+        dx = emulated.conv3x3_train_input_grad(dy, turned, None, True)
+        torch.testing.assert_close(dx.double(), padded.grad, atol=tolerance, rtol=tolerance)
+    dw = emulated.conv3x3_train_weight_grad(dy, x)
+    assert dw.dtype == torch.float32
+    torch.testing.assert_close(dw.double(), wide[1].grad, atol=1e-4, rtol=1e-4)

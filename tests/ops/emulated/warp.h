@@ -31,6 +31,18 @@ void load_matrices(uint32_t (&to)[COUNT], Shared row) {
   }
 }
 
+inline void load_turned(uint32_t (&to)[4], Shared row) {
+  const auto* rows = exchange({reinterpret_cast<uint64_t>(row)});
+  const unsigned lane = threadIdx.x % 32;
+  for (unsigned i = 0; i < 4; ++i) {
+    for (unsigned half = 0; half < 2; ++half) {
+      const auto* from = reinterpret_cast<const char*>(rows[i * 8 + lane % 4 * 2 + half][0]);
+      if (reinterpret_cast<uint64_t>(from) % 16 != 0) std::abort();
+      std::memcpy(reinterpret_cast<char*>(&to[i]) + half * 2, from + lane / 4 * 2, 2);
+    }
+  }
+}
+
 template <typename T>
 void multiply(float (&sum)[4], const uint32_t (&a)[4], const uint32_t* b, T) {
   const auto* words = exchange({a[0], a[1], a[2], a[3], b[0], b[1]});
@@ -66,5 +78,8 @@ void copy_later(Shared to, const void* from, bool inside) {
 }
 
 inline void wait_for_copies() {}
+inline void end_group() {}
+template <int LEFT>
+void wait_for_groups() {}
 
 }  // namespace faststy::warp

@@ -1,4 +1,4 @@
-"""The convolution of nets that do not learn against torch's in float64."""
+"""Convolutions of nets in training against torch's in float64."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 6e-2, torch.float16: 1e-2}
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize(("n", "c", "k", "h", "w"), CASES)
-def test_against_float64(n, c, k, h, w, relu, dtype, device):
+def test_frozen(n, c, k, h, w, relu, dtype, device):
     torch.manual_seed(n + c)
     x = torch.randn(n, c, h, w, device=device).to(dtype).requires_grad_()
     weight = (torch.randn(k, c, 3, 3, device=device) / (3 * c**0.5)).to(dtype)
@@ -40,6 +40,48 @@ def test_against_float64(n, c, k, h, w, relu, dtype, device):
     torch.testing.assert_close(x.grad.double(), wide.grad, atol=tolerance, rtol=tolerance)
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize(
+    ("n", "c", "k", "h", "w"),
+    [
+        (2, 48, 48, 17, 33),
+        (1, 28, 16, 9, 7),
+        (2, 96, 24, 5, 6),
+        (1, 27, 24, 2, 2),
+        (1, 16, 12, 20, 3),
+        (1, 100, 5, 3, 3),  # too many for the extension
+    ],
+)
+def test_reflected(n, c, k, h, w, dtype, device):
+    torch.manual_seed(n + c)
+    x = torch.randn(n, c, h, w, device=device).to(dtype).requires_grad_()
+    weight = (torch.randn(k, c, 3, 3, device=device) / (3 * c**0.5)).to(dtype).requires_grad_()
+    bias = torch.randn(k, device=device).to(dtype).requires_grad_()
+    wide = [t.detach().double().requires_grad_() for t in (x, weight, bias)]
+    expected = F.conv2d(F.pad(wide[0], (1, 1, 1, 1), "reflect"), *wide[1:])
+    y = ops.reflected_conv3x3(x, weight, bias)
+    tolerance = TOLERANCE[dtype]
+    torch.testing.assert_close(y.double(), expected, atol=tolerance, rtol=tolerance)
+    dy = torch.randn_like(y)
+    expected.backward(dy.double())
+    y.backward(dy)
+    for ours, theirs in zip((x, weight, bias), wide, strict=True):
+        off = (ours.grad.double() - theirs.grad).norm() / theirs.grad.norm()
+        assert ours.grad.dtype == dtype
+        assert off < tolerance
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_reflected_under_autocast(half, device):
+    x = torch.randn(1, 6, 8, 9, device=device, requires_grad=True)
+    weight = torch.randn(5, 6, 3, 3, device=device, requires_grad=True)
+    with torch.autocast(device.type, torch.bfloat16, enabled=half):
+        y = ops.reflected_conv3x3(x, weight)
+    assert y.dtype == (torch.bfloat16 if half else torch.float32)
+    y.float().square().sum().backward()
+    assert x.grad.dtype == weight.grad.dtype == torch.float32
+
+
 def test_autocast_and_empty_batches(device):
     weight, bias = torch.randn(4, 3, 3, 3, device=device), torch.randn(4, device=device)
     with torch.autocast(device.type, torch.bfloat16):
@@ -55,17 +97,21 @@ def test_opcheck(device):
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     x, weight, bias = torch.randn(2, 4, 6, 5), torch.randn(6, 4, 3, 3), torch.randn(6)
     x, weight = (t.to(device, dtype, memory_format=last) for t in (x, weight))
-    bias = bias.to(device, dtype)
-    torch.library.opcheck(torch.ops.faststy.frozen_conv3x3_fwd, (x, weight, bias, True))
+    raw = torch.ops.faststy
+    for reflect, relu in ((True, False), (False, True)):
+        given = (x, weight, bias.to(device, dtype), reflect, relu)
+        torch.library.opcheck(raw.conv3x3_train_fwd, given)
     turned = weight.flip(2, 3).transpose(0, 1).contiguous(memory_format=last)
     dy = torch.randn(2, 6, 6, 5).to(x).contiguous(memory_format=last)
-    torch.library.opcheck(torch.ops.faststy.frozen_conv3x3_bwd, (dy, turned, dy))
+    for gate, padded in ((None, True), (dy, False)):
+        torch.library.opcheck(raw.conv3x3_train_input_grad, (dy, turned, gate, padded))
+    torch.library.opcheck(raw.conv3x3_train_weight_grad, (dy, x))
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_on_a_gpu_the_extension_takes_them():
-    assert dispatch.choose("frozen_conv3x3", "cuda").name == "native"
+    assert dispatch.choose("conv3x3_train", "cuda").name == "native"
     x = torch.randn(16, 16, 248, 248, device="cuda", dtype=torch.bfloat16)
     x = x.to(memory_format=torch.channels_last).requires_grad_()
     weight = torch.randn(16, 16, 3, 3, device="cuda", dtype=torch.bfloat16) / 12

@@ -1,0 +1,166 @@
+"""3x3 convolutions of nets in training: of a net that learns, and of one that does not.
+
+On a GPU the extension takes few channels in half precision (csrc/conv3x3_cuda.cu): cuDNN fills its
+tiles badly with these, and pads, adds biases and activates in passes of their own. Everything else
+is torch's.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from faststy.ops import checks
+from faststy.ops.autograd import once_differentiable
+from faststy.ops.dispatch import HALVES, by_extension, define
+from faststy.ops.reference import CHANNELS_LAST, PLANAR
+from faststy.ops.reflection_pad import reflection_pad
+
+MOST = 64  # channels, on either side
+
+
+def reflected_conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`conv2d(pad(x, 1, "reflect"), weight, bias)`, in the precision of autocast where that is on.
+
+    Args:
+        x: [N, C, H, W] float16, bfloat16, float32 or float64, H and W at least 2.
+        weight: [K, C, 3, 3].
+        bias: [K].
+
+    Returns:
+        [N, K, H, W]; differentiable, where the extension computes it once.
+
+    Raises:
+        TypeError, ValueError: a wrong dtype, rank, shape or device.
+    """
+    _check(x, weight, bias)
+    if min(x.shape[2:]) < 2:
+        raise ValueError(f"x: expected two rows and columns or more, got {list(x.shape)}")
+    dtype = weight.dtype
+    if x.is_cuda and torch.is_autocast_enabled("cuda"):
+        dtype = torch.get_autocast_dtype("cuda")
+    if dtype != torch.bfloat16 or not _fits(x, weight, True):
+        return F.conv2d(reflection_pad(x), weight, bias)
+    x = x.to(dtype, memory_format=CHANNELS_LAST)
+    return _ReflectedConv3x3.apply(x, weight, bias)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def frozen_conv3x3(x: Tensor, weight: Tensor, bias: Tensor, *, relu: bool = False) -> Tensor:
+    """`conv2d(x, weight, bias, padding=1)`, then its positive part if `relu`; `x` alone learns.
+
+    Args:
+        x: [N, C, H, W] float16, bfloat16, float32 or float64; converted to the dtype of the weights
+            where those are half precision on a GPU, as autocast does.
+        weight: [K, C, 3, 3], without gradient.
+        bias: [K] in the dtype of the weights, likewise.
+
+    Returns:
+        [N, K, H, W]; differentiable with respect to `x`, where the extension computes it once.
+
+    Raises:
+        TypeError, ValueError: a wrong dtype, rank, shape or device.
+    """
+    _check(x, weight, bias)
+    if weight.dtype not in HALVES or not _fits(x, weight, False):
+        y = F.conv2d(x, weight, bias, padding=1)
+        return F.relu_(y) if relu else y
+    x = x.to(weight.dtype, memory_format=CHANNELS_LAST)
+    return _FrozenConv3x3.apply(x, weight, bias, relu)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    checks.features(x)
+    c = x.shape[1]
+    if weight.ndim != 4:
+        raise ValueError(f"weight: expected [K, {c}, 3, 3], got {list(weight.shape)}")
+    k = len(weight)
+    checks.shaped(weight, "weight", {f"[K, {c}, 3, 3]": (k, c, 3, 3)}, x)
+    if bias is not None:
+        checks.shaped(bias, "bias", {"[K]": (k,)}, x)
+
+
+def _fits(x: Tensor, weight: Tensor, learns: bool) -> bool:
+    """Whether the extension takes these channels, there and back; where it learns, weights also."""
+    k, c = weight.shape[:2]
+    few = c <= (48 if learns else MOST)
+    few |= learns and c == 96 and k <= 32 and not x.requires_grad  # two frames' cells
+    return few and k <= MOST and x.numel() > 0 and by_extension("conv3x3_train", x)
+
+
+def _turned(weight: Tensor) -> Tensor:
+    """The filters [C, K, 3, 3] that gradients of inputs are convolved with."""
+    return weight.flip(2, 3).transpose(0, 1).contiguous(memory_format=CHANNELS_LAST)
+
+
+class _ReflectedConv3x3(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        half = weight.to(x.dtype, memory_format=CHANNELS_LAST)
+        ctx.save_for_backward(x, half)
+        ctx.dtypes = weight.dtype, None if bias is None else bias.dtype
+        return torch.ops.faststy.conv3x3_train_fwd(x, half, bias, True, False)  # type: ignore[no-any-return]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        dy = dy.contiguous(memory_format=CHANNELS_LAST)
+        dx = dw = db = None
+        if ctx.needs_input_grad[0]:
+            padded = torch.ops.faststy.conv3x3_train_input_grad(dy, _turned(weight), None, True)
+            dx = torch.ops.faststy.reflection_pad_bwd(padded, 1, True)
+        if ctx.needs_input_grad[1]:
+            dw = torch.ops.faststy.conv3x3_train_weight_grad(dy, x).to(ctx.dtypes[0])
+        if ctx.needs_input_grad[2]:
+            db = dy.sum((0, 2, 3), dtype=torch.float32).to(ctx.dtypes[1])
+        return dx, dw, db
+
+
+class _FrozenConv3x3(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, relu: bool) -> Tensor:
+        weight = weight.contiguous(memory_format=CHANNELS_LAST)
+        y: Tensor = torch.ops.faststy.conv3x3_train_fwd(x, weight, bias, False, relu)
+        ctx.save_for_backward(weight, *[y] * relu)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        weight, *gate = ctx.saved_tensors
+        dy = dy.contiguous(memory_format=CHANNELS_LAST)
+        given = dy, _turned(weight), *(gate or [None]), False
+        return torch.ops.faststy.conv3x3_train_input_grad(*given), None, None, None
+
+
+def _fwd_fake(x: Tensor, weight: Tensor, bias: Tensor | None, reflect: bool, relu: bool) -> Tensor:
+    return _empty(x, len(x), len(weight), *x.shape[2:])
+
+
+def _input_grad_fake(dy: Tensor, turned: Tensor, gate: Tensor | None, padded: bool) -> Tensor:
+    n, _, h, w = dy.shape
+    return _empty(dy, n, len(turned), h + 2 * padded, w + 2 * padded)
+
+
+def _weight_grad_fake(dy: Tensor, x: Tensor) -> Tensor:
+    return _empty(x, dy.shape[1], x.shape[1], 3, 3).float()
+
+
+def _empty(like: Tensor, *shape: int) -> Tensor:
+    # Of one channel, layouts are one.
+    layout = PLANAR if shape[1] == 1 else CHANNELS_LAST
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=layout)
+
+
+define(
+    "conv3x3_train_fwd(Tensor x, Tensor weight, Tensor? bias, bool reflect, bool relu) -> Tensor",
+    _fwd_fake,
+)
+define(
+    "conv3x3_train_input_grad(Tensor dy, Tensor turned, Tensor? gate, bool padded) -> Tensor",
+    _input_grad_fake,
+)
+define("conv3x3_train_weight_grad(Tensor dy, Tensor x) -> Tensor", _weight_grad_fake)
