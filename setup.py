@@ -128,6 +128,7 @@ def extension(sources: list[str]) -> dict[str, Any]:
         macros += ["-DFASTSTY_WITH_CUDA", "-DUSE_CUDA"]  # the latter for torch's headers
         headers.append(f"-I{home / 'include'}")
         ext.cuda = [str(cuda), "-std=c++20", "-O3", *architectures(cuda), *macros, *headers]
+        ext.cuda += ["--threads=0"]  # all architectures at a time
         ext.cuda += ["-Xcompiler=-fPIC,-fvisibility=hidden"]
         # Its own runtime: nothing to be found when it is imported, with or without CUDA in torch.
         ext.libraries += ["cudart_static", "dl", "pthread", "rt"]

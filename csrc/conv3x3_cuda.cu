@@ -1,8 +1,8 @@
 // A 3x3 convolution of a few channels and all that follows it, on a CUDA device, in half precision.
 //
 // A block keeps the weights in shared memory and goes from tile to tile. Of each it copies the pixels
-// that the tile and its border need, once; the nine taps are nine offsets into that. A warp makes
-// MW x 16 pixels by NB x 8 channels by `mma`.
+// that the tile and its border need, once; the nine taps are nine offsets into that. A warp makes a row
+// of 32 pixels by NB x 8 channels by `mma`, and stores it from its registers, while the next tile comes.
 //
 // The same kernel serves painting and nets that learn (reflected borders; scale, bias, residual,
 // moments), a frozen net (zeros beyond the borders, bias, ReLU), and gradients of inputs (filters
@@ -23,6 +23,7 @@ namespace {
 using warp::Shared;
 
 constexpr int WARPS = 8, THREADS = WARPS * WARP;
+constexpr int HEIGHT = WARPS, PIXELS = (HEIGHT + 2) * ROW;  // rows of a tile; pixels with the border
 constexpr int MOST_INPUTS = 2, MOST_C = 96, MOST_K = 64;
 constexpr int MERGERS = 128;  // threads that merge moments
 
@@ -31,48 +32,48 @@ struct Conv {
   int count;
   int n, h, w, c, k;    // of the inputs
   int grow;             // how many pixels more the result has on each side
-  int padded;           // c, up to a multiple of 16
-  int pixel, filter;    // bytes of a pixel and of a filter in shared memory
+  int padded;           // c, up to a multiple of 16: in shared memory
   int across, down, tiles;
-  int weights, stage;   // bytes of shared memory before the tile, and before results
+  int weights;          // bytes of shared memory before the tile
   bool zeros;           // beyond the borders; or they reflect
   bool wide_scale, wide_bias;  // float32, or the dtype of the inputs
   const char* weight;   // [K, 9, C]
-  int weight_piece;
+  int weight_piece;     // as of an Input
+  unsigned weight_pieces, weight_reciprocal;
   const char* gate;     // [N, H, W, C] or null: see load_pixels
   const void *scale, *bias;  // [K] or [N, K], or null
   int64_t scale_stride, bias_stride;
   const char* residual;  // [N, H, W, K] or null
   float slope;
   char* y;  // [N, H, W, K]
-  int y_piece;
-  unsigned y_pieces, y_reciprocal;
   float *mean, *m2;  // [K, tiles] or null: of what was convolved
 };
 
 // All filters, zeros where there are none and between channels and their padding.
-__device__ void load_weights(const Conv& conv, char* shared) {
-  const int rows = conv.weights / conv.filter;
-  for (int i = threadIdx.x; i < conv.weights / 16; i += THREADS) {
-    reinterpret_cast<uint4*>(shared)[i] = uint4{0, 0, 0, 0};
+__device__ __forceinline__ void load_weights(const Conv& conv, char* shared, int filters, int padded) {
+  const int filter = 18 * padded + 16;
+  if (filters > conv.k || padded > conv.c) {
+    for (int i = threadIdx.x; i < filters * filter / 16; i += THREADS) {
+      reinterpret_cast<uint4*>(shared)[i] = uint4{0, 0, 0, 0};
+    }
+    __syncthreads();
   }
-  __syncthreads();
   with_size(conv.weight_piece, [&](auto bytes) {
     constexpr int SIZE = sizeof(bytes);
-    const int pieces = 2 * conv.c / SIZE;
-    for (int i = threadIdx.x; i < min(conv.k, rows) * 9 * pieces; i += THREADS) {
-      const int place = i % pieces, tap = i / pieces % 9, k = i / pieces / 9;
-      copy<SIZE>(shared + k * conv.filter + tap * 2 * conv.padded + place * SIZE,
-                 conv.weight + int64_t(i) * SIZE, true);
+#pragma unroll 4
+    for (unsigned i = threadIdx.x; i < conv.k * 9 * conv.weight_pieces; i += THREADS) {
+      const unsigned row = ratio(i, conv.weight_reciprocal), place = i - row * conv.weight_pieces;
+      copy<SIZE>(shared + row / 9 * filter + row % 9 * 2 * padded + place * SIZE,
+                 conv.weight + i * SIZE, true);
     }
   });
 }
 
-// The channels of padding, which results were not written over.
-__device__ void zero_padding(const Conv& conv, char* shared, int pixels) {
-  const int rest = conv.padded - conv.c;
-  for (int i = threadIdx.x; i < pixels * rest; i += THREADS) {
-    reinterpret_cast<uint16_t*>(shared + i / rest * conv.pixel)[conv.c + i % rest] = 0;
+// The channels of padding, which nothing is copied to.
+__device__ __forceinline__ void zero_padding(const Conv& conv, char* shared, int padded) {
+  const int rest = padded - conv.c;
+  for (int i = threadIdx.x; i < PIXELS * rest; i += THREADS) {
+    reinterpret_cast<uint16_t*>(shared + i / rest * (2 * padded + 16))[conv.c + i % rest] = 0;
   }
 }
 
@@ -83,9 +84,9 @@ __device__ __forceinline__ float parameter(const void* of, bool wide, int64_t at
 }
 
 // Mean and sum of squared deviations of a tile's pixels, channel by channel.
-template <int NB, int MW>
-__device__ void leave_moments(const Conv& conv, const float (&sum)[MW][NB][4],
-                              const bool (&inside)[MW][2], int tile, float pixels) {
+template <int NB>
+__device__ void leave_moments(const Conv& conv, const float (&sum)[2][NB][4],
+                              const bool (&inside)[2][2], int tile, float pixels) {
   __shared__ float part[2][WARPS][NB * 8];
   const int lane = threadIdx.x % WARP, own = threadIdx.x / WARP;
   const auto total = [&](int of, int k) {
@@ -96,7 +97,7 @@ __device__ void leave_moments(const Conv& conv, const float (&sum)[MW][NB][4],
   for (int j = 0; j < NB; ++j) {
     for (int v = 0; v < 2; ++v) {
       float x = 0;
-      for (int m = 0; m < MW; ++m) {
+      for (int m = 0; m < 2; ++m) {
         for (int half = 0; half < 2; ++half) x += inside[m][half] ? sum[m][j][half * 2 + v] : 0.f;
       }
       x = warp::sum_of_rows(x);
@@ -108,7 +109,7 @@ __device__ void leave_moments(const Conv& conv, const float (&sum)[MW][NB][4],
     for (int v = 0; v < 2; ++v) {
       const float mean = total(0, j * 8 + lane % 4 * 2 + v) / pixels;
       float x = 0;
-      for (int m = 0; m < MW; ++m) {
+      for (int m = 0; m < 2; ++m) {
         for (int half = 0; half < 2; ++half) {
           const float deviation = sum[m][j][half * 2 + v] - mean;
           x += inside[m][half] ? deviation * deviation : 0.f;
@@ -125,139 +126,170 @@ __device__ void leave_moments(const Conv& conv, const float (&sum)[MW][NB][4],
   }
 }
 
-// T: Half or BFloat16. NB: blocks of 8 channels of the result. MW: blocks of 16 pixels of a warp.
-template <typename T, int NB, int MW>
-__global__ void __launch_bounds__(THREADS, 2) conv3x3_kernel(const __grid_constant__ Conv conv) {
-  constexpr int HEIGHT = WARPS * MW / 2, PIXELS = (HEIGHT + 2) * ROW;
+// Channels 2·(lane % 4) and the one after it of one block of 8 of a pixel, or of two: stored by as many
+// at a time as neighbours have together.
+template <int COUNT>
+__device__ __forceinline__ void store(char* pixel, int k, const uint32_t (&pairs)[2], int channels,
+                                      bool inside) {
+  const int quarter = threadIdx.x % 4, odd = quarter % 2;
+  if (COUNT == 2 && channels % 4 == 0) {
+    const uint32_t got = warp::neighbours(odd ? pairs[0] : pairs[1]);
+    k += odd * 8 + quarter / 2 * 4;
+    const uint2 both = odd ? uint2{got, pairs[1]} : uint2{pairs[0], got};
+    if (inside && k < channels) *reinterpret_cast<uint2*>(pixel + 2 * k) = both;
+    return;
+  }
+  k += quarter * 2;
+#pragma unroll
+  for (int i = 0; i < COUNT; ++i, k += 8) {
+    if (!inside || k >= channels) continue;
+    if (channels % 2 == 0) {
+      *reinterpret_cast<uint32_t*>(pixel + 2 * k) = pairs[i];
+    } else {
+      reinterpret_cast<uint16_t*>(pixel)[k] = pairs[i] & 0xffff;
+      if (k + 1 < channels) reinterpret_cast<uint16_t*>(pixel)[k + 1] = pairs[i] >> 16;
+    }
+  }
+}
+
+template <typename T>
+__device__ __forceinline__ float half_of(uint32_t pair, int i) {
+  const auto bits = static_cast<uint16_t>(pair >> (16 * i));
+  return static_cast<float>(*reinterpret_cast<const T*>(&bits));
+}
+
+constexpr int blocks_at_once(int nb) { return nb <= 2 ? 4 : nb <= 3 ? 3 : nb <= 6 ? 2 : 1; }
+
+// T: Half or BFloat16. NB: blocks of 8 channels of the result. CP: channels with their padding, where
+// the compiler is to know them, or 0.
+template <typename T, int NB, int CP>
+__global__ void __launch_bounds__(THREADS, blocks_at_once(NB))
+    conv3x3_kernel(const __grid_constant__ Conv conv) {
   extern __shared__ uint4 memory[];
-  __shared__ float scales[NB * 8], biases[NB * 8];
+  __shared__ float2 scales[2][NB * 4], biases[2][NB * 4];  // of this tile and of the next
+  const int padded = CP > 0 ? CP : conv.padded;
+  const int pixel_bytes = 2 * padded + 16, filter = 18 * padded + 16;  // odd numbers of 16
   char* const weights = reinterpret_cast<char*>(memory);
   char* const tile_at = weights + conv.weights;
   const int lane = threadIdx.x % WARP, own = threadIdx.x / WARP;
   const int height = conv.h + 2 * conv.grow, width = conv.w + 2 * conv.grow;
-  const int staged = NB * 16 + 16;  // bytes of a pixel of the result: an odd number of 16
-  char* const stage = tile_at + conv.stage + own * MW * 16 * staged;
 
-  load_weights(conv, weights);
-  if (conv.padded > conv.c) zero_padding(conv, tile_at, PIXELS);
-
-  // Where this thread's rows of matrices begin: of pixels, and of filters.
-  const Shared a_row = warp::shared_address(tile_at + (own * (MW / 2) * ROW + lane % 16) * conv.pixel +
-                                            lane / 16 * 16);
-  const Shared b_row = warp::shared_address(weights + (lane % 8 + lane / 16 * 8) * conv.filter +
-                                            lane / 8 % 2 * 16);
-
-  for (int tile = blockIdx.x; tile < conv.tiles; tile += gridDim.x) {
+  const auto load = [&](int tile, int into) {
     const int n = tile / (conv.across * conv.down);
     const int y0 = tile / conv.across % conv.down * HEIGHT, x0 = tile % conv.across * TILE_W;
     for (int i = 0; i < conv.count; ++i) {
-      load_pixels<THREADS, HEIGHT + 2, ROW>(conv.inputs[i], tile_at, conv.pixel, n, conv.h, conv.w,
+      load_pixels<THREADS, HEIGHT + 2, ROW>(conv.inputs[i], tile_at, pixel_bytes, n, conv.h, conv.w,
                                             y0 - 1 - conv.grow, x0 - 1 - conv.grow, conv.zeros,
                                             conv.gate);
     }
     for (int k = threadIdx.x; k < NB * 8; k += THREADS) {
       const bool known = k < conv.k;
-      scales[k] = known && conv.scale ? parameter(conv.scale, conv.wide_scale,
-                                                  n * conv.scale_stride + k, T())
-                                      : 1.f;
-      biases[k] = known && conv.bias ? parameter(conv.bias, conv.wide_bias,
-                                                 n * conv.bias_stride + k, T())
-                                     : 0.f;
+      reinterpret_cast<float*>(scales[into])[k] =
+          known && conv.scale ? parameter(conv.scale, conv.wide_scale, n * conv.scale_stride + k, T())
+                              : 1.f;
+      reinterpret_cast<float*>(biases[into])[k] =
+          known && conv.bias ? parameter(conv.bias, conv.wide_bias, n * conv.bias_stride + k, T())
+                             : 0.f;
     }
-    warp::wait_for_copies();
-    __syncthreads();
+  };
 
-    float sum[MW][NB][4] = {};
-    for (int tap = 0; tap < 9; ++tap) {
-      const Shared a_tap = a_row + (tap / 3 * ROW + tap % 3) * conv.pixel;
-      const Shared b_tap = b_row + tap * 2 * conv.padded;
-      for (int c = 0; c < 2 * conv.padded; c += 32) {  // bytes: 16 channels
-        uint32_t a[MW][4], b[NB + 1][2];
+  load_weights(conv, weights, NB * 8, padded);
+  zero_padding(conv, tile_at, padded);
+  load(blockIdx.x, 0);
+
+  // Where this thread's rows of matrices begin: of pixels, and of filters.
+  const Shared a_row = warp::shared_address(tile_at + (own * ROW + lane % 16) * pixel_bytes +
+                                            lane / 16 * 16);
+  const Shared b_row = warp::shared_address(weights + (lane % 8 + lane / 16 * 8) * filter +
+                                            lane / 8 % 2 * 16);
+
+  int at = 0;
+  for (int tile = blockIdx.x; tile < conv.tiles; tile += gridDim.x, at = 1 - at) {
+    const int n = tile / (conv.across * conv.down);
+    const int y0 = tile / conv.across % conv.down * HEIGHT, x0 = tile % conv.across * TILE_W;
+    warp::wait_for_copies();
+    __syncthreads();  // all have copied
+
+    float sum[2][NB][4] = {};
 #pragma unroll
-        for (int m = 0; m < MW; ++m) {
-          warp::load_matrices(a[m], a_tap + (m / 2 * ROW + m % 2 * 16) * conv.pixel + c);
-        }
+    for (int tap = 0; tap < 9; ++tap) {
+      const Shared a_tap = a_row + (tap / 3 * ROW + tap % 3) * pixel_bytes;
+      const Shared b_tap = b_row + tap * 2 * padded;
+#pragma unroll
+      for (int c = 0; c < 2 * padded; c += 32) {  // bytes: 16 channels
+        uint32_t a[2][4], b[NB + 1][2];
+        warp::load_matrices(a[0], a_tap + c);
+        warp::load_matrices(a[1], a_tap + 16 * pixel_bytes + c);
 #pragma unroll
         for (int j = 0; j < NB / 2; ++j) {
           uint32_t two[4];
-          warp::load_matrices(two, b_tap + j * 16 * conv.filter + c);
+          warp::load_matrices(two, b_tap + j * 16 * filter + c);
           b[2 * j][0] = two[0], b[2 * j][1] = two[1];
           b[2 * j + 1][0] = two[2], b[2 * j + 1][1] = two[3];
         }
-        if constexpr (NB % 2 == 1) warp::load_matrices(b[NB - 1], b_tap + (NB - 1) * 8 * conv.filter + c);
+        if constexpr (NB % 2 == 1) warp::load_matrices(b[NB - 1], b_tap + (NB - 1) * 8 * filter + c);
 #pragma unroll
         for (int j = 0; j < NB; ++j) {
-#pragma unroll
-          for (int m = 0; m < MW; ++m) warp::multiply(sum[m][j], a[m], b[j], T());
+          warp::multiply(sum[0][j], a[0], b[j], T());
+          warp::multiply(sum[1][j], a[1], b[j], T());
         }
       }
     }
 
-    bool inside[MW][2];
-    for (int m = 0; m < MW; ++m) {
-      for (int half = 0; half < 2; ++half) {
-        inside[m][half] = y0 + own * (MW / 2) + m / 2 < height &&
-                          x0 + m % 2 * 16 + half * 8 + lane / 4 < width;
-      }
-    }
+    const int y = y0 + own, x = x0 + lane / 4;
+    bool inside[2][2];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) inside[i / 2][i % 2] = y < height && x + i * 8 < width;
     if (conv.mean != nullptr) {
       const int pixels = min(HEIGHT, height - y0) * min(TILE_W, width - x0);
-      leave_moments<NB, MW>(conv, sum, inside, tile, static_cast<float>(pixels));
+      leave_moments<NB>(conv, sum, inside, tile, static_cast<float>(pixels));
     }
-    __syncthreads();  // results may lie where the tile was
+    __syncthreads();  // all are through with this tile
+    if (tile + gridDim.x < conv.tiles) load(tile + gridDim.x, 1 - at);
 
-    // Scale, bias, residual and activation; then through shared memory, to be stored side by side.
+    // Scale, bias, residual and activation.
+    const int64_t first = ((int64_t(n) * height + y) * width + x) * conv.k * 2;
 #pragma unroll
-    for (int m = 0; m < MW; ++m) {
+    for (int j = 0; j < NB; j += 2) {
+      constexpr int MOST = 2;
+      const int k = j * 8 + lane % 4 * 2;
+      float2 scale[MOST], bias[MOST];
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int y = y0 + own * (MW / 2) + m / 2, x = x0 + m % 2 * 16 + half * 8 + lane / 4;
-        char* const to = stage + (m * 16 + half * 8 + lane / 4) * staged;
-        const T* added = nullptr;
-        if (conv.residual != nullptr && inside[m][half]) {
-          added = reinterpret_cast<const T*>(conv.residual) +
-                  ((int64_t(n) * height + y) * width + x) * conv.k;
+      for (int i = 0; i < MOST && j + i < NB; ++i) {
+        scale[i] = scales[at][(k + i * 8) / 2], bias[i] = biases[at][(k + i * 8) / 2];
+      }
+#pragma unroll
+      for (int p = 0; p < 4; ++p) {  // pixels 8 apart
+        const int64_t pixel = first + p * 8 * conv.k * 2;
+        uint32_t pairs[MOST] = {};
+#pragma unroll
+        for (int i = 0; i < MOST && j + i < NB; ++i) {
+          float v[2] = {sum[p / 2][j + i][p % 2 * 2] * scale[i].x + bias[i].x,
+                        sum[p / 2][j + i][p % 2 * 2 + 1] * scale[i].y + bias[i].y};
+          if (conv.residual != nullptr && inside[p / 2][p % 2] && k + i * 8 < conv.k) {
+            const uint32_t added =
+                __ldg(reinterpret_cast<const unsigned*>(conv.residual + pixel + 2 * (k + i * 8)));
+            v[0] += half_of<T>(added, 0), v[1] += half_of<T>(added, 1);
+          }
+#pragma unroll
+          for (float& z : v) {  // z < 0 is false for NaN: it passes through
+            z = z < 0 ? (conv.slope == 0 ? 0.f : z * conv.slope) : z;
+          }
+          pairs[i] = warp::packed(v[0], v[1], T());
         }
-#pragma unroll
-        for (int j = 0; j < NB; ++j) {
-          const int k = j * 8 + lane % 4 * 2;
-          float v[2];
-          for (int i = 0; i < 2; ++i) v[i] = sum[m][j][half * 2 + i] * scales[k + i] + biases[k + i];
-          if (added != nullptr && k < conv.k) {  // k is even, and so is conv.k
-            const auto pair = *reinterpret_cast<const Bytes<4>*>(added + k);
-            for (int i = 0; i < 2; ++i) v[i] += static_cast<float>(reinterpret_cast<const T*>(pair.values)[i]);
-          }
-          T pair[2];
-          for (int i = 0; i < 2; ++i) {  // v < 0 is false for NaN: it passes through
-            pair[i] = static_cast<T>(v[i] < 0 ? (conv.slope == 0 ? 0.f : v[i] * conv.slope) : v[i]);
-          }
-          *reinterpret_cast<Bytes<4>*>(to + k * 2) = *reinterpret_cast<const Bytes<4>*>(pair);
+        if (j + 1 < NB) {
+          store<2>(conv.y + pixel, j * 8, pairs, conv.k, inside[p / 2][p % 2]);
+        } else {
+          store<1>(conv.y + pixel, j * 8, pairs, conv.k, inside[p / 2][p % 2]);
         }
       }
     }
-    __syncwarp();
-    for (int row = 0; row < MW / 2; ++row) {
-      const int y = y0 + own * (MW / 2) + row, pixels = min(TILE_W, width - x0);
-      if (y >= height) break;
-      char* const to = conv.y + ((int64_t(n) * height + y) * width + x0) * conv.k * 2;
-      const char* const from = stage + row * TILE_W * staged;
-      with_size(conv.y_piece, [&](auto bytes) {
-        constexpr int SIZE = sizeof(bytes);
-        for (unsigned i = lane; i < pixels * conv.y_pieces; i += WARP) {
-          const unsigned pixel = ratio(i, conv.y_reciprocal), place = i - pixel * conv.y_pieces;
-          *reinterpret_cast<Bytes<SIZE>*>(to + i * SIZE) =
-              *reinterpret_cast<const Bytes<SIZE>*>(from + pixel * staged + place * SIZE);
-        }
-      });
-    }
-    __syncthreads();  // before the next tile comes
   }
 }
 
 // Merges the moments of tiles in a fixed order (Chan et al., 1979): thread i every MERGERS-th tile, then
 // pairs of threads.
-__global__ void merge_moments_kernel(const float* mean, const float* m2, float* out, Conv conv,
-                                     int height) {
+__global__ void merge_moments_kernel(const float* mean, const float* m2, float* out, Conv conv) {
   __shared__ float shared[3][MERGERS];
   const int k = blockIdx.x, thread = threadIdx.x;
   float own[3] = {0, 0, 0};  // pixels, mean, M2
@@ -269,8 +301,8 @@ __global__ void merge_moments_kernel(const float* mean, const float* m2, float* 
     own[0] = all;
   };
   for (int tile = thread; tile < conv.tiles; tile += MERGERS) {
-    const int y0 = tile / conv.across % conv.down * height, x0 = tile % conv.across * TILE_W;
-    const int pixels = min(height, conv.h - y0) * min(TILE_W, conv.w - x0);
+    const int y0 = tile / conv.across % conv.down * HEIGHT, x0 = tile % conv.across * TILE_W;
+    const int pixels = min(HEIGHT, conv.h - y0) * min(TILE_W, conv.w - x0);
     merge(static_cast<float>(pixels), mean[int64_t(k) * conv.tiles + tile],
           m2[int64_t(k) * conv.tiles + tile]);
   }
@@ -291,19 +323,16 @@ __global__ void merge_moments_kernel(const float* mean, const float* m2, float* 
 
 // ---------------------------------------------------------------------------- on the host
 
-template <typename T, int NB, int MW>
+template <typename T, int NB, int CP>
 void launch(Conv conv, int device, cudaStream_t stream, Tensor* found) {
-  constexpr int HEIGHT = WARPS * MW / 2;
   conv.down = (conv.h + 2 * conv.grow + HEIGHT - 1) / HEIGHT;
   conv.across = (conv.w + 2 * conv.grow + TILE_W - 1) / TILE_W;
   const int64_t tiles = int64_t(conv.n) * conv.down * conv.across;
   STD_TORCH_CHECK(tiles < (int64_t(1) << 31), OP, ": expected fewer than 2^31 tiles");
   conv.tiles = static_cast<int>(tiles);
-  conv.weights = NB * 8 * conv.filter;
-  const int tile = (HEIGHT + 2) * ROW * conv.pixel, results = HEIGHT * TILE_W * (NB * 16 + 16);
-  conv.stage = conv.padded > conv.c ? tile : 0;  // zeros of padding stay
-  const int shared = conv.weights + std::max(tile, conv.stage + results);
-  const auto kernel = conv3x3_kernel<T, NB, MW>;
+  conv.weights = NB * 8 * (18 * conv.padded + 16);
+  const int shared = conv.weights + PIXELS * (2 * conv.padded + 16);
+  const auto kernel = conv3x3_kernel<T, NB, CP>;
   cuda::check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared), OP);
   int at_once = 0;
   cuda::check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&at_once, kernel, THREADS, shared), OP);
@@ -322,22 +351,29 @@ void launch(Conv conv, int device, cudaStream_t stream, Tensor* found) {
   if (found != nullptr) {
     const float *mean = conv.mean, *m2 = conv.m2;
     float* out = static_cast<float*>(found->mutable_data_ptr());
-    int height = HEIGHT;
-    void* merged[] = {&mean, &m2, &out, &conv, &height};
+    void* merged[] = {&mean, &m2, &out, &conv};
     cuda::check(cudaLaunchKernel(merge_moments_kernel, dim3(conv.k), dim3(MERGERS), merged, 0, stream),
                 OP);
   }
 }
 
+// With the channels known to the compiler, if they are among CPS.
+template <typename T, int NB, int... CPS>
+void launch_for(const Conv& conv, int device, cudaStream_t stream, Tensor* found) {
+  const bool known = ((conv.padded == CPS && (launch<T, NB, CPS>(conv, device, stream, found), true)) || ...);
+  if (!known) launch<T, NB, 0>(conv, device, stream, found);
+}
+
+// The numbers of channels that the shipped nets have.
 template <typename T>
 void launch(const Conv& conv, int device, cudaStream_t stream, Tensor* found) {
   const int blocks = (conv.k + 7) / 8;
-  if (blocks == 1) return launch<T, 1, 4>(conv, device, stream, found);
-  if (blocks == 2) return launch<T, 2, 4>(conv, device, stream, found);
-  if (blocks == 3 && conv.padded <= 48) return launch<T, 3, 4>(conv, device, stream, found);
-  if (blocks <= 4) return launch<T, 4, 2>(conv, device, stream, found);
-  if (blocks <= 6) return launch<T, 6, 2>(conv, device, stream, found);
-  launch<T, 8, 2>(conv, device, stream, found);
+  if (blocks == 1) return launch_for<T, 1, 16, 32>(conv, device, stream, found);
+  if (blocks == 2) return launch_for<T, 2, 16, 32, 48>(conv, device, stream, found);
+  if (blocks == 3) return launch_for<T, 3, 32>(conv, device, stream, found);
+  if (blocks == 4) return launch_for<T, 4, 16, 48>(conv, device, stream, found);
+  if (blocks <= 6) return launch_for<T, 6, 32, 48>(conv, device, stream, found);
+  launch_for<T, 8>(conv, device, stream, found);
 }
 
 // All that the inputs and the weights decide.
@@ -361,10 +397,10 @@ Conv conv_of(const std::vector<Tensor>& inputs, const Tensor& weight) {
   conv.n = static_cast<int>(x.size(0)), conv.k = static_cast<int>(weight.size(0));
   conv.h = static_cast<int>(x.size(2)), conv.w = static_cast<int>(x.size(3));
   conv.padded = (conv.c + 15) / 16 * 16;
-  conv.pixel = 2 * conv.padded + 16;
-  conv.filter = 18 * conv.padded + 16;
   conv.weight = static_cast<const char*>(weight.const_data_ptr());
   conv.weight_piece = piece_of(2 * conv.c, conv.weight);
+  conv.weight_pieces = 2 * conv.c / conv.weight_piece;
+  conv.weight_reciprocal = reciprocal_of(conv.weight_pieces);
   conv.slope = 1;
   return conv;
 }
@@ -374,9 +410,6 @@ Tensor run(Conv conv, const Tensor& x, Tensor* found) {
   Tensor y = torch::stable::empty(sizes, x.scalar_type(), std::nullopt, x.device(), std::nullopt,
                                   MemoryFormat::ChannelsLast);
   conv.y = static_cast<char*>(y.mutable_data_ptr());
-  conv.y_piece = piece_of(2 * conv.k, conv.y);
-  conv.y_pieces = 2 * conv.k / conv.y_piece;
-  conv.y_reciprocal = reciprocal_of(conv.y_pieces);
   const cudaStream_t stream = cuda::current_stream(x);
   if (x.scalar_type() == ScalarType::Half) {
     launch<Half>(conv, x.get_device_index(), stream, found);

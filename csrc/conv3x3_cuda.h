@@ -67,12 +67,27 @@ __device__ __forceinline__ int reflected(int i, int side) {
 // ROWS x COLS pixels of sample n of [N, h, w, …] from (y0, x0) on, by THREADS threads. Beyond the
 // borders are zeros, or they reflect. Where `gate`, of the same shape, is not above 0, values are 0.
 template <int THREADS, int ROWS, int COLS>
-__device__ void load_pixels(const Input& input, char* shared, int pixel_bytes, int n, int h, int w,
-                            int y0, int x0, bool zeros, const char* gate = nullptr) {
+__device__ __forceinline__ void load_pixels(const Input& input, char* shared, int pixel_bytes, int n,
+                                            int h, int w, int y0, int x0, bool zeros,
+                                            const char* gate = nullptr) {
   const int64_t sample = int64_t(n) * h * w * input.stride;
+  const bool whole = y0 >= 0 && x0 >= 0 && y0 + ROWS <= h && x0 + COLS <= w;
   with_size(input.piece, [&](auto bytes) {
     constexpr int SIZE = sizeof(bytes);
-    for (unsigned at = threadIdx.x; at < ROWS * COLS * input.pieces; at += THREADS) {
+    const unsigned count = ROWS * COLS * input.pieces;
+    if (whole && gate == nullptr) {  // nearly always: few instructions
+      const char* const from = input.data + sample + (int64_t(y0) * w + x0) * input.stride;
+#pragma unroll 4
+      for (unsigned at = threadIdx.x; at < count; at += THREADS) {
+        const unsigned pixel = ratio(at, input.reciprocal), place = at - pixel * input.pieces;
+        const unsigned row = pixel / COLS, column = pixel % COLS;
+        copy<SIZE>(shared + pixel * pixel_bytes + input.first + place * SIZE,
+                   from + (row * w + column) * input.stride + place * SIZE, true);
+      }
+      return;
+    }
+#pragma unroll 1
+    for (unsigned at = threadIdx.x; at < count; at += THREADS) {
       const unsigned pixel = ratio(at, input.reciprocal), place = at - pixel * input.pieces;
       int y = y0 + int(pixel / COLS), x = x0 + int(pixel % COLS);
       bool inside = true;

@@ -60,12 +60,30 @@ __device__ __forceinline__ void multiply(float (&sum)[4], const uint32_t (&a)[4]
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
+// Two numbers, the first in the lower half.
+__device__ __forceinline__ uint32_t packed(float first, float second, torch::headeronly::Half) {
+  uint32_t pair;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
+  return pair;
+}
+
+__device__ __forceinline__ uint32_t packed(float first, float second, torch::headeronly::BFloat16) {
+  uint32_t pair;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
+  return pair;
+}
+
 // The sum over threads i % 4 + {0, 4, 8, … 28}; in threads 0 to 3.
 __device__ __forceinline__ float sum_of_rows(float x) {
   for (int distance = 16; distance >= 4; distance /= 2) {
     x += __shfl_down_sync(0xffffffffu, x, distance);
   }
   return x;
+}
+
+// What the thread next to this one, of a pair, has.
+__device__ __forceinline__ uint32_t neighbours(uint32_t x) {
+  return __shfl_xor_sync(0xffffffffu, x, 1);
 }
 
 // SIZE bytes from global to shared memory while the thread goes on; zeros where `inside` is false.

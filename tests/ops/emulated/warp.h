@@ -62,11 +62,23 @@ void multiply(float (&sum)[4], const uint32_t (&a)[4], const uint32_t* b, T) {
   }
 }
 
+template <typename T>
+uint32_t packed(float first, float second, T) {
+  const T both[2] = {static_cast<T>(first), static_cast<T>(second)};
+  uint32_t pair;
+  std::memcpy(&pair, both, 4);
+  return pair;
+}
+
 inline float sum_of_rows(float x) {
   for (int distance = 16; distance >= 4; distance /= 2) {
     x += static_cast<float>(__shfl_down_sync(0xffffffffu, x, distance));
   }
   return x;
+}
+
+inline uint32_t neighbours(uint32_t x) {
+  return static_cast<uint32_t>(exchange({x})[threadIdx.x % 32 ^ 1][0]);
 }
 
 template <int SIZE>
