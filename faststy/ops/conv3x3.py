@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from faststy.ops import checks
-from faststy.ops.dispatch import define
+from faststy.ops.dispatch import HALVES, define
 from faststy.ops.reference import CHANNELS_LAST, LEAKY_SLOPE
 
 Activation = Literal["relu", "leaky_relu"]
@@ -126,7 +126,7 @@ def _fits(
     vectors = [v.dtype for v in (scale, bias) if v is not None]
     one_dtype = all(t.dtype == dtype for t in inputs) and {*vectors} <= {dtype, torch.float32}
     small = len(inputs) <= 2 and c <= 96 and k <= 64 and c * k <= 4096
-    return one_dtype and small and (residual is None or k % 2 == 0)
+    return dtype in HALVES and one_dtype and small and (residual is None or k % 2 == 0)
 
 
 define(

@@ -46,9 +46,9 @@ KERNELS: dict[str, str | None] = {
 NATIVE_FLOAT64 = ("gram", "gram_loss", "instance_norm")
 # What it computes in float32 alone, on a CPU.
 NATIVE_FLOAT32 = ("conv3x3", "upsample", "blur_cells", "repair_hints", "repair_apply")
-# What it computes in half precision alone, on a CUDA device: there it comes before Triton.
-NATIVE_HALF = ("conv3x3", "conv3x3_train")
-LIMITS: dict[str, Callable[..., bool]] = {}  # which arguments it takes there, where not all
+# What it also computes on a CUDA device, before Triton does, and of which arguments, by raw op.
+NATIVE_FIRST = ("conv3x3", "conv3x3_train", "from_pixels")
+LIMITS: dict[str, Callable[..., bool]] = {}
 HALVES = (torch.float16, torch.bfloat16)
 
 
@@ -96,7 +96,7 @@ def _find(
 ) -> Callable[..., Any]:
     op = max((op for op in KERNELS if raw.startswith(op)), key=len)
     name = choose(op, device).name
-    if device == "cuda" and name == "native" and op in NATIVE_HALF and not (half and fits):
+    if name == "native" and not fits:
         name = "triton" if IMPL == "auto" and _no_triton(op, device) is None else "reference"
     if double and not (name == "native" and op in NATIVE_FLOAT64):  # it is for gradcheck
         name = "reference"
@@ -133,7 +133,7 @@ def choose(op: str, device: str) -> Implementation:
         if missing[IMPL] is not None:
             raise FaststyError(f"FASTSTY_IMPL={IMPL}: {op} on {device}: {missing[IMPL]}")
         return Implementation(op, device, IMPL, f"FASTSTY_IMPL={IMPL}")
-    first = op in NATIVE_HALF and missing["native"] is None  # before Triton
+    first = op in NATIVE_FIRST and missing["native"] is None  # before Triton
     if device == "cuda" and missing["triton"] is None and not first:
         return Implementation(op, device, "triton", "Triton kernels")
     if missing["native"] is None:

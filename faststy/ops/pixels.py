@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from faststy.ops import checks
-from faststy.ops.dispatch import define
+from faststy.ops.dispatch import HALVES, define
 
 
 def from_pixels(
@@ -105,10 +105,20 @@ def _to_fake(x: Tensor, shuffle: int, height: int, width: int, low: float, high:
     return torch.empty(shape, dtype=torch.uint8, device=x.device)
 
 
+def _fits(
+    frames: Tensor, dtype: torch.dtype, channels_last: bool, unshuffle: int, *others: float
+) -> bool:
+    """Whether csrc/pixels_cuda.cu takes these: what painting has."""
+    cells = channels_last and unshuffle in (2, 4) and dtype in HALVES
+    side_by_side = frames.shape[3] == 3 and frames.stride()[2:] == (3, 1)
+    return cells and side_by_side and len(frames) * frames.shape[1] < 2**16
+
+
 define(
     "from_pixels(Tensor frames, ScalarType dtype, bool channels_last, int unshuffle, float low, "
     "float high) -> Tensor",
     _from_fake,
+    _fits,
 )
 define(
     "to_pixels(Tensor x, int shuffle, SymInt height, SymInt width, float low, float high) "

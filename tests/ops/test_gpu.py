@@ -80,7 +80,7 @@ def test_the_kernels_are_what_runs() -> None:
     """Otherwise all of these tests would pass without them."""
     for op, kernels in dispatch.KERNELS.items():
         name = dispatch.choose(op, DEVICE).name
-        if kernels is None or op in dispatch.NATIVE_HALF:
+        if kernels is None or op in dispatch.NATIVE_FIRST:
             assert name == "native"
         else:
             assert name == "triton"
