@@ -54,14 +54,15 @@ def _upsample_kernel(
 @triton.jit
 def _blur_cells_kernel(
     x_ptr,  # [N, h, w, S, S, C], contiguous
-    y_ptr,  # [N, h·S, w·S, C], contiguous, written
-    h, w, strips, blocks,
+    y_ptr,  # [N, H, W, C], contiguous, written: H ≤ h·S, W ≤ w·S; floats, or bytes for 0...1
+    h, w, H, W, strips, blocks,
     C: tl.constexpr, S: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    BYTES: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0).to(tl.int64)
     i_n, first = pid // (blocks * strips), (pid // blocks) % strips * ROWS
     o = (pid % blocks * BLOCK).to(tl.int32) + tl.arange(0, BLOCK)
-    mask = o < w * S * C
+    mask = o < W * C
     # A row of S·C values of one cell is S·S·C from that of the next.
     o_left = tl.where(o < C, o, o - C)
     o_right = tl.where(o < (w * S - 1) * C, o + C, o)
@@ -80,8 +81,11 @@ def _blur_cells_kernel(
         if i >= 2:
             y = first + (i - 2)
             value = 0.25 * (above + below) + 0.5 * here
-            if y < h * S:
-                tl.store(y_ptr + (i_n * h * S + y) * w * S * C + o, value, mask=mask)
+            if BYTES:  # as _to_pixels_kernel
+                value = tl.where(value > 0, value * 255, 0.0)  # NaN too
+                value = (tl.where(value < 255, value, 255.0) + 0.5).to(tl.uint8)
+            if y < H:
+                tl.store(y_ptr + (i_n * H + y) * W * C + o, value, mask=mask)
         above, here = here, below
 
 
@@ -101,14 +105,27 @@ def upsample_fwd(x: Tensor, scale: int) -> Tensor:
 def blur_cells_fwd(x: Tensor, scale: int) -> Tensor:
     """[N, C, h·scale, w·scale] from channels_last `x` [N, scale²·C, h, w]."""
     n, k, h, w = x.shape
-    c = k // scale**2
-    y = _channels_last(x, n, c, h * scale, w * scale)
-    block = min(BLUR_TILE, power_of_2(w * scale * c))
-    blocks, strips = ceil_div(w * scale * c, block), ceil_div(h * scale, BLUR_ROWS)
-    _blur_cells_kernel[(n * strips * blocks,)](
-        x, y, h, w, strips, blocks, C=c, S=scale, ROWS=BLUR_ROWS, BLOCK=block
-    )
+    y = _channels_last(x, n, k // scale**2, h * scale, w * scale)
+    _blur_cells(x, y.permute(0, 2, 3, 1), scale)
     return y
+
+
+def blur_cells_frames(x: Tensor, scale: int, height: int, width: int) -> Tensor:
+    """uint8 [N, height, width, C] from channels_last `x` [N, scale²·C, h, w]."""
+    shape = (len(x), height, width, x.shape[1] // scale**2)
+    y = torch.empty(shape, dtype=torch.uint8, device=x.device)
+    _blur_cells(x, y, scale)
+    return y
+
+
+def _blur_cells(x: Tensor, y: Tensor, scale: int) -> None:
+    (n, height, width, c), (h, w) = y.shape, x.shape[2:]
+    block = min(BLUR_TILE, power_of_2(width * c))
+    blocks, strips = ceil_div(width * c, block), ceil_div(height, BLUR_ROWS)
+    _blur_cells_kernel[(n * strips * blocks,)](
+        x, y, h, w, height, width, strips, blocks,
+        C=c, S=scale, ROWS=BLUR_ROWS, BLOCK=block, BYTES=y.dtype == torch.uint8,
+    )  # fmt: skip
 
 
 def _channels_last(like: Tensor, *shape: int) -> Tensor:

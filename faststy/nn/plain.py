@@ -230,6 +230,23 @@ class PlainGenerator(nn.Module):
             0...1; results are not clamped to it.
         """
         height, width = frames.shape[1:3]
+        painted = ops.blur_cells(self._cells(frames, look, collect, moments), 2)
+        return painted[..., :height, :width]
+
+    @torch.no_grad()
+    def paint(
+        self,
+        frames: Tensor,
+        look: bool = False,
+        collect: bool = False,
+        moments: Moments | None = None,
+    ) -> Tensor:
+        """As a call, from uint8 frames to uint8 frames [N, H, W, 3]."""
+        cells = self._cells(frames, look, collect, moments)
+        return ops.blur_cells_frames(cells, 2, (frames.shape[1], frames.shape[2]))
+
+    def _cells(self, frames: Tensor, look: bool, collect: bool, moments: Moments | None) -> Tensor:
+        """The paintings before the blur, [N, 12, H/2, W/2] of whole cells."""
         cells = whole_cells(frames)
         dtype = self.head.weight.dtype
         all_norms = {"collect": collect}
@@ -242,7 +259,8 @@ class PlainGenerator(nn.Module):
         h = self.fine2(h, activation="relu", **all_norms)
         if collect:
             self.fix(self.seen)
-        return ops.blur_cells(self.head(h), 2)[..., :height, :width]
+        cells_of_pixels: Tensor = self.head(h)
+        return cells_of_pixels
 
 
 def whole_cells(frames: Tensor, cell: int = SCALE) -> Tensor:

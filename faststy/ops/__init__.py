@@ -6,8 +6,8 @@
 - `reflected_conv3x3`, `frozen_conv3x3`: convolutions of nets that train, or only pass gradients on;
 - `reflection_pad`, `pixel_shuffle`, `pixel_unshuffle`, `blur`: what nets do with pixels;
 - `from_pixels`, `to_pixels`: uint8 frames to tensors and back;
-- `conv3x3`, `upsample`, `blur_cells`, `repair_hints`, `repair_apply`: what painting takes beyond
-  those, without gradients;
+- `conv3x3`, `upsample`, `blur_cells`, `blur_cells_frames`, `repair_hints`, `repair_apply`: what
+  painting takes beyond those, without gradients;
 - `tune`: measures block sizes of the Triton kernels on this GPU, and remembers them;
 - `implementations`: what computes each op here, and why.
 
@@ -26,7 +26,7 @@ from faststy.ops.pixels import from_pixels, to_pixels
 from faststy.ops.reflection_pad import reflection_pad
 from faststy.ops.repair import repair_apply, repair_hints
 from faststy.ops.tune import Tuned, tune
-from faststy.ops.upsample import blur_cells, upsample
+from faststy.ops.upsample import blur_cells, blur_cells_frames, upsample
 
 __all__ = [
     "TERMS",
@@ -35,6 +35,7 @@ __all__ = [
     "Tuned",
     "blur",
     "blur_cells",
+    "blur_cells_frames",
     "combined_loss",
     "conv3x3",
     "discriminator_loss",

@@ -38,6 +38,7 @@ KERNELS: dict[str, str | None] = {
     "conv3x3_train": None,
     "upsample": "faststy.kernels.upsample",
     "blur_cells": "faststy.kernels.upsample",
+    "blur_cells_frames": "faststy.kernels.upsample",
     "repair_hints": "faststy.kernels.repair",
     "repair_apply": "faststy.kernels.repair",
 }

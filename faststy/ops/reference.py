@@ -400,6 +400,10 @@ def blur_cells_fwd(x: Tensor, scale: int) -> Tensor:
     return y.to(x.dtype).contiguous(memory_format=CHANNELS_LAST)
 
 
+def blur_cells_frames(x: Tensor, scale: int, height: int, width: int) -> Tensor:
+    return to_pixels(blur_cells_fwd(x, scale), 1, height, width, 0.0, 1.0)
+
+
 # --------------------------------------------------------------------------- repair
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601

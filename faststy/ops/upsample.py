@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from faststy.ops import checks
-from faststy.ops.dispatch import define
+from faststy.ops.dispatch import by_kernels, define
+from faststy.ops.pixels import to_pixels
 from faststy.ops.reference import CHANNELS_LAST
 
 
@@ -47,14 +48,45 @@ def blur_cells(x: Tensor, scale: int) -> Tensor:
     Raises:
         TypeError, ValueError: a wrong dtype, rank, scale or number of channels.
     """
-    checks.features(x)
-    if scale < 1 or x.shape[1] % scale**2:
-        raise ValueError(f"x: expected channels in multiples of {scale}², got {x.shape[1]}")
+    _check_cells(x, scale)
     with torch.no_grad():
         y: Tensor = torch.ops.faststy.blur_cells_fwd(
             x.contiguous(memory_format=CHANNELS_LAST), scale
         )
     return y
+
+
+def blur_cells_frames(x: Tensor, scale: int, size: tuple[int, int]) -> Tensor:
+    """`to_pixels(blur_cells(x, scale), size=size)`, on a GPU in one pass.
+
+    Args:
+        x: [N, scale²·C, H, W], as `blur_cells` takes them.
+        scale: pixels of a cell each way.
+        size: height and width of the frames, at most H·scale and W·scale.
+
+    Returns:
+        [N, height, width, C] uint8; 0...1 became 0...255.
+
+    Raises:
+        TypeError, ValueError: as `blur_cells`, and for a size that is larger.
+    """
+    if not by_kernels(x):
+        return to_pixels(blur_cells(x, scale), size=size)
+    _check_cells(x, scale)
+    (h, w), (height, width) = x.shape[2:], size
+    if not (0 <= height <= h * scale and 0 <= width <= w * scale):
+        raise ValueError(f"size: expected at most {(h * scale, w * scale)}, got {size}")
+    with torch.no_grad():
+        frames: Tensor = torch.ops.faststy.blur_cells_frames(
+            x.contiguous(memory_format=CHANNELS_LAST), scale, height, width
+        )
+    return frames
+
+
+def _check_cells(x: Tensor, scale: int) -> None:
+    checks.features(x)
+    if scale < 1 or x.shape[1] % scale**2:
+        raise ValueError(f"x: expected channels in multiples of {scale}², got {x.shape[1]}")
 
 
 def _upsample_fake(x: Tensor, scale: int) -> Tensor:
@@ -68,5 +100,13 @@ def _blur_fake(x: Tensor, scale: int) -> Tensor:
     return x.new_empty(shape).to(memory_format=CHANNELS_LAST)
 
 
+def _frames_fake(x: Tensor, scale: int, height: int, width: int) -> Tensor:
+    shape = (len(x), height, width, x.shape[1] // scale**2)
+    return torch.empty(shape, dtype=torch.uint8, device=x.device)
+
+
 define("upsample_fwd(Tensor x, int scale) -> Tensor", _upsample_fake)
 define("blur_cells_fwd(Tensor x, int scale) -> Tensor", _blur_fake)
+define(
+    "blur_cells_frames(Tensor x, int scale, SymInt height, SymInt width) -> Tensor", _frames_fake
+)

@@ -259,7 +259,7 @@ class FramePainter:
             self._net.fix(self._statistics.moments)
         stroke = settings.stroke_of(frames[0])
         small = strokes.shrink(frames, stroke)
-        painted = ops.to_pixels(self._net(small, look=look, moments=each))
+        painted = self._net.paint(small, look=look, moments=each)
         painted = strokes.enlarge(painted, stroke, *frames.shape[1:3])
         done = self._finish(painted, frames, settings)
         seen = self._net.seen.get(ENTRANCE)
@@ -306,7 +306,7 @@ class FramePainter:
             self._stale = True
             generator = self._stylizer.model.generator
             return ops.to_pixels(generator(ops.from_pixels(frames), self._weights()))
-        painted = ops.to_pixels(self._net(frames, collect=True))
+        painted = self._net.paint(frames, collect=True)
         seen = self._net.seen
         self._frames_since = 0
         self._entrance = self._looked_at = seen[ENTRANCE].cpu().clone()

@@ -209,6 +209,7 @@ def painting(height: int, width: int, dtype: torch.dtype) -> None:
     upsample.upsample_fwd(meta(1, 5, h, w, dtype=dtype, last=True), 3)
     upsample.blur_cells_fwd(meta(1, 12, 2 * h, 2 * w, dtype=dtype, last=True), 2)
     upsample.blur_cells_fwd(meta(1, 48, h, w, dtype=dtype, last=True), 4)
+    upsample.blur_cells_frames(meta(1, 12, 2 * h, 2 * w, dtype=dtype, last=True), 2, 4 * h, 4 * w)
 
 
 def grams(shape: tuple[int, ...], dtype: torch.dtype, last: bool) -> None:

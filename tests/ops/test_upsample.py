@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from faststy import ops
+from faststy.ops import reference
 from faststy.ops.reference import CHANNELS_LAST
 
 # Relative: halves are rounded once, at the end. (Triton's interpreter cuts bfloat16 off.)
@@ -49,6 +50,22 @@ def test_blur_cells(
     torch.testing.assert_close(ops.blur_cells(flat, scale), torch.full_like(got, 0.7))
 
 
+@pytest.mark.parametrize("dtype", ROUNDING)
+@pytest.mark.parametrize(("h", "w", "size"), [(4, 7, (8, 14)), (3, 5, (5, 9)), (1, 1, (1, 2))])
+def test_blurred_cells_as_frames(
+    device: torch.device, h: int, w: int, size: tuple[int, int], dtype: torch.dtype
+) -> None:
+    x = (torch.rand(2, 12, h, w) * 1.4 - 0.2).to(device, dtype)
+    got = ops.blur_cells_frames(x, 2, size)
+    assert got.shape == (2, *size, 3)
+    exact = reference.blur_cells_fwd(x.double(), 2)[..., : size[0], : size[1]].clamp(0, 1) * 255
+    # Half a level, and what rounding to half precision in between takes.
+    off = (got.permute(0, 3, 1, 2).double() - exact).abs().max()
+    assert off <= 0.5 + 255 * max(ROUNDING[dtype], 1e-6)
+    x[0, 0, 0, 0] = float("nan")
+    assert ops.blur_cells_frames(x, 2, size)[0, 0, 0, 0] == 0
+
+
 def test_rows_beyond_one_program(device: torch.device) -> None:
     """Wider and higher than what a program of the kernels takes."""
     x = torch.randn(2, 12, 6, 260)
@@ -79,6 +96,7 @@ def test_opcheck(device: torch.device) -> None:
     x = torch.randn(1, 8, 3, 5).to(device).to(memory_format=CHANNELS_LAST)
     torch.library.opcheck(torch.ops.faststy.upsample_fwd, (x, 2))
     torch.library.opcheck(torch.ops.faststy.blur_cells_fwd, (x, 2))
+    torch.library.opcheck(torch.ops.faststy.blur_cells_frames, (x, 2, 2, 3))
 
 
 def test_mistakes() -> None:
@@ -88,3 +106,5 @@ def test_mistakes() -> None:
         ops.blur_cells(torch.zeros(1, 6, 2, 2), 2)
     with pytest.raises(ValueError, match=r"x: expected \[N, C, H, W\]"):
         ops.blur_cells(torch.zeros(4, 2, 2), 2)
+    with pytest.raises(ValueError, match="size: expected at most"):
+        ops.blur_cells_frames(torch.zeros(1, 4, 2, 2), 2, (5, 4))
