@@ -1,8 +1,9 @@
 // A 3x3 convolution of a few channels and all that follows it, on a CUDA device, in half precision.
 //
 // A block keeps the weights in shared memory and goes from tile to tile. Of each it copies the pixels
-// that the tile and its border need, once; the nine taps are nine offsets into that. A warp makes
-// MW x 16 pixels by NB x 8 channels by `mma`.
+// that the tile and its border need, once, while the tile before is computed; the nine taps are nine
+// offsets into that. A warp makes MW x 16 pixels by NB x 8 channels by `mma`, and stores them from its
+// registers: it waits for the others once a tile.
 //
 // The same kernel serves painting and nets that learn (reflected borders; scale, bias, residual,
 // moments), a frozen net (zeros beyond the borders, bias, ReLU), and gradients of inputs (filters
@@ -25,6 +26,7 @@ using warp::Shared;
 constexpr int WARPS = 8, THREADS = WARPS * WARP;
 constexpr int MOST_INPUTS = 2, MOST_C = 96, MOST_K = 64;
 constexpr int MERGERS = 128;  // threads that merge moments
+constexpr int STATIC = 6144;  // bytes of shared memory: more than kernels declare
 
 struct Conv {
   Input inputs[MOST_INPUTS];
@@ -34,7 +36,8 @@ struct Conv {
   int padded;           // c, up to a multiple of 16
   int pixel, filter;    // bytes of a pixel and of a filter in shared memory
   int across, down, tiles;
-  int weights, stage;   // bytes of shared memory before the tile, and before results
+  int weights, buffer;  // bytes of shared memory: of the filters, and of a tile
+  int buffers;          // tiles there: 2, or 1 where there is no room for more
   bool zeros;           // beyond the borders; or they reflect
   bool wide_scale, wide_bias;  // float32, or the dtype of the inputs
   const char* weight;   // [K, 9, C]
@@ -45,8 +48,6 @@ struct Conv {
   const char* residual;  // [N, H, W, K] or null
   float slope;
   char* y;  // [N, H, W, K]
-  int y_piece;
-  unsigned y_pieces, y_reciprocal;
   float *mean, *m2;  // [K, tiles] or null: of what was convolved
 };
 
@@ -68,7 +69,7 @@ __device__ void load_weights(const Conv& conv, char* shared) {
   });
 }
 
-// The channels of padding, which results were not written over.
+// The channels of padding, which nothing is copied to.
 __device__ void zero_padding(const Conv& conv, char* shared, int pixels) {
   const int rest = conv.padded - conv.c;
   for (int i = threadIdx.x; i < pixels * rest; i += THREADS) {
@@ -125,52 +126,96 @@ __device__ void leave_moments(const Conv& conv, const float (&sum)[MW][NB][4],
   }
 }
 
+// A pixel's channels, of which a thread has the pairs j·8 + 2·(lane % 4), for all j: stored by as many
+// at a time as neighbours have together.
+template <int NB>
+__device__ __forceinline__ void store(char* pixel, const uint32_t (&pairs)[NB], int channels, bool inside) {
+  const int quarter = threadIdx.x % 4, odd = quarter % 2;
+  if (channels % 4 == 0) {
+#pragma unroll
+    for (int j = 0; j + 1 < NB; j += 2) {
+      const uint32_t got = warp::neighbours(odd ? pairs[j] : pairs[j + 1]);
+      const int k = (j + odd) * 8 + quarter / 2 * 4;
+      const uint2 both = odd ? uint2{got, pairs[j + 1]} : uint2{pairs[j], got};
+      if (inside && k < channels) *reinterpret_cast<uint2*>(pixel + 2 * k) = both;
+    }
+  }
+#pragma unroll
+  for (int j = 0; j < NB; ++j) {
+    const int k = j * 8 + quarter * 2;
+    if ((channels % 4 == 0 && j / 2 * 2 + 1 < NB) || !inside || k >= channels) continue;
+    if (channels % 2 == 0) {
+      *reinterpret_cast<uint32_t*>(pixel + 2 * k) = pairs[j];
+    } else {
+      reinterpret_cast<uint16_t*>(pixel)[k] = pairs[j] & 0xffff;
+      if (k + 1 < channels) reinterpret_cast<uint16_t*>(pixel)[k + 1] = pairs[j] >> 16;
+    }
+  }
+}
+
+template <typename T>
+__device__ __forceinline__ T half_of(uint32_t pair, int i) {
+  const auto bits = static_cast<uint16_t>(pair >> (16 * i));
+  return *reinterpret_cast<const T*>(&bits);
+}
+
 // T: Half or BFloat16. NB: blocks of 8 channels of the result. MW: blocks of 16 pixels of a warp.
 template <typename T, int NB, int MW>
-__global__ void __launch_bounds__(THREADS, 2) conv3x3_kernel(const __grid_constant__ Conv conv) {
+__global__ void __launch_bounds__(THREADS, NB * MW <= 12 ? 2 : 1)
+    conv3x3_kernel(const __grid_constant__ Conv conv) {
   constexpr int HEIGHT = WARPS * MW / 2, PIXELS = (HEIGHT + 2) * ROW;
   extern __shared__ uint4 memory[];
-  __shared__ float scales[NB * 8], biases[NB * 8];
+  __shared__ float scales[2][NB * 8], biases[2][NB * 8];
   char* const weights = reinterpret_cast<char*>(memory);
-  char* const tile_at = weights + conv.weights;
+  char* const tiles = weights + conv.weights;
   const int lane = threadIdx.x % WARP, own = threadIdx.x / WARP;
   const int height = conv.h + 2 * conv.grow, width = conv.w + 2 * conv.grow;
-  const int staged = NB * 16 + 16;  // bytes of a pixel of the result: an odd number of 16
-  char* const stage = tile_at + conv.stage + own * MW * 16 * staged;
 
-  load_weights(conv, weights);
-  if (conv.padded > conv.c) zero_padding(conv, tile_at, PIXELS);
-
-  // Where this thread's rows of matrices begin: of pixels, and of filters.
-  const Shared a_row = warp::shared_address(tile_at + (own * (MW / 2) * ROW + lane % 16) * conv.pixel +
-                                            lane / 16 * 16);
-  const Shared b_row = warp::shared_address(weights + (lane % 8 + lane / 16 * 8) * conv.filter +
-                                            lane / 8 % 2 * 16);
-
-  for (int tile = blockIdx.x; tile < conv.tiles; tile += gridDim.x) {
+  const auto load = [&](int tile, int into) {
     const int n = tile / (conv.across * conv.down);
     const int y0 = tile / conv.across % conv.down * HEIGHT, x0 = tile % conv.across * TILE_W;
     for (int i = 0; i < conv.count; ++i) {
-      load_pixels<THREADS, HEIGHT + 2, ROW>(conv.inputs[i], tile_at, conv.pixel, n, conv.h, conv.w,
-                                            y0 - 1 - conv.grow, x0 - 1 - conv.grow, conv.zeros,
-                                            conv.gate);
+      load_pixels<THREADS, HEIGHT + 2, ROW>(conv.inputs[i], tiles + into * conv.buffer, conv.pixel, n,
+                                            conv.h, conv.w, y0 - 1 - conv.grow, x0 - 1 - conv.grow,
+                                            conv.zeros, conv.gate);
     }
     for (int k = threadIdx.x; k < NB * 8; k += THREADS) {
       const bool known = k < conv.k;
-      scales[k] = known && conv.scale ? parameter(conv.scale, conv.wide_scale,
-                                                  n * conv.scale_stride + k, T())
-                                      : 1.f;
-      biases[k] = known && conv.bias ? parameter(conv.bias, conv.wide_bias,
-                                                 n * conv.bias_stride + k, T())
-                                     : 0.f;
+      scales[into][k] = known && conv.scale ? parameter(conv.scale, conv.wide_scale,
+                                                        n * conv.scale_stride + k, T())
+                                            : 1.f;
+      biases[into][k] = known && conv.bias ? parameter(conv.bias, conv.wide_bias,
+                                                       n * conv.bias_stride + k, T())
+                                           : 0.f;
+    }
+  };
+
+  load_weights(conv, weights);
+  for (int i = 0; i < conv.buffers; ++i) zero_padding(conv, tiles + i * conv.buffer, PIXELS);
+  if (conv.buffers == 2) load(blockIdx.x, 0);
+
+  // Where this thread's rows of matrices begin: of pixels, and of filters.
+  const Shared a_first = warp::shared_address(tiles + (own * (MW / 2) * ROW + lane % 16) * conv.pixel +
+                                              lane / 16 * 16);
+  const Shared b_row = warp::shared_address(weights + (lane % 8 + lane / 16 * 8) * conv.filter +
+                                            lane / 8 % 2 * 16);
+
+  int at = 0;  // the buffer of the tile at hand
+  for (int tile = blockIdx.x; tile < conv.tiles; tile += gridDim.x) {
+    if (conv.buffers == 1) {
+      __syncthreads();
+      load(tile, 0);
     }
     warp::wait_for_copies();
-    __syncthreads();
+    __syncthreads();  // all have copied this tile, and are through with the one before
+    if (conv.buffers == 2 && tile + gridDim.x < conv.tiles) load(tile + gridDim.x, 1 - at);
 
+    const Shared a_row = a_first + at * conv.buffer;
     float sum[MW][NB][4] = {};
     for (int tap = 0; tap < 9; ++tap) {
       const Shared a_tap = a_row + (tap / 3 * ROW + tap % 3) * conv.pixel;
       const Shared b_tap = b_row + tap * 2 * conv.padded;
+#pragma unroll 1
       for (int c = 0; c < 2 * conv.padded; c += 32) {  // bytes: 16 channels
         uint32_t a[MW][4], b[NB + 1][2];
 #pragma unroll
@@ -184,7 +229,9 @@ __global__ void __launch_bounds__(THREADS, 2) conv3x3_kernel(const __grid_consta
           b[2 * j][0] = two[0], b[2 * j][1] = two[1];
           b[2 * j + 1][0] = two[2], b[2 * j + 1][1] = two[3];
         }
-        if constexpr (NB % 2 == 1) warp::load_matrices(b[NB - 1], b_tap + (NB - 1) * 8 * conv.filter + c);
+        if constexpr (NB % 2 == 1) {
+          warp::load_matrices(b[NB - 1], b_tap + (NB - 1) * 8 * conv.filter + c);
+        }
 #pragma unroll
         for (int j = 0; j < NB; ++j) {
 #pragma unroll
@@ -193,8 +240,12 @@ __global__ void __launch_bounds__(THREADS, 2) conv3x3_kernel(const __grid_consta
       }
     }
 
+    const int n = tile / (conv.across * conv.down);
+    const int y0 = tile / conv.across % conv.down * HEIGHT, x0 = tile % conv.across * TILE_W;
     bool inside[MW][2];
+#pragma unroll
     for (int m = 0; m < MW; ++m) {
+#pragma unroll
       for (int half = 0; half < 2; ++half) {
         inside[m][half] = y0 + own * (MW / 2) + m / 2 < height &&
                           x0 + m % 2 * 16 + half * 8 + lane / 4 < width;
@@ -204,53 +255,37 @@ __global__ void __launch_bounds__(THREADS, 2) conv3x3_kernel(const __grid_consta
       const int pixels = min(HEIGHT, height - y0) * min(TILE_W, width - x0);
       leave_moments<NB, MW>(conv, sum, inside, tile, static_cast<float>(pixels));
     }
-    __syncthreads();  // results may lie where the tile was
 
-    // Scale, bias, residual and activation; then through shared memory, to be stored side by side.
+    // Scale, bias, residual and activation.
 #pragma unroll
     for (int m = 0; m < MW; ++m) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const int y = y0 + own * (MW / 2) + m / 2, x = x0 + m % 2 * 16 + half * 8 + lane / 4;
-        char* const to = stage + (m * 16 + half * 8 + lane / 4) * staged;
-        const T* added = nullptr;
-        if (conv.residual != nullptr && inside[m][half]) {
-          added = reinterpret_cast<const T*>(conv.residual) +
-                  ((int64_t(n) * height + y) * width + x) * conv.k;
+        const int64_t pixel = ((int64_t(n) * height + y) * width + x) * conv.k * 2;
+        uint32_t added[NB], pairs[NB];
+#pragma unroll
+        for (int j = 0; j < NB; ++j) {
+          const int k = j * 8 + lane % 4 * 2;
+          const bool there = conv.residual != nullptr && inside[m][half] && k < conv.k;
+          added[j] = there ? __ldg(reinterpret_cast<const unsigned*>(conv.residual + pixel + 2 * k)) : 0;
         }
 #pragma unroll
         for (int j = 0; j < NB; ++j) {
           const int k = j * 8 + lane % 4 * 2;
-          float v[2];
-          for (int i = 0; i < 2; ++i) v[i] = sum[m][j][half * 2 + i] * scales[k + i] + biases[k + i];
-          if (added != nullptr && k < conv.k) {  // k is even, and so is conv.k
-            const auto pair = *reinterpret_cast<const Bytes<4>*>(added + k);
-            for (int i = 0; i < 2; ++i) v[i] += static_cast<float>(reinterpret_cast<const T*>(pair.values)[i]);
-          }
-          T pair[2];
+          T both[2];
+#pragma unroll
           for (int i = 0; i < 2; ++i) {  // v < 0 is false for NaN: it passes through
-            pair[i] = static_cast<T>(v[i] < 0 ? (conv.slope == 0 ? 0.f : v[i] * conv.slope) : v[i]);
+            float v = sum[m][j][half * 2 + i] * scales[at][k + i] + biases[at][k + i];
+            if (conv.residual != nullptr) v += static_cast<float>(half_of<T>(added[j], i));
+            both[i] = static_cast<T>(v < 0 ? (conv.slope == 0 ? 0.f : v * conv.slope) : v);
           }
-          *reinterpret_cast<Bytes<4>*>(to + k * 2) = *reinterpret_cast<const Bytes<4>*>(pair);
+          memcpy(&pairs[j], both, 4);
         }
+        store<NB>(conv.y + pixel, pairs, conv.k, inside[m][half]);
       }
     }
-    __syncwarp();
-    for (int row = 0; row < MW / 2; ++row) {
-      const int y = y0 + own * (MW / 2) + row, pixels = min(TILE_W, width - x0);
-      if (y >= height) break;
-      char* const to = conv.y + ((int64_t(n) * height + y) * width + x0) * conv.k * 2;
-      const char* const from = stage + row * TILE_W * staged;
-      with_size(conv.y_piece, [&](auto bytes) {
-        constexpr int SIZE = sizeof(bytes);
-        for (unsigned i = lane; i < pixels * conv.y_pieces; i += WARP) {
-          const unsigned pixel = ratio(i, conv.y_reciprocal), place = i - pixel * conv.y_pieces;
-          *reinterpret_cast<Bytes<SIZE>*>(to + i * SIZE) =
-              *reinterpret_cast<const Bytes<SIZE>*>(from + pixel * staged + place * SIZE);
-        }
-      });
-    }
-    __syncthreads();  // before the next tile comes
+    at = conv.buffers == 2 ? 1 - at : 0;
   }
 }
 
@@ -291,6 +326,11 @@ __global__ void merge_moments_kernel(const float* mean, const float* m2, float* 
 
 // ---------------------------------------------------------------------------- on the host
 
+// Shared memory for the filters and `buffers` tiles.
+int shared_for(const Conv& conv, int blocks, int rows, int buffers) {
+  return blocks * 8 * conv.filter + buffers * (rows + 2) * ROW * conv.pixel;
+}
+
 template <typename T, int NB, int MW>
 void launch(Conv conv, int device, cudaStream_t stream, Tensor* found) {
   constexpr int HEIGHT = WARPS * MW / 2;
@@ -300,9 +340,8 @@ void launch(Conv conv, int device, cudaStream_t stream, Tensor* found) {
   STD_TORCH_CHECK(tiles < (int64_t(1) << 31), OP, ": expected fewer than 2^31 tiles");
   conv.tiles = static_cast<int>(tiles);
   conv.weights = NB * 8 * conv.filter;
-  const int tile = (HEIGHT + 2) * ROW * conv.pixel, results = HEIGHT * TILE_W * (NB * 16 + 16);
-  conv.stage = conv.padded > conv.c ? tile : 0;  // zeros of padding stay
-  const int shared = conv.weights + std::max(tile, conv.stage + results);
+  conv.buffer = (HEIGHT + 2) * ROW * conv.pixel;
+  const int shared = shared_for(conv, NB, HEIGHT, conv.buffers);
   const auto kernel = conv3x3_kernel<T, NB, MW>;
   cuda::check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared), OP);
   int at_once = 0;
@@ -329,15 +368,26 @@ void launch(Conv conv, int device, cudaStream_t stream, Tensor* found) {
   }
 }
 
+template <typename T, int NB>
+void launch(Conv conv, int device, cudaStream_t stream, Tensor* found) {
+  const int most = cuda::attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device, OP) - STATIC;
+  if constexpr (NB <= 6) {  // larger tiles, and two of them, where there is room
+    conv.buffers = 2;
+    if (shared_for(conv, NB, WARPS * 2, 2) <= most) return launch<T, NB, 4>(conv, device, stream, found);
+  }
+  conv.buffers = shared_for(conv, NB, WARPS, 2) <= most ? 2 : 1;
+  launch<T, NB, 2>(conv, device, stream, found);
+}
+
 template <typename T>
 void launch(const Conv& conv, int device, cudaStream_t stream, Tensor* found) {
   const int blocks = (conv.k + 7) / 8;
-  if (blocks == 1) return launch<T, 1, 4>(conv, device, stream, found);
-  if (blocks == 2) return launch<T, 2, 4>(conv, device, stream, found);
-  if (blocks == 3 && conv.padded <= 48) return launch<T, 3, 4>(conv, device, stream, found);
-  if (blocks <= 4) return launch<T, 4, 2>(conv, device, stream, found);
-  if (blocks <= 6) return launch<T, 6, 2>(conv, device, stream, found);
-  launch<T, 8, 2>(conv, device, stream, found);
+  if (blocks == 1) return launch<T, 1>(conv, device, stream, found);
+  if (blocks == 2) return launch<T, 2>(conv, device, stream, found);
+  if (blocks == 3) return launch<T, 3>(conv, device, stream, found);
+  if (blocks == 4) return launch<T, 4>(conv, device, stream, found);
+  if (blocks <= 6) return launch<T, 6>(conv, device, stream, found);
+  launch<T, 8>(conv, device, stream, found);
 }
 
 // All that the inputs and the weights decide.
@@ -374,9 +424,6 @@ Tensor run(Conv conv, const Tensor& x, Tensor* found) {
   Tensor y = torch::stable::empty(sizes, x.scalar_type(), std::nullopt, x.device(), std::nullopt,
                                   MemoryFormat::ChannelsLast);
   conv.y = static_cast<char*>(y.mutable_data_ptr());
-  conv.y_piece = piece_of(2 * conv.k, conv.y);
-  conv.y_pieces = 2 * conv.k / conv.y_piece;
-  conv.y_reciprocal = reciprocal_of(conv.y_pieces);
   const cudaStream_t stream = cuda::current_stream(x);
   if (x.scalar_type() == ScalarType::Half) {
     launch<Half>(conv, x.get_device_index(), stream, found);

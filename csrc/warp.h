@@ -68,6 +68,11 @@ __device__ __forceinline__ float sum_of_rows(float x) {
   return x;
 }
 
+// What the thread next to this one, of a pair, has.
+__device__ __forceinline__ uint32_t neighbours(uint32_t x) {
+  return __shfl_xor_sync(0xffffffffu, x, 1);
+}
+
 // SIZE bytes from global to shared memory while the thread goes on; zeros where `inside` is false.
 template <int SIZE>
 __device__ __forceinline__ void copy_later(Shared to, const void* from, bool inside) {

@@ -24,6 +24,9 @@ struct dim3 {
   unsigned x, y, z;
   dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
 };
+struct alignas(8) uint2 {
+  unsigned x, y;
+};
 struct alignas(16) uint4 {
   unsigned x, y, z, w;
 };
@@ -73,6 +76,10 @@ inline dim3 gridDim;
 inline void __syncthreads() { emulation::block->all.arrive_and_wait(); }
 inline void __syncwarp() { emulation::block->warps[threadIdx.x / 32]->arrive_and_wait(); }
 inline unsigned __umulhi(unsigned a, unsigned b) { return (uint64_t(a) * b) >> 32; }
+template <typename T>
+T __ldg(const T* from) {
+  return *from;
+}
 using std::abs, std::min;
 inline void __threadfence() { std::atomic_thread_fence(std::memory_order_seq_cst); }
 inline void __nanosleep(unsigned) { std::this_thread::yield(); }

@@ -69,6 +69,10 @@ inline float sum_of_rows(float x) {
   return x;
 }
 
+inline uint32_t neighbours(uint32_t x) {
+  return static_cast<uint32_t>(exchange({x})[threadIdx.x % 32 ^ 1][0]);
+}
+
 template <int SIZE>
 void copy_later(Shared to, const void* from, bool inside) {
   if (reinterpret_cast<uint64_t>(to) % SIZE != 0) std::abort();
