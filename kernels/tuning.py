@@ -61,15 +61,25 @@ class GramRow(NamedTuple):
     waves: int  # programs per multiprocessor that a split aims at
 
 
-# By the largest C that a row serves. Forward few waves, as each leaves a matrix of partial sums.
-GRAM_TABLE = (
-    (16, GramRow(16, 128, 4, 4, 2)),
-    (32, GramRow(32, 128, 4, 4, 2)),
+# By the largest C that a row serves. A wider tile reads x less often, and leaves fewer programs.
+GRAM_FORWARD = (
+    (16, GramRow(16, 128, 1, 1, 16)),  # one warp: such small products are not fed by cp.async
+    (32, GramRow(32, 128, 2, 3, 8)),
     (64, GramRow(64, 128, 4, 3, 2)),
-    (1 << 30, GramRow(128, 32, 8, 4, 2)),
+    (128, GramRow(128, 64, 8, 3, 2)),
+    (1 << 30, GramRow(64, 64, 4, 3, 3)),
+)
+GRAM_BACKWARD = (
+    (16, GramRow(16, 128, 4, 4, 8)),
+    (32, GramRow(32, 128, 4, 4, 4)),
+    (64, GramRow(64, 128, 4, 3, 3)),
+    (128, GramRow(128, 64, 8, 3, 2)),
+    (256, GramRow(64, 64, 4, 3, 1)),
+    (1 << 30, GramRow(128, 128, 8, 3, 1)),
 )
 GRAM_UNALIGNED = GramRow(64, 32, 8, 1, 2)
-GRAM_MANY_BACKWARD = GramRow(64, 32, 8, 2, 2)
+GRAM_WIDE_BACKWARD = GramRow(64, 32, 8, 2, 2)  # where factors have 4 bytes
+LAUNCH = 8 << 20  # bytes that are moved in the time that one more launch takes
 
 
 class ConvRow(NamedTuple):
@@ -140,6 +150,7 @@ class GramPlan(NamedTuple):
     """How [C, C] is cut into tiles, and the sum over H·W into splits."""
 
     block_c: int
+    block_k: int  # backward: channels a step
     block_p: int
     c_blocks: int
     chunk: int
@@ -235,13 +246,15 @@ def _channels_last(strides: Strides) -> bool:
 def gram_rows(x: Tensor, backward: bool = False) -> tuple[GramRow, ...]:
     """The rows for `x` [N, C, H, W]: the default, and what autotune also measures."""
     c, hw = x.shape[1], x.shape[2] * x.shape[3]
-    row = next(row for limit, row in GRAM_TABLE if c <= limit)
+    table = GRAM_BACKWARD if backward else GRAM_FORWARD
+    row = next(row for limit, row in table if c <= limit)
+    neighbours = c if x.stride(1) < x.stride(3) else hw
     # Addresses of unaligned values take registers, and a matrix of gradients shared memory too.
-    if c > 16 and (c % 16 or hw % 16):
+    if c > 16 and neighbours % 16:
         row = GRAM_UNALIGNED
-    elif backward and c > (128 if x.dtype == torch.bfloat16 else 64):
-        row = GRAM_MANY_BACKWARD
-    rows = [row, row._replace(waves=1), row._replace(waves=4)]
+    elif backward and c > 64 and x.dtype != torch.bfloat16:
+        row = GRAM_WIDE_BACKWARD
+    rows = [row, row._replace(waves=max(row.waves // 2, 1)), row._replace(waves=2 * row.waves)]
     if row.num_stages > 2 and x.element_size() == 2:  # in float32 these spill
         rows.append(row._replace(num_stages=2))
     if row.block_p > 32 and x.element_size() == 2:
@@ -252,7 +265,7 @@ def gram_rows(x: Tensor, backward: bool = False) -> tuple[GramRow, ...]:
 def gram_plan(x: Tensor, backward: bool = False) -> GramPlan:
     """The plan for products of channels of `x` [N, C, H, W], summed over pixels.
 
-    Backward, the same tiles are factors, and the pixels need no sum.
+    Backward, the pixels need no sum, and block_k channels are summed at a time.
     """
     n, c, hw = x.shape[0], x.shape[1], x.shape[2] * x.shape[3]
     kernel = "gram_bwd" if backward else "gram_fwd"
@@ -261,14 +274,34 @@ def gram_plan(x: Tensor, backward: bool = False) -> GramPlan:
     if x.element_size() == 4:
         block_p //= 2  # keeps the shared memory the same
     c_blocks = ceil_div(c, block_c)
+    whole = c <= (256 if x.dtype == torch.bfloat16 and row.num_stages > 1 else 64)
+    block_k = max(power_of_2(c), 16) if whole else 64
     if backward:
-        wanted = ceil_div(2 * waves * multiprocessors(x.device), n * c_blocks)
+        wanted = max(waves * multiprocessors(x.device) // max(n * c_blocks, 1), 1)
         splits = min(wanted, ceil_div(hw, block_p))
     else:
-        tiles = c_blocks * (c_blocks + 1) // 2
-        splits = _splits(x, n * tiles, hw, block_p, waves)
+        splits = _gram_splits(x, n * c_blocks * (c_blocks + 1) // 2, row)
     chunk = ceil_div(ceil_div(hw, splits), block_p) * block_p
-    return GramPlan(block_c, block_p, c_blocks, chunk, ceil_div(hw, chunk), num_warps, num_stages)
+    splits = ceil_div(hw, chunk)
+    return GramPlan(block_c, block_k, block_p, c_blocks, chunk, splits, num_warps, num_stages)
+
+
+def _gram_splits(x: Tensor, tiles: int, row: GramRow) -> int:
+    """How many programs share the pixels of each of `tiles`, in all samples.
+
+    Until the chip is full, reading x takes the shorter the more there are, but each leaves a tile of
+    partial sums that is written and read, and they need a launch: all counted in bytes.
+    """
+    c, hw = x.shape[1], x.shape[2] * x.shape[3]
+    side = min(row.block_c, c)
+    read = tiles * side * hw * x.element_size() * (1 if c <= row.block_c else 2)
+    wanted = row.waves * multiprocessors(x.device) / max(tiles, 1)
+    partial = 2 * 4 * tiles * side * side
+    best = (read * wanted / max(partial, 1)) ** 0.5  # the least of read·wanted/splits + partial·splits
+    splits = int(min(wanted, best, ceil_div(hw, MIN_STEPS * row.block_p)))
+    if splits < 2 or read * wanted * (1 - 1 / splits) < partial * splits + LAUNCH:
+        return 1
+    return splits
 
 
 def conv_kernel(k: int) -> str:

@@ -121,9 +121,11 @@ def test_hard_values(
 def test_split_grams(monkeypatch: pytest.MonkeyPatch, c: int) -> None:
     """Several tiles of channels, several splits, in both directions."""
     row = tuning.GramRow(16, 32, 4, 2, 2)
-    monkeypatch.setattr(tuning, "GRAM_TABLE", ((1 << 30, row),))
+    monkeypatch.setattr(tuning, "GRAM_FORWARD", ((1 << 30, row),))
+    monkeypatch.setattr(tuning, "GRAM_BACKWARD", ((1 << 30, row),))
     monkeypatch.setattr(tuning, "GRAM_UNALIGNED", row)
-    monkeypatch.setattr(tuning, "MERGE", 64)
+    monkeypatch.setattr(tuning, "MERGE", 256 * 2)
+    monkeypatch.setattr(tuning, "LAUNCH", 0)
     torch.manual_seed(1)
     x = torch.randn(2, c, 13, 17, device=DEVICE)
     mean = x.mean((2, 3))
