@@ -19,7 +19,7 @@ from torch import Tensor
 
 from faststy.kernels import tuning
 from faststy.kernels.precision import factor_dtype, precision
-from faststy.kernels.tuning import GramPlan, Strides, ceil_div, gram_plan, layout, planes, power_of_2
+from faststy.kernels.tuning import GramPlan, ceil_div, gram_plan, layout, planes, power_of_2
 
 MERGE_TILE = 16  # side of a tile that is merged: a divisor of every block of channels
 
@@ -113,11 +113,11 @@ def _gram_fwd_kernel(
 
 @triton.jit
 def _gram_merge_kernel(
-    part_ptr,  # [N, splits, C, C], valid in tiles on and below the diagonal
+    part_ptr, part_strides,  # [N, splits, groups, C, C], valid in tiles on and below the diagonal
     target_ptr, target_stride,  # [C, C] (stride 0) or [N, C, C], or None
     out_ptr,  # [N, C, C], written: the Gram matrix, or the symmetric part of gram − target
     norms_ptr,  # [N, tiles, 2] or None, written: sums of difference² and target² of each tile
-    C, splits, blocks, tiles, scale,
+    C, parts, groups, blocks, tiles, scale,  # parts = splits · groups
     BS: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0).to(tl.int64)
@@ -128,13 +128,13 @@ def _gram_merge_kernel(
     at = o_row * C + o_col
 
     b_gram = tl.zeros([BC, BC], tl.float32)
-    for s0 in range(0, splits, BS):
+    part_ptr += i_n * part_strides[0]
+    o_part = o_row * part_strides[3] + o_col * part_strides[4]
+    for s0 in range(0, parts, BS):
         o_s = s0 + tl.arange(0, BS)[:, None, None]
-        b_parts = tl.load(
-            part_ptr + (i_n * splits + o_s) * C * C + at[None, :, :],
-            mask=(o_s < splits) & mask[None, :, :], other=0,
-        )  # fmt: skip
-        b_gram += tl.sum(b_parts, 0)
+        o_part_s = (o_s // groups).to(tl.int64) * part_strides[1] + o_s % groups * part_strides[2]
+        mask_s = (o_s < parts) & mask[None, :, :]
+        b_gram += tl.sum(tl.load(part_ptr + o_part_s + o_part[None, :, :], mask=mask_s, other=0), 0)
     b_gram *= scale
     if target_ptr is not None:
         target_ptr += i_n * target_stride
@@ -223,21 +223,20 @@ def _gram_bwd_kernel(
 def gram_fwd(x: Tensor, mean: Tensor | None) -> Tensor:
     """[N, C, C] float32, of x less `mean` [N, C] float32."""
     gram = x.new_empty((len(x), x.shape[1], x.shape[1]), dtype=torch.float32)
-    x, x_strides = planes(x)
+    x, _ = planes(x)
     plan = gram_plan(x)
-    if plan.splits == 1:
-        _products(x, x_strides, mean, plan, gram, whole=True)
+    if plan.splits == plan.groups == 1:
+        _products(x, mean, plan, gram, whole=True)
     else:
-        _merge(_partial_grams(x, x_strides, mean, plan), None, gram, x)
+        _merge(_partial_grams(x, mean, plan), None, gram, x)
     return gram
 
 
 def gram_loss_fwd(x: Tensor, mean: Tensor | None, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The loss, the symmetric part of gram − target [N, C, C], and d loss / d gram over it [N]."""
     difference = x.new_empty((len(x), x.shape[1], x.shape[1]), dtype=torch.float32)
-    x, x_strides = planes(x)
-    partial = _partial_grams(x, x_strides, mean, gram_plan(x))
-    norms = _merge(partial, target, difference, x)
+    x, _ = planes(x)
+    norms = _merge(_partial_grams(x, mean, gram_plan(x)), target, difference, x)
     loss, factor = difference.new_empty(()), difference.new_empty(len(x))
     n, blocks = norms.shape[:2]
     _gram_loss_kernel[(1,)](
@@ -267,13 +266,12 @@ def gram_bwd(symmetric: Tensor, x: Tensor, mean: Tensor | None, scale: Tensor | 
     return dx
 
 
-def _products(
-    x: Tensor, x_strides: Strides, mean: Tensor | None, plan: GramPlan, out: Tensor, whole: bool
-) -> None:
+def _products(x: Tensor, mean: Tensor | None, plan: GramPlan, out: Tensor, whole: bool) -> None:
+    """Products over every chunk of pixels: scaled and mirrored to [N, C, C] if `whole`."""
     n, c, h, w = x.shape
     tiles = plan.c_blocks * (plan.c_blocks + 1) // 2
     _gram_fwd_kernel[(n * plan.splits * tiles,)](
-        x, x_strides, mean, out, c, h * w, plan.c_blocks, tiles, plan.splits, plan.chunk,
+        *planes(x), mean, out, c, h * w, plan.c_blocks, tiles, plan.splits, plan.chunk,
         1 / (c * h * w),
         DTYPE=factor_dtype(x), PRECISION=precision(x),
         BC=plan.block_c, BP=plan.block_p, ONE=plan.c_blocks == 1, WHOLE=whole,
@@ -281,23 +279,38 @@ def _products(
     )  # fmt: skip
 
 
-def _partial_grams(x: Tensor, x_strides: Strides, mean: Tensor | None, plan: GramPlan) -> Tensor:
-    """Sums over every chunk of pixels, [N, splits, C, C] float32, on and below the diagonal."""
-    n, c = x.shape[:2]
-    partial = x.new_empty((n, plan.splits, c, c), dtype=torch.float32)
-    _products(x, x_strides, mean, plan, partial, whole=False)
-    return partial
+def _partial_grams(x: Tensor, mean: Tensor | None, plan: GramPlan) -> Tensor:
+    """Sums over every part of the pixels, [N, splits, groups, C, C] float32, a view.
+
+    Groups of pixels that lie side by side stand for further channels, so that few channels fill a
+    tile. Their products with their own kind are what is sought: blocks on the diagonal.
+    """
+    n, c, h, w = x.shape
+    g, rows = plan.groups, plan.groups * c
+    last = not x.is_contiguous()
+    if g > 1 and last:  # the rows are groups of channels
+        x = x.permute(0, 2, 3, 1).reshape(n, h * w // g, 1, rows).permute(0, 3, 1, 2)
+        mean = None if mean is None else mean.repeat(1, g)
+    elif g > 1:  # channels of groups
+        x = x.reshape(n, rows, h * w // g, 1)
+        mean = None if mean is None else mean.repeat_interleave(g, 1)
+    partial = x.new_empty((n, plan.splits, rows, rows), dtype=torch.float32)
+    _products(x, mean, plan, partial, whole=False)
+    of_groups = (c * (rows + 1), rows, 1) if last else (rows + 1, g * rows, g)
+    strides = (plan.splits * rows**2, rows**2, *of_groups)
+    return partial.as_strided((n, plan.splits, g, c, c), strides)
 
 
 def _merge(partial: Tensor, target: Tensor | None, out: Tensor, x: Tensor) -> Tensor:
     """Write the scaled sum of `partial`, less `target`, to `out`; its norms are the result."""
-    n, splits, c, _ = partial.shape
-    blocks = ceil_div(c, MERGE_TILE)
+    n, splits, groups, c, _ = partial.shape
+    parts, blocks = splits * groups, ceil_div(c, MERGE_TILE)
     tiles = blocks * (blocks + 1) // 2
     norms = None if target is None else out.new_empty((n, tiles, 2))
     stride = c * c if target is not None and target.ndim == 3 else 0
     _gram_merge_kernel[(n * tiles,)](
-        partial, target, stride, out, norms, c, splits, blocks, tiles, n / x.numel(),
-        BS=min(power_of_2(splits), tuning.MERGE // MERGE_TILE**2), BC=MERGE_TILE,
+        partial, partial.stride(), target, stride, out, norms, c, parts, groups, blocks, tiles,
+        n / x.numel(),
+        BS=min(power_of_2(parts), tuning.MERGE // MERGE_TILE**2), BC=MERGE_TILE,
     )  # fmt: skip
     return out if norms is None else norms

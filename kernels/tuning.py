@@ -63,9 +63,7 @@ class GramRow(NamedTuple):
 
 # By the largest C that a row serves. A wider tile reads x less often, and leaves fewer programs.
 GRAM_FORWARD = (
-    (16, GramRow(16, 128, 1, 1, 16)),  # one warp: such small products are not fed by cp.async
-    (32, GramRow(32, 128, 2, 3, 8)),
-    (64, GramRow(64, 128, 4, 3, 2)),
+    (64, GramRow(64, 128, 4, 3, 2)),  # groups of pixels fill it where there are fewer channels
     (128, GramRow(128, 64, 8, 3, 2)),
     (1 << 30, GramRow(64, 64, 4, 3, 3)),
 )
@@ -77,7 +75,7 @@ GRAM_BACKWARD = (
     (256, GramRow(64, 64, 4, 3, 1)),
     (1 << 30, GramRow(128, 128, 8, 3, 1)),
 )
-GRAM_UNALIGNED = GramRow(64, 32, 8, 1, 2)
+GRAM_UNALIGNED = ((16, GramRow(16, 128, 4, 4, 4)), (1 << 30, GramRow(64, 32, 8, 1, 2)))
 GRAM_WIDE_BACKWARD = GramRow(64, 32, 8, 2, 2)  # where factors have 4 bytes
 LAUNCH = 8 << 20  # bytes that are moved in the time that one more launch takes
 
@@ -152,8 +150,9 @@ class GramPlan(NamedTuple):
     block_c: int
     block_k: int  # backward: channels a step
     block_p: int
+    groups: int  # of pixels that stand for further channels: see gram.py
     c_blocks: int
-    chunk: int
+    chunk: int  # pixels of one program, of each group
     splits: int
     num_warps: int
     num_stages: int
@@ -247,12 +246,11 @@ def gram_rows(x: Tensor, backward: bool = False) -> tuple[GramRow, ...]:
     """The rows for `x` [N, C, H, W]: the default, and what autotune also measures."""
     c, hw = x.shape[1], x.shape[2] * x.shape[3]
     table = GRAM_BACKWARD if backward else GRAM_FORWARD
-    row = next(row for limit, row in table if c <= limit)
-    neighbours = c if x.stride(1) < x.stride(3) else hw
     # Addresses of unaligned values take registers, and a matrix of gradients shared memory too.
-    if c > 16 and neighbours % 16:
-        row = GRAM_UNALIGNED
-    elif backward and c > 64 and x.dtype != torch.bfloat16:
+    if (c if x.stride(1) < x.stride(3) else hw) % 16:
+        table = GRAM_UNALIGNED
+    row = next(row for limit, row in table if c <= limit)
+    if backward and c > 64 and x.dtype != torch.bfloat16 and table is GRAM_BACKWARD:
         row = GRAM_WIDE_BACKWARD
     rows = [row, row._replace(waves=max(row.waves // 2, 1)), row._replace(waves=2 * row.waves)]
     if row.num_stages > 2 and x.element_size() == 2:  # in float32 these spill
@@ -273,26 +271,36 @@ def gram_plan(x: Tensor, backward: bool = False) -> GramPlan:
     block_c, block_p, num_warps, num_stages, waves = row
     if x.element_size() == 4:
         block_p //= 2  # keeps the shared memory the same
-    c_blocks = ceil_div(c, block_c)
+    groups = 1 if backward else _groups(x, block_c)
+    c_blocks, hw = ceil_div(c * groups, block_c), hw // groups
     whole = c <= (256 if x.dtype == torch.bfloat16 and row.num_stages > 1 else 64)
     block_k = max(power_of_2(c), 16) if whole else 64
     if backward:
         wanted = max(waves * multiprocessors(x.device) // max(n * c_blocks, 1), 1)
         splits = min(wanted, ceil_div(hw, block_p))
     else:
-        splits = _gram_splits(x, n * c_blocks * (c_blocks + 1) // 2, row)
+        splits = _gram_splits(x, n * c_blocks * (c_blocks + 1) // 2, row, groups)
     chunk = ceil_div(ceil_div(hw, splits), block_p) * block_p
     splits = ceil_div(hw, chunk)
-    return GramPlan(block_c, block_k, block_p, c_blocks, chunk, splits, num_warps, num_stages)
+    return GramPlan(
+        block_c, block_k, block_p, groups, c_blocks, chunk, splits, num_warps, num_stages
+    )
 
 
-def _gram_splits(x: Tensor, tiles: int, row: GramRow) -> int:
+def _groups(x: Tensor, block_c: int) -> int:
+    """How many groups of pixels can stand for further channels, so that they fill a tile."""
+    groups = block_c // power_of_2(x.shape[1])
+    dense = x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)
+    return groups if groups > 1 and dense and x.shape[2] * x.shape[3] % groups == 0 else 1
+
+
+def _gram_splits(x: Tensor, tiles: int, row: GramRow, groups: int) -> int:
     """How many programs share the pixels of each of `tiles`, in all samples.
 
     Until the chip is full, reading x takes the shorter the more there are, but each leaves a tile of
     partial sums that is written and read, and they need a launch: all counted in bytes.
     """
-    c, hw = x.shape[1], x.shape[2] * x.shape[3]
+    c, hw = x.shape[1] * groups, x.shape[2] * x.shape[3] // groups
     side = min(row.block_c, c)
     read = tiles * side * hw * x.element_size() * (1 if c <= row.block_c else 2)
     wanted = row.waves * multiprocessors(x.device) / max(tiles, 1)
