@@ -98,6 +98,10 @@ def _gram_fwd_kernel(
         b_gram = _product(
             x_ptr, x_strides, mean_ptr, i_n, row, col, C, start, end, DTYPE, PRECISION, BC, BP, True
         )  # fmt: skip
+    elif row == col:
+        b_gram = _product(
+            x_ptr, x_strides, mean_ptr, i_n, row, row, C, start, end, DTYPE, PRECISION, BC, BP, True
+        )  # fmt: skip
     else:
         b_gram = _product(
             x_ptr, x_strides, mean_ptr, i_n, row, col, C, start, end, DTYPE, PRECISION, BC, BP, False

@@ -65,14 +65,20 @@ class GramRow(NamedTuple):
 GRAM_FORWARD = (
     (64, GramRow(64, 128, 4, 3, 2)),  # groups of pixels fill it where there are fewer channels
     (128, GramRow(128, 64, 8, 3, 2)),
-    (1 << 30, GramRow(64, 64, 4, 3, 3)),
+    (1 << 30, GramRow(64, 64, 4, 3, 2)),
+)
+GRAM_FLOAT32 = (  # forward: products of three parts take registers
+    (16, GramRow(16, 128, 4, 4, 4)),
+    (32, GramRow(32, 128, 4, 4, 2)),
+    (64, GramRow(64, 128, 4, 3, 2)),
+    (1 << 30, GramRow(128, 32, 8, 4, 1)),
 )
 GRAM_BACKWARD = (
     (16, GramRow(16, 128, 4, 4, 8)),
     (32, GramRow(32, 128, 4, 4, 4)),
     (64, GramRow(64, 128, 4, 3, 3)),
     (128, GramRow(128, 64, 8, 3, 2)),
-    (256, GramRow(64, 64, 4, 3, 1)),
+    (256, GramRow(64, 32, 4, 3, 2)),
     (1 << 30, GramRow(128, 128, 8, 3, 1)),
 )
 GRAM_UNALIGNED = ((16, GramRow(16, 128, 4, 4, 4)), (1 << 30, GramRow(64, 32, 8, 1, 2)))
@@ -245,7 +251,9 @@ def _channels_last(strides: Strides) -> bool:
 def gram_rows(x: Tensor, backward: bool = False) -> tuple[GramRow, ...]:
     """The rows for `x` [N, C, H, W]: the default, and what autotune also measures."""
     c, hw = x.shape[1], x.shape[2] * x.shape[3]
-    table = GRAM_BACKWARD if backward else GRAM_FORWARD
+    table = GRAM_FORWARD if x.element_size() == 2 else GRAM_FLOAT32
+    if backward:
+        table = GRAM_BACKWARD
     # Addresses of unaligned values take registers, and a matrix of gradients shared memory too.
     if (c if x.stride(1) < x.stride(3) else hw) % 16:
         table = GRAM_UNALIGNED

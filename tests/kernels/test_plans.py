@@ -121,7 +121,7 @@ def test_hard_values(
 def test_split_grams(monkeypatch: pytest.MonkeyPatch, c: int) -> None:
     """Several tiles of channels, several splits, in both directions."""
     row = tuning.GramRow(16, 32, 4, 2, 2)
-    monkeypatch.setattr(tuning, "GRAM_FORWARD", ((1 << 30, row),))
+    monkeypatch.setattr(tuning, "GRAM_FLOAT32", ((1 << 30, row),))
     monkeypatch.setattr(tuning, "GRAM_BACKWARD", ((1 << 30, row),))
     monkeypatch.setattr(tuning, "GRAM_UNALIGNED", ((1 << 30, row),))
     monkeypatch.setattr(tuning, "MERGE", 256 * 2)
@@ -148,7 +148,7 @@ def test_grams_of_groups_and_tiles(
 ) -> None:
     """Groups of pixels as channels; one, three (odd) and four (even) tiles in one launch."""
     row = ((1 << 30, tuning.GramRow(16, 32, 4, 1, 2)),)
-    monkeypatch.setattr(tuning, "GRAM_FORWARD", row)
+    monkeypatch.setattr(tuning, "GRAM_FLOAT32", row)
     monkeypatch.setattr(tuning, "GRAM_UNALIGNED", row)
     torch.manual_seed(4)
     x = torch.randn(2, c, 6, 10, device=DEVICE).contiguous(memory_format=layout)
