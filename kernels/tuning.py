@@ -254,11 +254,12 @@ def gram_rows(x: Tensor, backward: bool = False) -> tuple[GramRow, ...]:
     table = GRAM_FORWARD if x.element_size() == 2 else GRAM_FLOAT32
     if backward:
         table = GRAM_BACKWARD
-    # Addresses of unaligned values take registers, and a matrix of gradients shared memory too.
-    if (c if x.stride(1) < x.stride(3) else hw) % 16:
-        table = GRAM_UNALIGNED
     row = next(row for limit, row in table if c <= limit)
-    if backward and c > 64 and x.dtype != torch.bfloat16 and table is GRAM_BACKWARD:
+    groups = 1 if backward else _groups(x, row.block_c)
+    # Addresses of unaligned values take registers, and a matrix of gradients shared memory too.
+    if (c * groups if x.stride(1) < x.stride(3) else hw // groups) % 16:
+        row = next(row for limit, row in GRAM_UNALIGNED if c <= limit)
+    elif backward and c > 64 and x.dtype != torch.bfloat16:
         row = GRAM_WIDE_BACKWARD
     rows = [row, row._replace(waves=max(row.waves // 2, 1)), row._replace(waves=2 * row.waves)]
     if row.num_stages > 2 and x.element_size() == 2:  # in float32 these spill
@@ -271,7 +272,8 @@ def gram_rows(x: Tensor, backward: bool = False) -> tuple[GramRow, ...]:
 def gram_plan(x: Tensor, backward: bool = False) -> GramPlan:
     """The plan for products of channels of `x` [N, C, H, W], summed over pixels.
 
-    Backward, the pixels need no sum, and block_k channels are summed at a time.
+    Backward, the pixels need no sum, and block_k channels are summed at a time: all, where a row of
+    blocks of the matrix fits into shared memory and stays there.
     """
     n, c, hw = x.shape[0], x.shape[1], x.shape[2] * x.shape[3]
     kernel = "gram_bwd" if backward else "gram_fwd"
@@ -280,14 +282,20 @@ def gram_plan(x: Tensor, backward: bool = False) -> GramPlan:
     if x.element_size() == 4:
         block_p //= 2  # keeps the shared memory the same
     groups = 1 if backward else _groups(x, block_c)
-    c_blocks, hw = ceil_div(c * groups, block_c), hw // groups
-    whole = c <= (256 if x.dtype == torch.bfloat16 and row.num_stages > 1 else 64)
+    c, hw = c * groups, hw // groups
+    c_blocks = ceil_div(c, block_c)
+    whole = c <= (256 if x.dtype == torch.bfloat16 and num_stages > 1 else 64)
     block_k = max(power_of_2(c), 16) if whole else 64
     if backward:
-        wanted = max(waves * multiprocessors(x.device) // max(n * c_blocks, 1), 1)
-        splits = min(wanted, ceil_div(hw, block_p))
+        wanted = waves * multiprocessors(x.device) // max(n * c_blocks, 1)
+        splits = max(min(wanted, ceil_div(hw, block_p)), 1)
     else:
-        splits = _gram_splits(x, n * c_blocks * (c_blocks + 1) // 2, row, groups)
+        tiles = n * c_blocks * (c_blocks + 1) // 2
+        wanted = waves * multiprocessors(x.device) / max(tiles, 1)
+        side = min(block_c, c)
+        read = tiles * side * hw * x.element_size() * (1 if c_blocks == 1 else 2)
+        most = min(wanted, ceil_div(hw, MIN_STEPS * block_p))
+        splits = _gram_splits(read * wanted, 8 * tiles * side**2, most, LAUNCH * (groups == 1))
     chunk = ceil_div(ceil_div(hw, splits), block_p) * block_p
     splits = ceil_div(hw, chunk)
     return GramPlan(
@@ -302,20 +310,14 @@ def _groups(x: Tensor, block_c: int) -> int:
     return groups if groups > 1 and dense and x.shape[2] * x.shape[3] % groups == 0 else 1
 
 
-def _gram_splits(x: Tensor, tiles: int, row: GramRow, groups: int) -> int:
-    """How many programs share the pixels of each of `tiles`, in all samples.
+def _gram_splits(read: float, partial: int, most: float, launch: int) -> int:
+    """How many programs share the pixels of a tile: what takes the least time, counted in bytes.
 
-    Until the chip is full, reading x takes the shorter the more there are, but each leaves a tile of
-    partial sums that is written and read, and they need a launch: all counted in bytes.
+    `read` / splits stand for reading x, `partial` · splits for partial sums, written and read, and
+    `launch` for the one more that these need. At `most` splits the chip is full.
     """
-    c, hw = x.shape[1] * groups, x.shape[2] * x.shape[3] // groups
-    side = min(row.block_c, c)
-    read = tiles * side * hw * x.element_size() * (1 if c <= row.block_c else 2)
-    wanted = row.waves * multiprocessors(x.device) / max(tiles, 1)
-    partial = 2 * 4 * tiles * side * side
-    best = (read * wanted / max(partial, 1)) ** 0.5  # the least of read·wanted/splits + partial·splits
-    splits = int(min(wanted, best, ceil_div(hw, MIN_STEPS * row.block_p)))
-    if splits < 2 or read * wanted * (1 - 1 / splits) < partial * splits + LAUNCH:
+    splits = int(min(most, (read / max(partial, 1)) ** 0.5))
+    if splits < 2 or read / splits + partial * splits + launch > read:
         return 1
     return splits
 
