@@ -2,11 +2,11 @@
 """Gram matrices, the relative distance between them, and the gradients of both.
 
 x [N, C, H·W] gives [N, C, C]: small matrices from long sums. A program multiplies a tile of BC × BC
-channels over `chunk` pixels, BP at a time, on the tensor cores. Only tiles on and below the diagonal
-are computed. Where these are too few for the chip, `splits` programs share the pixels, and a second
-launch adds their parts, always in the same order. Where channels are too few for a tile, `groups` of
-pixels stand for further channels. As in instance_norm.py, strides by (sample, channel, pixel) serve
-both layouts.
+channels over `chunk` pixels, BP at a time, on the tensor cores. Only tiles on and below the
+diagonal are computed. Where these are too few for the chip, `splits` programs share the pixels, and
+a second launch adds their parts, always in the same order. Where channels are too few for a tile,
+`groups` of pixels stand for further channels. As in instance_norm.py, strides by (sample, channel,
+pixel) serve both layouts.
 
 Products are in the dtype of x, sums in float32. A product of float32 is tf32 where the user allows
 that in torch's own matrix products, and otherwise three tf32 products that make up a float32 one.
@@ -19,11 +19,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from faststy.kernels import tuning
 from faststy.kernels.precision import factor_dtype, precision
 from faststy.kernels.tuning import GramPlan, ceil_div, gram_plan, layout, planes, power_of_2
 
-MERGE_TILE = 16  # side of a tile that is merged: a divisor of every block of channels
+MERGE_TILE = 16  # side of a tile that a program merges: a divisor of every block of channels
+MERGE_PARTS = 64  # partial sums of each entry that it reads at a time, at most
 
 # Hints for readers: i_ index of a program, o_ offsets, b_ a block; i_n sample, i_s split.
 
@@ -98,15 +98,18 @@ def _gram_fwd_kernel(
     start, end = i_s * chunk, tl.minimum((i_s + 1) * chunk, HW)
     if ONE:
         b_gram = _product(
-            x_ptr, x_strides, mean_ptr, i_n, row, col, C, start, end, DTYPE, PRECISION, BC, BP, True
+            x_ptr, x_strides, mean_ptr, i_n, row, row, C, start, end,
+            DTYPE, PRECISION, BC, BP, True,
         )  # fmt: skip
     elif row == col:
         b_gram = _product(
-            x_ptr, x_strides, mean_ptr, i_n, row, row, C, start, end, DTYPE, PRECISION, BC, BP, True
+            x_ptr, x_strides, mean_ptr, i_n, row, row, C, start, end,
+            DTYPE, PRECISION, BC, BP, True,
         )  # fmt: skip
     else:
         b_gram = _product(
-            x_ptr, x_strides, mean_ptr, i_n, row, col, C, start, end, DTYPE, PRECISION, BC, BP, False
+            x_ptr, x_strides, mean_ptr, i_n, row, col, C, start, end,
+            DTYPE, PRECISION, BC, BP, False,
         )  # fmt: skip
 
     out_ptr += (i_n * splits + i_s) * C * C
@@ -312,11 +315,12 @@ def _merge(partial: Tensor, target: Tensor | None, out: Tensor, x: Tensor) -> Te
     n, splits, groups, c, _ = partial.shape
     parts, blocks = splits * groups, ceil_div(c, MERGE_TILE)
     tiles = blocks * (blocks + 1) // 2
+    block_s = min(power_of_2(parts), MERGE_PARTS)
     norms = None if target is None else out.new_empty((n, tiles, 2))
     stride = c * c if target is not None and target.ndim == 3 else 0
     _gram_merge_kernel[(n * tiles,)](
         partial, partial.stride(), target, stride, out, norms, c, parts, groups, blocks, tiles,
         n / x.numel(),
-        BS=min(power_of_2(parts), tuning.MERGE // MERGE_TILE**2), BC=MERGE_TILE,
+        BS=block_s, BC=MERGE_TILE, num_warps=max(block_s // 4, 4),
     )  # fmt: skip
     return out if norms is None else norms

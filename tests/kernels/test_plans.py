@@ -124,7 +124,7 @@ def test_split_grams(monkeypatch: pytest.MonkeyPatch, c: int) -> None:
     monkeypatch.setattr(tuning, "GRAM_FLOAT32", ((1 << 30, row),))
     monkeypatch.setattr(tuning, "GRAM_BACKWARD", ((1 << 30, row),))
     monkeypatch.setattr(tuning, "GRAM_UNALIGNED", ((1 << 30, row),))
-    monkeypatch.setattr(tuning, "MERGE", 256 * 2)
+    monkeypatch.setattr(gram, "MERGE_PARTS", 2)
     monkeypatch.setattr(tuning, "LAUNCH", 0)
     torch.manual_seed(1)
     x = torch.randn(2, c, 13, 17, device=DEVICE)
