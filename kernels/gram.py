@@ -89,19 +89,13 @@ def _gram_fwd_kernel(
     C, HW, c_blocks, tiles, splits, chunk, scale,
     DTYPE: tl.constexpr, PRECISION: tl.constexpr,
     BC: tl.constexpr, BP: tl.constexpr,
-    ONE: tl.constexpr,  # whether one tile holds all channels
     WHOLE: tl.constexpr,  # whether a program has all pixels, and no other launch is needed
 ):  # fmt: skip
     pid = tl.program_id(0).to(tl.int64)
     row, col = _tile(pid % tiles, c_blocks, BC)
     i_s, i_n = (pid // tiles) % splits, pid // (tiles * splits)
     start, end = i_s * chunk, tl.minimum((i_s + 1) * chunk, HW)
-    if ONE:
-        b_gram = _product(
-            x_ptr, x_strides, mean_ptr, i_n, row, row, C, start, end,
-            DTYPE, PRECISION, BC, BP, True,
-        )  # fmt: skip
-    elif row == col:
+    if row == col:  # known to the compiler where there is one tile
         b_gram = _product(
             x_ptr, x_strides, mean_ptr, i_n, row, row, C, start, end,
             DTYPE, PRECISION, BC, BP, True,
@@ -283,7 +277,7 @@ def _products(x: Tensor, mean: Tensor | None, plan: GramPlan, out: Tensor, whole
         *planes(x), mean, out, c, h * w, plan.c_blocks, tiles, plan.splits, plan.chunk,
         1 / (c * h * w),
         DTYPE=factor_dtype(x), PRECISION=precision(x),
-        BC=plan.block_c, BP=plan.block_p, ONE=plan.c_blocks == 1, WHOLE=whole,
+        BC=plan.block_c, BP=plan.block_p, WHOLE=whole,
         num_warps=plan.num_warps, num_stages=plan.num_stages,
     )  # fmt: skip
 

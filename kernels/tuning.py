@@ -251,9 +251,9 @@ def _channels_last(strides: Strides) -> bool:
 def gram_rows(x: Tensor, backward: bool = False) -> tuple[GramRow, ...]:
     """The rows for `x` [N, C, H, W]: the default, and what autotune also measures."""
     c, hw = x.shape[1], x.shape[2] * x.shape[3]
-    table = GRAM_FORWARD if x.element_size() == 2 else GRAM_FLOAT32
-    if backward:
-        table = GRAM_BACKWARD
+    table: tuple[tuple[int, GramRow], ...] = GRAM_BACKWARD
+    if not backward:
+        table = GRAM_FLOAT32 if x.element_size() == 4 else GRAM_FORWARD
     row = next(row for limit, row in table if c <= limit)
     groups = 1 if backward else _groups(x, row.block_c)
     # Addresses of unaligned values take registers, and a matrix of gradients shared memory too.
@@ -291,11 +291,11 @@ def gram_plan(x: Tensor, backward: bool = False) -> GramPlan:
         splits = max(min(wanted, ceil_div(hw, block_p)), 1)
     else:
         tiles = n * c_blocks * (c_blocks + 1) // 2
-        wanted = waves * multiprocessors(x.device) / max(tiles, 1)
+        full = waves * multiprocessors(x.device) / max(tiles, 1)
         side = min(block_c, c)
         read = tiles * side * hw * x.element_size() * (1 if c_blocks == 1 else 2)
-        most = min(wanted, ceil_div(hw, MIN_STEPS * block_p))
-        splits = _gram_splits(read * wanted, 8 * tiles * side**2, most, LAUNCH * (groups == 1))
+        most = min(full, ceil_div(hw, MIN_STEPS * block_p))
+        splits = _gram_splits(read * full, 8 * tiles * side**2, most, LAUNCH * (groups == 1))
     chunk = ceil_div(ceil_div(hw, splits), block_p) * block_p
     splits = ceil_div(hw, chunk)
     return GramPlan(
