@@ -70,8 +70,7 @@ GRAM_FORWARD = (
 GRAM_FLOAT32 = (  # forward: products of three parts take registers
     (16, GramRow(16, 128, 4, 4, 4)),
     (32, GramRow(32, 128, 4, 4, 2)),
-    (64, GramRow(64, 128, 4, 3, 2)),
-    (1 << 30, GramRow(128, 32, 8, 4, 1)),
+    (1 << 30, GramRow(64, 64, 4, 3, 2)),
 )
 GRAM_BACKWARD = (
     (16, GramRow(16, 128, 4, 4, 8)),
