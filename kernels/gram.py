@@ -314,7 +314,7 @@ def _merge(partial: Tensor, target: Tensor | None, out: Tensor, x: Tensor) -> Te
     stride = c * c if target is not None and target.ndim == 3 else 0
     _gram_merge_kernel[(n * tiles,)](
         partial, partial.stride(), target, stride, out, norms, c, parts, groups, blocks, tiles,
-        n / x.numel(),
+        n / max(x.numel(), 1),
         BS=block_s, BC=MERGE_TILE, num_warps=max(block_s // 4, 4),
     )  # fmt: skip
     return out if norms is None else norms

@@ -281,6 +281,28 @@ def test_plans_cover_every_pixel_and_fill_the_chip(shape: Any, layout: torch.mem
         assert gram_plan.splits * gram_plan.c_blocks >= 132
 
 
+@pytest.mark.parametrize(
+    ("shape", "one_launch"),
+    [
+        ((64, 16, 248, 248), False),
+        ((4, 64, 256, 256), False),
+        ((64, 80, 62, 62), False),
+        ((64, 160, 31, 31), True),
+        ((4, 256, 64, 64), False),
+        ((4, 512, 32, 32), True),
+    ],
+)
+def test_splits_of_grams_fill_the_chip_and_cost_less_than_x(shape: Any, one_launch: bool) -> None:
+    x = torch.empty(shape, device="meta", dtype=torch.bfloat16, memory_format=LAYOUTS[1])
+    plan = tuning.gram_plan(x)
+    tiles = plan.c_blocks * (plan.c_blocks + 1) // 2
+    assert shape[0] * tiles * plan.splits >= 132
+    assert (plan.splits == plan.groups == 1) == one_launch
+    partial = 4 * shape[0] * plan.splits * tiles * plan.block_c**2
+    assert one_launch or partial < x.nbytes
+    assert plan.num_stages > 1  # not the row of unaligned tensors, though H·W be odd
+
+
 @pytest.mark.parametrize("reach", [conv3x3.INT32, 0])
 def test_convolution_in_small_tiles(monkeypatch: pytest.MonkeyPatch, reach: int) -> None:
     """Several blocks of channels, several columns a step, and offsets of large pictures."""
