@@ -70,7 +70,8 @@ GRAM_FORWARD = (
 GRAM_FLOAT32 = (  # forward: products of three parts take registers
     (16, GramRow(16, 128, 4, 4, 4)),
     (32, GramRow(32, 128, 4, 4, 2)),
-    (1 << 30, GramRow(64, 64, 4, 3, 2)),
+    (64, GramRow(64, 64, 8, 3, 2)),
+    (1 << 30, GramRow(64, 32, 8, 4, 2)),
 )
 GRAM_BACKWARD = (
     (16, GramRow(16, 128, 4, 4, 8)),
