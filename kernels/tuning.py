@@ -63,7 +63,7 @@ class GramRow(NamedTuple):
 
 # By the largest C that a row serves. A wider tile reads x less often, and leaves fewer programs.
 GRAM_FORWARD = (
-    (64, GramRow(64, 128, 4, 3, 2)),  # groups of pixels fill it where there are fewer channels
+    (64, GramRow(64, 64, 4, 4, 2)),  # groups of pixels fill it where there are fewer channels
     (128, GramRow(128, 32, 8, 4, 2)),
     (1 << 30, GramRow(64, 64, 4, 3, 2)),
 )
@@ -81,7 +81,7 @@ GRAM_BACKWARD = (
     (256, GramRow(64, 32, 4, 3, 2)),
     (1 << 30, GramRow(128, 128, 8, 3, 1)),
 )
-GRAM_UNALIGNED = ((16, GramRow(16, 128, 4, 4, 4)), (1 << 30, GramRow(64, 32, 8, 1, 2)))
+GRAM_UNALIGNED = ((16, GramRow(16, 64, 4, 4, 4)), (1 << 30, GramRow(64, 32, 8, 1, 2)))
 GRAM_WIDE_BACKWARD = GramRow(64, 32, 8, 2, 2)  # where factors have 4 bytes
 LAUNCH = 8 << 20  # bytes that are moved in the time that one more launch takes
 
