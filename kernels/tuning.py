@@ -61,15 +61,29 @@ class GramRow(NamedTuple):
     waves: int  # programs per multiprocessor that a split aims at
 
 
-# By the largest C that a row serves. Forward few waves, as each leaves a matrix of partial sums.
-GRAM_TABLE = (
-    (16, GramRow(16, 128, 4, 4, 2)),
-    (32, GramRow(32, 128, 4, 4, 2)),
-    (64, GramRow(64, 128, 4, 3, 2)),
-    (1 << 30, GramRow(128, 32, 8, 4, 2)),
+# By the largest C that a row serves. A wider tile reads x less often, and leaves fewer programs.
+GRAM_FORWARD = (
+    (64, GramRow(64, 64, 4, 4, 2)),  # groups of pixels fill it where there are fewer channels
+    (128, GramRow(128, 32, 8, 4, 2)),
+    (1 << 30, GramRow(64, 64, 4, 3, 2)),
 )
-GRAM_UNALIGNED = GramRow(64, 32, 8, 1, 2)
-GRAM_MANY_BACKWARD = GramRow(64, 32, 8, 2, 2)
+GRAM_FLOAT32 = (  # forward: products of three parts take registers
+    (16, GramRow(16, 128, 4, 4, 4)),
+    (32, GramRow(32, 128, 4, 4, 2)),
+    (64, GramRow(64, 64, 8, 3, 2)),
+    (1 << 30, GramRow(64, 32, 8, 4, 2)),
+)
+GRAM_BACKWARD = (
+    (16, GramRow(16, 128, 4, 4, 8)),
+    (32, GramRow(32, 128, 4, 4, 4)),
+    (64, GramRow(64, 128, 4, 3, 3)),
+    (128, GramRow(128, 64, 8, 3, 2)),
+    (256, GramRow(64, 32, 4, 3, 2)),
+    (1 << 30, GramRow(128, 128, 8, 3, 1)),
+)
+GRAM_UNALIGNED = ((16, GramRow(16, 64, 4, 4, 4)), (1 << 30, GramRow(64, 32, 8, 1, 2)))
+GRAM_WIDE_BACKWARD = GramRow(64, 32, 8, 2, 2)  # where factors have 4 bytes
+LAUNCH = 8 << 20  # bytes that are moved in the time that one more launch takes
 
 
 class ConvRow(NamedTuple):
@@ -140,9 +154,11 @@ class GramPlan(NamedTuple):
     """How [C, C] is cut into tiles, and the sum over H·W into splits."""
 
     block_c: int
+    block_k: int  # backward: channels a step
     block_p: int
+    groups: int  # of pixels that stand for further channels: see gram.py
     c_blocks: int
-    chunk: int
+    chunk: int  # pixels of one program, of each group
     splits: int
     num_warps: int
     num_stages: int
@@ -235,13 +251,17 @@ def _channels_last(strides: Strides) -> bool:
 def gram_rows(x: Tensor, backward: bool = False) -> tuple[GramRow, ...]:
     """The rows for `x` [N, C, H, W]: the default, and what autotune also measures."""
     c, hw = x.shape[1], x.shape[2] * x.shape[3]
-    row = next(row for limit, row in GRAM_TABLE if c <= limit)
+    table: tuple[tuple[int, GramRow], ...] = GRAM_BACKWARD
+    if not backward:
+        table = GRAM_FLOAT32 if x.element_size() == 4 else GRAM_FORWARD
+    row = next(row for limit, row in table if c <= limit)
+    groups = 1 if backward else _groups(x, row.block_c)
     # Addresses of unaligned values take registers, and a matrix of gradients shared memory too.
-    if c > 16 and (c % 16 or hw % 16):
-        row = GRAM_UNALIGNED
-    elif backward and c > (128 if x.dtype == torch.bfloat16 else 64):
-        row = GRAM_MANY_BACKWARD
-    rows = [row, row._replace(waves=1), row._replace(waves=4)]
+    if (c * groups if x.stride(1) < x.stride(3) else hw // groups) % 16:
+        row = next(row for limit, row in GRAM_UNALIGNED if c <= limit)
+    elif backward and c > 64 and x.dtype != torch.bfloat16:
+        row = GRAM_WIDE_BACKWARD
+    rows = [row, row._replace(waves=max(row.waves // 2, 1)), row._replace(waves=2 * row.waves)]
     if row.num_stages > 2 and x.element_size() == 2:  # in float32 these spill
         rows.append(row._replace(num_stages=2))
     if row.block_p > 32 and x.element_size() == 2:
@@ -252,7 +272,8 @@ def gram_rows(x: Tensor, backward: bool = False) -> tuple[GramRow, ...]:
 def gram_plan(x: Tensor, backward: bool = False) -> GramPlan:
     """The plan for products of channels of `x` [N, C, H, W], summed over pixels.
 
-    Backward, the same tiles are factors, and the pixels need no sum.
+    Backward, the pixels need no sum, and block_k channels are summed at a time: all, where a row of
+    blocks of the matrix fits into shared memory and stays there.
     """
     n, c, hw = x.shape[0], x.shape[1], x.shape[2] * x.shape[3]
     kernel = "gram_bwd" if backward else "gram_fwd"
@@ -260,15 +281,45 @@ def gram_plan(x: Tensor, backward: bool = False) -> GramPlan:
     block_c, block_p, num_warps, num_stages, waves = row
     if x.element_size() == 4:
         block_p //= 2  # keeps the shared memory the same
+    groups = 1 if backward else _groups(x, block_c)
+    c, hw = c * groups, hw // groups
     c_blocks = ceil_div(c, block_c)
+    whole = c <= (256 if x.dtype == torch.bfloat16 and num_stages > 1 else 64)
+    block_k = max(power_of_2(c), 16) if whole else 64
     if backward:
-        wanted = ceil_div(2 * waves * multiprocessors(x.device), n * c_blocks)
-        splits = min(wanted, ceil_div(hw, block_p))
+        wanted = waves * multiprocessors(x.device) // max(n * c_blocks, 1)
+        splits = max(min(wanted, ceil_div(hw, block_p)), 1)
     else:
-        tiles = c_blocks * (c_blocks + 1) // 2
-        splits = _splits(x, n * tiles, hw, block_p, waves)
+        tiles = n * c_blocks * (c_blocks + 1) // 2
+        full = waves * multiprocessors(x.device) / max(tiles, 1)
+        side = min(block_c, c)
+        read = tiles * side * hw * x.element_size() * (1 if c_blocks == 1 else 2)
+        most = min(full, ceil_div(hw, MIN_STEPS * block_p))
+        splits = _gram_splits(read * full, 8 * tiles * side**2, most, LAUNCH * (groups == 1))
     chunk = ceil_div(ceil_div(hw, splits), block_p) * block_p
-    return GramPlan(block_c, block_p, c_blocks, chunk, ceil_div(hw, chunk), num_warps, num_stages)
+    splits = ceil_div(hw, chunk)
+    return GramPlan(
+        block_c, block_k, block_p, groups, c_blocks, chunk, splits, num_warps, num_stages
+    )
+
+
+def _groups(x: Tensor, block_c: int) -> int:
+    """How many groups of pixels can stand for further channels, so that they fill a tile."""
+    groups = block_c // power_of_2(x.shape[1])
+    dense = x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)
+    return groups if groups > 1 and dense and x.shape[2] * x.shape[3] % groups == 0 else 1
+
+
+def _gram_splits(read: float, partial: int, most: float, launch: int) -> int:
+    """How many programs share the pixels of a tile: what takes the least time, counted in bytes.
+
+    `read` / splits stand for reading x, `partial` · splits for partial sums, written and read, and
+    `launch` for the one more that these need. At `most` splits the chip is full.
+    """
+    splits = int(min(most, (read / max(partial, 1)) ** 0.5))
+    if splits < 2 or read / splits + partial * splits + launch > read:
+        return 1
+    return splits
 
 
 def conv_kernel(k: int) -> str:

@@ -165,6 +165,9 @@ GRAM_SHAPES = [
     (1, 128, 40, 40),
     (1, 512, 32, 32),
     (1, 131, 9, 9),
+    (64, 80, 62, 62),
+    (64, 160, 31, 31),
+    (4, 3, 40, 40),
     (1, 63, 9, 9),
     (1, 27, 9, 9),
     (1, 11, 9, 9),
@@ -214,6 +217,7 @@ def painting(height: int, width: int, dtype: torch.dtype) -> None:
 def grams(shape: tuple[int, ...], dtype: torch.dtype, last: bool) -> None:
     n, c = shape[:2]
     x, square = meta(*shape, dtype=dtype, last=last), meta(n, c, c)
+    gram.gram_fwd(x, None)
     gram.gram_loss_fwd(x, meta(n, c), square)
     gram.gram_bwd(square, x, meta(n, c), meta(n))
 

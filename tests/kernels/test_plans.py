@@ -121,9 +121,11 @@ def test_hard_values(
 def test_split_grams(monkeypatch: pytest.MonkeyPatch, c: int) -> None:
     """Several tiles of channels, several splits, in both directions."""
     row = tuning.GramRow(16, 32, 4, 2, 2)
-    monkeypatch.setattr(tuning, "GRAM_TABLE", ((1 << 30, row),))
-    monkeypatch.setattr(tuning, "GRAM_UNALIGNED", row)
-    monkeypatch.setattr(tuning, "MERGE", 64)
+    monkeypatch.setattr(tuning, "GRAM_FLOAT32", ((1 << 30, row),))
+    monkeypatch.setattr(tuning, "GRAM_BACKWARD", ((1 << 30, row),))
+    monkeypatch.setattr(tuning, "GRAM_UNALIGNED", ((1 << 30, row),))
+    monkeypatch.setattr(gram, "MERGE_PARTS", 2)
+    monkeypatch.setattr(tuning, "LAUNCH", 0)
     torch.manual_seed(1)
     x = torch.randn(2, c, 13, 17, device=DEVICE)
     mean = x.mean((2, 3))
@@ -137,6 +139,31 @@ def test_split_grams(monkeypatch: pytest.MonkeyPatch, c: int) -> None:
     scale = torch.tensor([0.5, 2.0], device=DEVICE)
     truth = reference.gram_bwd(ours[1].double(), x.double(), mean.double(), scale.double())
     assert relative(gram.gram_bwd(ours[1], x, mean, scale), truth) < 1e-5
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("c", "groups"), [(3, 4), (5, 2), (16, 1), (40, 1), (57, 1)])
+def test_grams_of_groups_and_tiles(
+    monkeypatch: pytest.MonkeyPatch, layout: torch.memory_format, c: int, groups: int
+) -> None:
+    """Groups of pixels as channels; one, three (odd) and four (even) tiles in one launch."""
+    row = ((1 << 30, tuning.GramRow(16, 32, 4, 1, 2)),)
+    monkeypatch.setattr(tuning, "GRAM_FLOAT32", row)
+    monkeypatch.setattr(tuning, "GRAM_UNALIGNED", row)
+    torch.manual_seed(4)
+    x = torch.randn(2, c, 6, 10, device=DEVICE).contiguous(memory_format=layout)
+    plan = tuning.gram_plan(x)
+    assert (plan.splits, plan.groups, plan.c_blocks) == (1, groups, -(-c * groups // 16))
+    target = torch.randn(2, c, c, device=DEVICE)
+    for mean in (None, x.mean((2, 3))):
+        wide = [t if t is None else t.double() for t in (x, mean, target)]
+        ours = gram.gram_fwd(x, mean)
+        assert torch.equal(ours, ours.mT)
+        assert relative(ours, reference.gram_fwd(*wide[:2])) < 1e-5
+        for a, b in zip(
+            gram.gram_loss_fwd(x, mean, target), reference.gram_loss_fwd(*wide), strict=True
+        ):
+            assert relative(a, b) < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -243,14 +270,37 @@ def test_plans_cover_every_pixel_and_fill_the_chip(shape: Any, layout: torch.mem
     _, strides = tuning.planes(x)
     plan = tuning.plane_plan(x, strides, tuning.norm_row("instance_norm_fwd", x))
     gram_plan = tuning.gram_plan(x)
-    for p in (plan, gram_plan):
+    for p, groups in ((plan, 1), (gram_plan, gram_plan.groups)):
         assert p.chunk % p.block_p == 0
-        assert p.chunk * (p.splits - 1) < hw <= p.chunk * p.splits
-        assert p.c_blocks * p.block_c >= c > (p.c_blocks - 1) * p.block_c
+        assert p.chunk * (p.splits - 1) < hw // groups <= p.chunk * p.splits
+        assert hw % groups == 0
+        assert p.c_blocks * p.block_c >= c * groups > (p.c_blocks - 1) * p.block_c
     if hw > 1_000_000:
         step = plan.steps(n)[0]
         assert plan.programs(step)[0] >= 132
         assert gram_plan.splits * gram_plan.c_blocks >= 132
+
+
+@pytest.mark.parametrize(
+    ("shape", "one_launch"),
+    [
+        ((64, 16, 248, 248), False),
+        ((4, 64, 256, 256), False),
+        ((64, 80, 62, 62), False),
+        ((64, 160, 31, 31), True),
+        ((4, 256, 64, 64), False),
+        ((4, 512, 32, 32), True),
+    ],
+)
+def test_splits_of_grams_fill_the_chip_and_cost_less_than_x(shape: Any, one_launch: bool) -> None:
+    x = torch.empty(shape, device="meta", dtype=torch.bfloat16, memory_format=LAYOUTS[1])
+    plan = tuning.gram_plan(x)
+    tiles = plan.c_blocks * (plan.c_blocks + 1) // 2
+    assert shape[0] * tiles * plan.splits >= 132
+    assert (plan.splits == plan.groups == 1) == one_launch
+    partial = 4 * shape[0] * plan.splits * tiles * plan.block_c**2
+    assert one_launch or partial < x.nbytes
+    assert plan.num_stages > 1  # not the row of unaligned tensors, though H·W be odd
 
 
 @pytest.mark.parametrize("reach", [conv3x3.INT32, 0])
