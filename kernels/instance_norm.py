@@ -54,11 +54,19 @@ LEAKY_SLOPE = tl.constexpr(0.2)
 
 
 @triton.jit
-def _unit(pid, first, units, c_blocks):
-    """Sample, block of channels and split of program `pid` among those on `units` units from the
-    first on; channels of a pixel run side by side."""
-    unit = first + pid % units
-    return unit // c_blocks, unit % c_blocks, pid // units
+def _task(pid, first, finished, summed, c_blocks, splits):
+    """Sample, block of channels, split, and whether to finish it: what program `pid` is to do with
+    `finished` units from the first on and `summed` ones after them.
+
+    Units run side by side: channels of a pixel, and those that write beside those that read.
+    """
+    unit = pid % (finished + summed)
+    i_s = pid // (finished + summed)
+    finishes = unit < finished
+    if finishes:
+        i_s = splits - 1 - i_s  # begin with what was read last: it is still in L2
+    unit += first
+    return unit // c_blocks, unit % c_blocks, i_s, finishes
 
 
 @triton.jit
@@ -146,7 +154,8 @@ def _instance_norm_whole_kernel(
 
 @triton.jit
 def _chunk_stats(
-    x_ptr, x_strides, i_n, c0, start, end, C, BC: tl.constexpr, BP: tl.constexpr
+    x_ptr, x_strides, i_n, c0, start, end, C,
+    BC: tl.constexpr, BP: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Mean and sum of squared deviations [BC] over pixels start … end − 1."""
     o_c, o_p = c0 + tl.arange(0, BC), tl.arange(0, BP)
@@ -155,7 +164,7 @@ def _chunk_stats(
     b_mean = tl.zeros([BC, BP], tl.float32)
     b_m2 = tl.zeros([BC, BP], tl.float32)
     steps = 0.0
-    for p0 in range(start, end, BP):
+    for p0 in tl.range(start, end, BP, num_stages=STAGES):
         mask = (o_c[:, None] < C) & (o_p[None, :] < end - p0)
         at = _at(x_ptr, x_strides, i_n, c0, p0, BC, BP)
         x = tl.load(at, mask=mask, other=0, eviction_policy="evict_last").to(tl.float32)
@@ -178,22 +187,22 @@ def _merged_stats(
     mean_ptr, m2_ptr, i_n, o_c, C, HW, splits, chunk, eps, BC: tl.constexpr, BS: tl.constexpr
 ):
     """Mean and rstd [BC] of planes from those of their chunks, again after Chan."""
-    # Relative to the first chunk's, so that equal means give just that.
+    # Relative to the first chunk's, so that equal means give just that; and what cancels below is
+    # no more than that chunk's own share in the variance times the number of chunks.
     first = tl.load(mean_ptr + i_n * splits * C + o_c, mask=o_c < C, other=0)
-    mean = first
-    for s0 in range(0, splits, BS):
-        o_s, o_in, mask = _chunks(i_n, s0, o_c, C, splits, BS)
-        pixels = tl.minimum(chunk, HW - o_s * chunk).to(tl.float32)[:, None]  # [BS, 1]
-        deviation = tl.load(mean_ptr + o_in, mask=mask, other=0) - first[None, :]
-        mean += tl.sum(tl.where(mask, deviation * (pixels / HW), 0.0), 0)
+    shift = tl.zeros([BC], tl.float32)
     m2 = tl.zeros([BC], tl.float32)
     for s0 in range(0, splits, BS):
         o_s, o_in, mask = _chunks(i_n, s0, o_c, C, splits, BS)
-        pixels = tl.minimum(chunk, HW - o_s * chunk).to(tl.float32)[:, None]
-        deviation = tl.load(mean_ptr + o_in, mask=mask, other=0) - mean[None, :]
+        pixels = tl.minimum(chunk, HW - o_s * chunk).to(tl.float32)[:, None]  # [BS, 1]
         b_m2 = tl.load(m2_ptr + o_in, mask=mask, other=0)
-        m2 += tl.sum(tl.where(mask, b_m2 + deviation * deviation * pixels, 0.0), 0)
-    return mean, tl.rsqrt(m2 / HW + eps)
+        deviation = tl.load(mean_ptr + o_in, mask=mask, other=0) - first[None, :]
+        deviation = tl.where(mask, deviation, 0.0)
+        shift += tl.sum(deviation * (pixels / HW), 0)
+        m2 += tl.sum(b_m2 + deviation * deviation * pixels, 0)
+    variance = m2 / HW - shift * shift
+    variance = tl.where(variance < 0, 0.0, variance)  # a maximum would drop NaN
+    return first + shift, tl.rsqrt(variance + eps)
 
 
 @triton.jit
@@ -210,12 +219,12 @@ def _normalise_chunk(
     weight_ptr, weight_stride, bias_ptr, bias_stride,
     mean, rstd,  # [BC]
     i_n, c0, start, end, C,
-    ACTIVATION: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr,
+    ACTIVATION: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     o_c, o_p = c0 + tl.arange(0, BC), tl.arange(0, BP)
     scale = rstd[:, None] * _per_channel(weight_ptr, weight_stride, i_n, o_c, C, 1.0)  # [BC, 1]
     bias = _per_channel(bias_ptr, bias_stride, i_n, o_c, C, 0.0)
-    for p0 in range(start, end, BP):
+    for p0 in tl.range(start, end, BP, num_stages=STAGES):
         mask = (o_c[:, None] < C) & (o_p[None, :] < end - p0)
         at = _at(x_ptr, x_strides, i_n, c0, p0, BC, BP)
         x = tl.load(at, mask=mask, other=0, eviction_policy="evict_first").to(tl.float32)
@@ -236,20 +245,20 @@ def _instance_norm_looped_kernel(
     bias_ptr, bias_stride,  # the same
     mean_ptr, rstd_ptr,  # [N, C], written
     C, HW, c_blocks, eps,
-    ACTIVATION: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr,
+    ACTIVATION: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0).to(tl.int64)
     i_n, i_c = pid // c_blocks, pid % c_blocks
     c0 = i_c * BC
     o_c = c0 + tl.arange(0, BC)
-    mean, m2 = _chunk_stats(x_ptr, x_strides, i_n, c0, 0, HW, C, BC, BP)
+    mean, m2 = _chunk_stats(x_ptr, x_strides, i_n, c0, 0, HW, C, BC, BP, STAGES)
     rstd = tl.rsqrt(m2 / HW + eps)
     tl.store(mean_ptr + i_n * C + o_c, mean, mask=o_c < C)
     tl.store(rstd_ptr + i_n * C + o_c, rstd, mask=o_c < C)
     _normalise_chunk(
         x_ptr, x_strides, residual_ptr, residual_strides, y_ptr, y_strides,
         weight_ptr, weight_stride, bias_ptr, bias_stride,
-        mean, rstd, i_n, c0, 0, HW, C, ACTIVATION, BC, BP,
+        mean, rstd, i_n, c0, 0, HW, C, ACTIVATION, BC, BP, STAGES,
     )  # fmt: skip
 
 
@@ -265,15 +274,16 @@ def _instance_norm_split_kernel(
     part_mean_ptr, part_m2_ptr,  # [N, splits, C] or None: means and M2 of chunks
     first, finished, summed,  # units: `finished` from the first on, `summed` from there on
     C, HW, c_blocks, splits, chunk, eps,
-    ACTIVATION: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr, BS: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    BC: tl.constexpr, BP: tl.constexpr, BS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0).to(tl.int64)
-    if pid < finished * splits:
+    i_n, i_c, i_s, finishes = _task(pid, first, finished, summed, c_blocks, splits)
+    c0 = i_c * BC
+    o_c = c0 + tl.arange(0, BC)
+    start, end = i_s * chunk, tl.minimum((i_s + 1) * chunk, HW)
+    if finishes:
         if y_ptr is not None:
-            i_n, i_c, i_s = _unit(pid, first, finished, c_blocks)
-            i_s = splits - 1 - i_s  # begin with what was read last: it is still in L2
-            c0 = i_c * BC
-            o_c = c0 + tl.arange(0, BC)
             if part_mean_ptr is None:
                 mean = tl.load(mean_ptr + i_n * mean_stride + o_c, mask=o_c < C, other=0)  # [BC]
                 rstd = tl.load(rstd_ptr + i_n * rstd_stride + o_c, mask=o_c < C, other=0)
@@ -284,21 +294,17 @@ def _instance_norm_split_kernel(
                 if i_s == 0:
                     tl.store(mean_ptr + i_n * mean_stride + o_c, mean, mask=o_c < C)
                     tl.store(rstd_ptr + i_n * rstd_stride + o_c, rstd, mask=o_c < C)
-            start, end = i_s * chunk, tl.minimum((i_s + 1) * chunk, HW)
             _normalise_chunk(
                 x_ptr, x_strides, residual_ptr, residual_strides, y_ptr, y_strides,
                 weight_ptr, weight_stride, bias_ptr, bias_stride,
                 mean, rstd, i_n, c0, start, end, C, ACTIVATION, BC, BP,
+                STAGES,
             )  # fmt: skip
     elif part_mean_ptr is not None:
-        i_n, i_c, i_s = _unit(pid - finished * splits, first + finished, summed, c_blocks)
-        c0 = i_c * BC
-        o_out = (i_n * splits + i_s) * C + c0 + tl.arange(0, BC)
-        start, end = i_s * chunk, tl.minimum((i_s + 1) * chunk, HW)
-        mean, m2 = _chunk_stats(x_ptr, x_strides, i_n, c0, start, end, C, BC, BP)
-        mask = c0 + tl.arange(0, BC) < C
-        tl.store(part_mean_ptr + o_out, mean, mask=mask)
-        tl.store(part_m2_ptr + o_out, m2, mask=mask)
+        mean, m2 = _chunk_stats(x_ptr, x_strides, i_n, c0, start, end, C, BC, BP, STAGES)
+        o_out = (i_n * splits + i_s) * C + o_c
+        tl.store(part_mean_ptr + o_out, mean, mask=o_c < C)
+        tl.store(part_m2_ptr + o_out, m2, mask=o_c < C)
 
 
 @triton.jit
@@ -392,13 +398,13 @@ def _chunk_sums(
     dy_ptr, dy_strides, x_ptr, x_strides, residual_ptr, residual_strides,
     mean, rstd, weight, bias,  # [BC, 1]
     i_n, c0, start, end, C,
-    ACTIVATION: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr,
+    ACTIVATION: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Shares of dweight and dbias, [BC] each, of pixels start … end − 1."""
     o_c, o_p = c0 + tl.arange(0, BC), tl.arange(0, BP)
     b_dweight = tl.zeros([BC, BP], tl.float32)
     b_dbias = tl.zeros([BC, BP], tl.float32)
-    for p0 in range(start, end, BP):
+    for p0 in tl.range(start, end, BP, num_stages=STAGES):
         mask = (o_c[:, None] < C) & (o_p[None, :] < end - p0)
         g, normalised = _g_and_normalised(
             dy_ptr, dy_strides, x_ptr, x_strides, residual_ptr, residual_strides,
@@ -416,10 +422,11 @@ def _chunk_grads(
     mean, rstd, weight, bias,  # [BC, 1]
     dweight, dbias,  # [BC]
     i_n, c0, start, end, C, HW,
-    ACTIVATION: tl.constexpr, FIXED: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr,
+    ACTIVATION: tl.constexpr, FIXED: tl.constexpr,
+    BC: tl.constexpr, BP: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     o_c, o_p = c0 + tl.arange(0, BC), tl.arange(0, BP)
-    for p0 in range(start, end, BP):
+    for p0 in tl.range(start, end, BP, num_stages=STAGES):
         mask = (o_c[:, None] < C) & (o_p[None, :] < end - p0)
         g, normalised = _g_and_normalised(
             dy_ptr, dy_strides, x_ptr, x_strides, residual_ptr, residual_strides,
@@ -446,7 +453,8 @@ def _instance_norm_looped_bwd_kernel(
     mean_ptr, rstd_ptr,  # [N, C]
     dweight_ptr, dbias_ptr,  # [N, C], written
     C, HW, c_blocks,
-    ACTIVATION: tl.constexpr, FIXED: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr,
+    ACTIVATION: tl.constexpr, FIXED: tl.constexpr,
+    BC: tl.constexpr, BP: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0).to(tl.int64)
     i_n, i_c = pid // c_blocks, pid % c_blocks
@@ -458,7 +466,7 @@ def _instance_norm_looped_bwd_kernel(
     bias = _per_channel(bias_ptr, bias_stride, i_n, o_c, C, 0.0)
     dweight, dbias = _chunk_sums(
         dy_ptr, dy_strides, x_ptr, x_strides, residual_ptr, residual_strides,
-        mean, rstd, weight, bias, i_n, c0, 0, HW, C, ACTIVATION, BC, BP,
+        mean, rstd, weight, bias, i_n, c0, 0, HW, C, ACTIVATION, BC, BP, STAGES,
     )  # fmt: skip
     tl.store(dweight_ptr + i_n * C + o_c, dweight, mask=o_c < C)
     tl.store(dbias_ptr + i_n * C + o_c, dbias, mask=o_c < C)
@@ -466,7 +474,7 @@ def _instance_norm_looped_bwd_kernel(
         dy_ptr, dy_strides, x_ptr, x_strides, residual_ptr, residual_strides,
         dx_ptr, dx_strides, dresidual_ptr, dresidual_strides,
         mean, rstd, weight, bias, dweight, dbias, i_n, c0, 0, HW, C, HW,
-        ACTIVATION, FIXED, BC, BP,
+        ACTIVATION, FIXED, BC, BP, STAGES,
     )  # fmt: skip
 
 
@@ -485,15 +493,10 @@ def _instance_norm_split_bwd_kernel(
     first, finished, summed,  # units: `finished` from the first on, `summed` from there on
     C, HW, c_blocks, splits, chunk,
     ACTIVATION: tl.constexpr, FIXED: tl.constexpr,
-    BC: tl.constexpr, BP: tl.constexpr, BS: tl.constexpr,
+    BC: tl.constexpr, BP: tl.constexpr, BS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0).to(tl.int64)
-    finishes = pid < finished * splits
-    if finishes:
-        i_n, i_c, i_s = _unit(pid, first, finished, c_blocks)
-        i_s = splits - 1 - i_s  # begin with what was read last: it is still in L2
-    else:
-        i_n, i_c, i_s = _unit(pid - finished * splits, first + finished, summed, c_blocks)
+    i_n, i_c, i_s, finishes = _task(pid, first, finished, summed, c_blocks, splits)
     c0 = i_c * BC
     o_c = c0 + tl.arange(0, BC)
     start, end = i_s * chunk, tl.minimum((i_s + 1) * chunk, HW)
@@ -516,12 +519,12 @@ def _instance_norm_split_bwd_kernel(
             dy_ptr, dy_strides, x_ptr, x_strides, residual_ptr, residual_strides,
             dx_ptr, dx_strides, dresidual_ptr, dresidual_strides,
             mean, rstd, weight, bias, dweight, dbias, i_n, c0, start, end, C, HW,
-            ACTIVATION, FIXED, BC, BP,
+            ACTIVATION, FIXED, BC, BP, STAGES,
         )  # fmt: skip
     else:
         dweight, dbias = _chunk_sums(
             dy_ptr, dy_strides, x_ptr, x_strides, residual_ptr, residual_strides,
-            mean, rstd, weight, bias, i_n, c0, start, end, C, ACTIVATION, BC, BP,
+            mean, rstd, weight, bias, i_n, c0, start, end, C, ACTIVATION, BC, BP, STAGES,
         )  # fmt: skip
         o_out = (i_n * splits + i_s) * C + o_c
         tl.store(part_dweight_ptr + o_out, dweight, mask=o_c < C)
@@ -553,10 +556,13 @@ def instance_norm_fwd(
         arguments = (*tensors, *parameters, *statistics, *_partial(x, plan))
         _split(plan, plan.steps(n), arguments, c, h * w, eps, activation)
         return y, mean, rstd
-    kernel = {"whole": _instance_norm_whole_kernel, "looped": _instance_norm_looped_kernel}
-    kernel[plan.kind][(plan.units(n),)](
+    kernel, options = _instance_norm_whole_kernel, {}
+    if plan.kind == "looped":
+        kernel, options = _instance_norm_looped_kernel, {"STAGES": plan.num_stages}
+    kernel[(plan.units(n),)](
         *tensors, *parameters, mean, rstd, c, h * w, plan.c_blocks, eps,
-        ACTIVATION=activation, BC=plan.block_c, BP=plan.block_p, num_warps=plan.num_warps,
+        ACTIVATION=activation, BC=plan.block_c, BP=plan.block_p, **options,
+        num_warps=plan.num_warps,
     )  # fmt: skip
     return y, mean, rstd
 
@@ -575,7 +581,7 @@ def instance_norm_stats(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     mean, rstd = (x.new_empty((n, c), dtype=torch.float32) for _ in range(2))
     _merge_kernel[(plan.units(n),)](
         *partial, mean, rstd, c, pixels, plan.c_blocks, plan.splits, plan.chunk, eps,
-        BC=plan.block_c, BS=_merge_block(plan),
+        BC=plan.block_c, BS=_merge_block(plan), num_warps=plan.num_warps,
     )  # fmt: skip
     return mean, rstd
 
@@ -639,14 +645,16 @@ def instance_norm_bwd(
         for step in plan.steps(n):
             _instance_norm_split_bwd_kernel[plan.programs(step)](
                 *arguments, *partial, *step, c, h * w, plan.c_blocks, plan.splits, plan.chunk,
-                BS=_merge_block(plan), **options,
+                BS=_merge_block(plan), STAGES=plan.num_stages, **options,
             )  # fmt: skip
+    elif plan.kind == "looped":
+        _instance_norm_looped_bwd_kernel[(plan.units(n),)](
+            *arguments, c, h * w, plan.c_blocks, STAGES=plan.num_stages, **options
+        )
     else:
-        kernel = {
-            "whole": _instance_norm_whole_bwd_kernel,
-            "looped": _instance_norm_looped_bwd_kernel,
-        }
-        kernel[plan.kind][(plan.units(n),)](*arguments, c, h * w, plan.c_blocks, **options)
+        _instance_norm_whole_bwd_kernel[(plan.units(n),)](
+            *arguments, c, h * w, plan.c_blocks, **options
+        )
     return dx, x.new_empty(0) if dresidual is None else dresidual, dweight, dbias
 
 
@@ -663,7 +671,7 @@ def _split(
         _instance_norm_split_kernel[plan.programs(step)](
             *arguments, *step, c, hw, plan.c_blocks, plan.splits, plan.chunk, eps,
             ACTIVATION=activation, BC=plan.block_c, BP=plan.block_p, BS=_merge_block(plan),
-            num_warps=plan.num_warps,
+            STAGES=plan.num_stages, num_warps=plan.num_warps,
         )  # fmt: skip
 
 
@@ -674,8 +682,8 @@ def _partial(x: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
 
 
 def _merge_block(plan: Plan) -> int:
-    """Splits that are merged at a time: a tile of at most 1024 partial results."""
-    block: int = min(power_of_2(plan.splits), max(1024 // plan.block_c, 1))
+    """Splits that are merged at a time: 8 partial results a thread, as many of the other kind."""
+    block: int = min(power_of_2(plan.splits), max(256 * plan.num_warps // plan.block_c, 1))
     return block
 
 
