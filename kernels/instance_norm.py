@@ -328,29 +328,41 @@ def _merge_kernel(
 # With x̂ = (x − mean)·rstd, z = x̂·weight + bias + residual and g = dy·activation'(z):
 #     dresidual = g,  dbias = Σ g,  dweight = Σ g·x̂,
 #     dx = rstd·weight·(g − dbias/HW − x̂·dweight/HW)       (fixed statistics: the first term only)
-# x̂ and z are recomputed: that costs a few multiplications, storing them would cost a pass.
+# x − mean and z are recomputed: that costs a few multiplications, storing them would cost a pass. In
+# channels_last a thread has every parameter of its 8 channels in registers: rstd stays out of loops.
 
 
 @triton.jit
-def _g_and_normalised(
+def _parameters(
+    mean_ptr, rstd_ptr, weight_ptr, weight_stride, bias_ptr, bias_stride, i_n, o_c, C
+):  # fmt: skip
+    """mean, rstd, rstd·weight and bias, [BC, 1] each."""
+    mean = _per_channel(mean_ptr, C, i_n, o_c, C, 0.0)
+    rstd = _per_channel(rstd_ptr, C, i_n, o_c, C, 0.0)
+    scale = rstd * _per_channel(weight_ptr, weight_stride, i_n, o_c, C, 1.0)
+    return mean, rstd, scale, _per_channel(bias_ptr, bias_stride, i_n, o_c, C, 0.0)
+
+
+@triton.jit
+def _g_and_centered(
     dy_ptr, dy_strides, x_ptr, x_strides, residual_ptr, residual_strides,
-    mean, rstd, weight, bias,  # [BC, 1]
+    mean, scale, bias,  # [BC, 1]
     i_n, c0, p0, mask,
     ACTIVATION: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr, EVICT: tl.constexpr,
 ):  # fmt: skip
-    """g and x̂, [BC, BP] each; zero beyond the edges."""
+    """g and x − mean, [BC, BP] each; zero beyond the edges."""
     at = _at(x_ptr, x_strides, i_n, c0, p0, BC, BP)
     x = tl.load(at, mask=mask, other=0, eviction_policy=EVICT).to(tl.float32)
     at = _at(dy_ptr, dy_strides, i_n, c0, p0, BC, BP)
     dy = tl.load(at, mask=mask, other=0, eviction_policy=EVICT).to(tl.float32)
-    normalised = tl.where(mask, (x - mean) * rstd, 0.0)
+    centered = tl.where(mask, x - mean, 0.0)
     if ACTIVATION == "none":
-        return dy, normalised
-    z = normalised * weight + bias
+        return dy, centered
+    z = centered * scale + bias
     if residual_ptr is not None:
         at = _at(residual_ptr, residual_strides, i_n, c0, p0, BC, BP)
         z += tl.load(at, mask=mask, other=0, eviction_policy=EVICT)
-    return _activation_grad(z, dy, ACTIVATION), normalised
+    return _activation_grad(z, dy, ACTIVATION), centered
 
 
 @triton.jit
@@ -372,31 +384,30 @@ def _instance_norm_whole_bwd_kernel(
     c0, o_p = i_c * BC, tl.arange(0, BP)
     o_c = c0 + tl.arange(0, BC)
     mask = (o_c[:, None] < C) & (o_p[None, :] < HW)
-    mean = _per_channel(mean_ptr, C, i_n, o_c, C, 0.0)
-    rstd = _per_channel(rstd_ptr, C, i_n, o_c, C, 0.0)
-    weight = _per_channel(weight_ptr, weight_stride, i_n, o_c, C, 1.0)
-    bias = _per_channel(bias_ptr, bias_stride, i_n, o_c, C, 0.0)
+    mean, rstd, scale, bias = _parameters(
+        mean_ptr, rstd_ptr, weight_ptr, weight_stride, bias_ptr, bias_stride, i_n, o_c, C
+    )
 
-    g, normalised = _g_and_normalised(
+    g, centered = _g_and_centered(
         dy_ptr, dy_strides, x_ptr, x_strides, residual_ptr, residual_strides,
-        mean, rstd, weight, bias, i_n, c0, 0, mask, ACTIVATION, BC, BP, "",
+        mean, scale, bias, i_n, c0, 0, mask, ACTIVATION, BC, BP, "",
     )  # fmt: skip
     dbias = tl.sum(g, 1)  # [BC]
-    dweight = tl.sum(g * normalised, 1)
+    dweight = tl.sum(g * centered, 1) * tl.ravel(rstd)
     tl.store(dbias_ptr + i_n * C + o_c, dbias, mask=o_c < C)
     tl.store(dweight_ptr + i_n * C + o_c, dweight, mask=o_c < C)
 
     if dresidual_ptr is not None:
         tl.store(_at(dresidual_ptr, dresidual_strides, i_n, c0, 0, BC, BP), g, mask=mask)
     if not FIXED:
-        g -= (dbias / HW)[:, None] + normalised * (dweight / HW)[:, None]
-    tl.store(_at(dx_ptr, dx_strides, i_n, c0, 0, BC, BP), g * (rstd * weight), mask=mask)
+        g -= (dbias / HW)[:, None] + centered * (rstd * (dweight / HW)[:, None])
+    tl.store(_at(dx_ptr, dx_strides, i_n, c0, 0, BC, BP), g * scale, mask=mask)
 
 
 @triton.jit
 def _chunk_sums(
     dy_ptr, dy_strides, x_ptr, x_strides, residual_ptr, residual_strides,
-    mean, rstd, weight, bias,  # [BC, 1]
+    mean, rstd, scale, bias,  # [BC, 1]
     i_n, c0, start, end, C,
     ACTIVATION: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
@@ -406,39 +417,41 @@ def _chunk_sums(
     b_dbias = tl.zeros([BC, BP], tl.float32)
     for p0 in tl.range(start, end, BP, num_stages=STAGES):
         mask = (o_c[:, None] < C) & (o_p[None, :] < end - p0)
-        g, normalised = _g_and_normalised(
+        g, centered = _g_and_centered(
             dy_ptr, dy_strides, x_ptr, x_strides, residual_ptr, residual_strides,
-            mean, rstd, weight, bias, i_n, c0, p0, mask, ACTIVATION, BC, BP, "evict_last",
+            mean, scale, bias, i_n, c0, p0, mask, ACTIVATION, BC, BP, "evict_last",
         )  # fmt: skip
-        b_dweight += g * normalised
+        b_dweight += g * centered
         b_dbias += g
-    return tl.sum(b_dweight, 1), tl.sum(b_dbias, 1)
+    return tl.sum(b_dweight, 1) * tl.ravel(rstd), tl.sum(b_dbias, 1)
 
 
 @triton.jit
 def _chunk_grads(
     dy_ptr, dy_strides, x_ptr, x_strides, residual_ptr, residual_strides,
     dx_ptr, dx_strides, dresidual_ptr, dresidual_strides,
-    mean, rstd, weight, bias,  # [BC, 1]
+    mean, rstd, scale, bias,  # [BC, 1]
     dweight, dbias,  # [BC]
     i_n, c0, start, end, C, HW,
     ACTIVATION: tl.constexpr, FIXED: tl.constexpr,
     BC: tl.constexpr, BP: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     o_c, o_p = c0 + tl.arange(0, BC), tl.arange(0, BP)
+    offset = (dbias / HW)[:, None]  # [BC, 1]
+    slope = rstd * (dweight / HW)[:, None]
     for p0 in tl.range(start, end, BP, num_stages=STAGES):
         mask = (o_c[:, None] < C) & (o_p[None, :] < end - p0)
-        g, normalised = _g_and_normalised(
+        g, centered = _g_and_centered(
             dy_ptr, dy_strides, x_ptr, x_strides, residual_ptr, residual_strides,
-            mean, rstd, weight, bias, i_n, c0, p0, mask, ACTIVATION, BC, BP, "evict_first",
+            mean, scale, bias, i_n, c0, p0, mask, ACTIVATION, BC, BP, "evict_first",
         )  # fmt: skip
         if dresidual_ptr is not None:
             at = _at(dresidual_ptr, dresidual_strides, i_n, c0, p0, BC, BP)
             tl.store(at, g, mask=mask, eviction_policy="evict_first")
         if not FIXED:
-            g -= (dbias / HW)[:, None] + normalised * (dweight / HW)[:, None]
+            g -= offset + centered * slope
         at = _at(dx_ptr, dx_strides, i_n, c0, p0, BC, BP)
-        tl.store(at, g * (rstd * weight), mask=mask, eviction_policy="evict_first")
+        tl.store(at, g * scale, mask=mask, eviction_policy="evict_first")
 
 
 @triton.jit
@@ -460,20 +473,19 @@ def _instance_norm_looped_bwd_kernel(
     i_n, i_c = pid // c_blocks, pid % c_blocks
     c0 = i_c * BC
     o_c = c0 + tl.arange(0, BC)
-    mean = _per_channel(mean_ptr, C, i_n, o_c, C, 0.0)
-    rstd = _per_channel(rstd_ptr, C, i_n, o_c, C, 0.0)
-    weight = _per_channel(weight_ptr, weight_stride, i_n, o_c, C, 1.0)
-    bias = _per_channel(bias_ptr, bias_stride, i_n, o_c, C, 0.0)
+    mean, rstd, scale, bias = _parameters(
+        mean_ptr, rstd_ptr, weight_ptr, weight_stride, bias_ptr, bias_stride, i_n, o_c, C
+    )
     dweight, dbias = _chunk_sums(
         dy_ptr, dy_strides, x_ptr, x_strides, residual_ptr, residual_strides,
-        mean, rstd, weight, bias, i_n, c0, 0, HW, C, ACTIVATION, BC, BP, STAGES,
+        mean, rstd, scale, bias, i_n, c0, 0, HW, C, ACTIVATION, BC, BP, STAGES,
     )  # fmt: skip
     tl.store(dweight_ptr + i_n * C + o_c, dweight, mask=o_c < C)
     tl.store(dbias_ptr + i_n * C + o_c, dbias, mask=o_c < C)
     _chunk_grads(
         dy_ptr, dy_strides, x_ptr, x_strides, residual_ptr, residual_strides,
         dx_ptr, dx_strides, dresidual_ptr, dresidual_strides,
-        mean, rstd, weight, bias, dweight, dbias, i_n, c0, 0, HW, C, HW,
+        mean, rstd, scale, bias, dweight, dbias, i_n, c0, 0, HW, C, HW,
         ACTIVATION, FIXED, BC, BP, STAGES,
     )  # fmt: skip
 
@@ -500,10 +512,9 @@ def _instance_norm_split_bwd_kernel(
     c0 = i_c * BC
     o_c = c0 + tl.arange(0, BC)
     start, end = i_s * chunk, tl.minimum((i_s + 1) * chunk, HW)
-    mean = _per_channel(mean_ptr, C, i_n, o_c, C, 0.0)
-    rstd = _per_channel(rstd_ptr, C, i_n, o_c, C, 0.0)
-    weight = _per_channel(weight_ptr, weight_stride, i_n, o_c, C, 1.0)
-    bias = _per_channel(bias_ptr, bias_stride, i_n, o_c, C, 0.0)
+    mean, rstd, scale, bias = _parameters(
+        mean_ptr, rstd_ptr, weight_ptr, weight_stride, bias_ptr, bias_stride, i_n, o_c, C
+    )
 
     if finishes:
         dweight = tl.zeros([BC], tl.float32)
@@ -518,13 +529,13 @@ def _instance_norm_split_bwd_kernel(
         _chunk_grads(
             dy_ptr, dy_strides, x_ptr, x_strides, residual_ptr, residual_strides,
             dx_ptr, dx_strides, dresidual_ptr, dresidual_strides,
-            mean, rstd, weight, bias, dweight, dbias, i_n, c0, start, end, C, HW,
+            mean, rstd, scale, bias, dweight, dbias, i_n, c0, start, end, C, HW,
             ACTIVATION, FIXED, BC, BP, STAGES,
         )  # fmt: skip
     else:
         dweight, dbias = _chunk_sums(
             dy_ptr, dy_strides, x_ptr, x_strides, residual_ptr, residual_strides,
-            mean, rstd, weight, bias, i_n, c0, start, end, C, ACTIVATION, BC, BP, STAGES,
+            mean, rstd, scale, bias, i_n, c0, start, end, C, ACTIVATION, BC, BP, STAGES,
         )  # fmt: skip
         o_out = (i_n * splits + i_s) * C + o_c
         tl.store(part_dweight_ptr + o_out, dweight, mask=o_c < C)

@@ -221,7 +221,12 @@ def _plan(
     c_blocks = ceil_div(c, block_c)
     group = min(group, n * c_blocks)
     group = ceil_div(n * c_blocks, ceil_div(n * c_blocks, group))  # groups of the same size
-    splits = _splits(x, group, hw, block_p, row.programs) if kind == "split" else 1
+    splits = 1
+    if kind == "split":  # one wave of programs, or two if these fill the chip better
+        slots = row.programs * multiprocessors(x.device)
+        waves = (max(slots // group, 1), max(2 * slots // group, 1))
+        splits = max(waves, key=lambda splits: round(_fill(splits * group, slots), 1))
+        splits = min(splits, ceil_div(hw, MIN_STEPS * block_p))
     chunk = ceil_div(ceil_div(hw, splits), block_p) * block_p
     num_warps = min(max(num_warps, 1), 32)
     splits = ceil_div(hw, chunk)
