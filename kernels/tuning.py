@@ -45,11 +45,11 @@ NORM_TABLE = {
         NormRow(16384, 0.7, 8, 32, 1, 4),
     ),
     "instance_norm_bwd": (  # holds x, dy and the residual
-        NormRow(8192, 0.7, 8, 16, 2, 3),
-        NormRow(8192, 0.7, 8, 8, 4, 3),
-        NormRow(8192, 0.0, 8, 16, 2, 3),
-        NormRow(8192, 0.7, 8, 16, 2, 1),
-        NormRow(8192, 0.7, 8, 32, 1, 3),
+        NormRow(8192, 0.7, 4, 16, 2, 5),
+        NormRow(8192, 0.7, 4, 8, 4, 5),
+        NormRow(8192, 0.0, 4, 16, 2, 5),
+        NormRow(8192, 0.7, 4, 16, 2, 1),
+        NormRow(8192, 0.7, 4, 32, 1, 5),
     ),
 }
 LARGEST_TILE = 16384  # of these rows
@@ -189,7 +189,7 @@ def plane_plan(x: Tensor, strides: Strides, row: NormRow, read: int = 1) -> Plan
         at_a_time = multiprocessors(x.device) * programs
         units = n * ceil_div(c, narrow)
         if at_a_time * narrow * channel_bytes <= l2 and _fill(units, at_a_time) >= MIN_FILL:
-            num_warps = min(row.num_warps * row.programs // programs, 32)
+            num_warps = min(power_of_2(row.num_warps * row.programs // programs), 32)
             return _plan("looped", x, row, narrow, 32 * num_warps * row.values // narrow, num_warps)
     block_c = wide = min(power_of_2(c), WIDE) if fast_c else 1
     while channel_bytes * min(block_c, c) > l2 and block_c > 2 * narrow:

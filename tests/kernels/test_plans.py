@@ -26,11 +26,11 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a.double() - b).norm() / b.norm().clamp_min(1e-12))
 
 
-def split_everything(monkeypatch: pytest.MonkeyPatch, l2: float = 0.0, tile: int = 64) -> None:
+def split_everything(monkeypatch: pytest.MonkeyPatch, l2: float = 0.0, values: int = 2) -> None:
     """Small tiles, and no whole planes: what large pictures get, on small ones."""
     rows = {
-        "instance_norm_fwd": (tuning.NormRow(tile, 1, l2),),
-        "instance_norm_bwd": (tuning.NormRow(tile // 2, 1, l2),),
+        "instance_norm_fwd": (tuning.NormRow(1, l2, values, 1, 4, 3),),
+        "instance_norm_bwd": (tuning.NormRow(1, l2, values // 2, 1, 4, 3),),
     }
     monkeypatch.setattr(tuning, "NORM_TABLE", rows)
     monkeypatch.setattr(tuning, "MIN_STEPS", 1)
@@ -149,7 +149,7 @@ def test_split_grams(monkeypatch: pytest.MonkeyPatch, c: int) -> None:
 )
 def test_past_2_31_elements(monkeypatch: pytest.MonkeyPatch, shape: Any, strides: Any) -> None:
     """Tensors that reach past 2³¹ elements, of which few are touched."""
-    split_everything(monkeypatch, tile=512)
+    split_everything(monkeypatch, values=16)
     extent = sum((n - 1) * s for n, s in zip(shape, strides, strict=True)) + 1
     assert extent > 2**31
     if DEVICE == "cpu":  # memory that is never touched costs nothing
@@ -180,7 +180,7 @@ def test_planes_copies_only_what_it_must() -> None:
 
 def test_steps_finish_every_unit_after_it_was_summed() -> None:
     for n, group in ((1, 1), (5, 3), (7, 2), (4, 4)):
-        plan = tuning.Plan("split", 1, 128, 3, 256, 4, group, 8)
+        plan = tuning.Plan("split", 1, 128, 3, 256, 4, group, 8, 1)
         summed: list[int] = []
         finished: list[int] = []
         for first, finishes, sums in plan.steps(n):
@@ -220,7 +220,8 @@ def test_what_is_read_twice_fits_into_l2(
     if not backward:
         assert plan.kind == kind
     pixels, units = shape[2] * shape[3], plan.units(shape[0])
-    under_way = {"whole": 0, "looped": 132, "split": plan.group}[plan.kind]
+    programs = row.programs if plan.num_warps == row.num_warps else 1  # per multiprocessor
+    under_way = {"whole": 0, "looped": 132 * programs, "split": plan.group}[plan.kind]
     live = under_way * (1 + backward) * min(plan.block_c, shape[1]) * pixels * dtype.itemsize
     frame = pixels > 500_000 and (backward or dtype == torch.float32)
     if frame and plan.group == 1:
