@@ -33,7 +33,7 @@ class NormRow(NamedTuple):
     values: int  # that a thread holds at once
     num_warps: int
     programs: int  # per multiprocessor
-    num_stages: int  # tiles under way at once
+    num_stages: int  # tiles under way at once, and one; of 2 bytes a value
 
 
 NORM_TABLE = {
@@ -42,14 +42,14 @@ NORM_TABLE = {
         NormRow(16384, 0.7, 8, 8, 4, 4),
         NormRow(16384, 0.0, 8, 16, 2, 4),
         NormRow(16384, 0.7, 16, 16, 2, 2),
-        NormRow(16384, 0.7, 8, 32, 1, 4),
+        NormRow(16384, 0.7, 4, 32, 1, 7),
     ),
     "instance_norm_bwd": (  # holds x, dy and the residual
-        NormRow(8192, 0.7, 4, 16, 2, 5),
+        NormRow(8192, 0.7, 4, 16, 2, 4),
         NormRow(8192, 0.7, 4, 8, 4, 5),
-        NormRow(8192, 0.0, 4, 16, 2, 5),
+        NormRow(8192, 0.0, 4, 16, 2, 4),
         NormRow(8192, 0.7, 4, 16, 2, 1),
-        NormRow(8192, 0.7, 4, 32, 1, 5),
+        NormRow(8192, 0.7, 8, 8, 2, 5),
     ),
 }
 LARGEST_TILE = 16384  # of these rows
@@ -185,12 +185,13 @@ def plane_plan(x: Tensor, strides: Strides, row: NormRow, read: int = 1) -> Plan
         block_c = min(power_of_2(c), max(narrow, tile // block_p))
         return _plan("whole", x, row, block_c, block_p, 8 * block_c * block_p // tile)
     channel_bytes = read * hw * x.element_size()
-    for programs in (row.programs, 1):  # one of many warps, so that fewer units are under way
+    tile = 32 * row.num_warps * row.values
+    for programs in () if fast_c else (row.programs, 1):  # fewer at a time, if only these fit
         at_a_time = multiprocessors(x.device) * programs
-        units = n * ceil_div(c, narrow)
-        if at_a_time * narrow * channel_bytes <= l2 and _fill(units, at_a_time) >= MIN_FILL:
+        if at_a_time * channel_bytes <= l2 and _fill(n * c, at_a_time) >= MIN_FILL:
             num_warps = min(power_of_2(row.num_warps * row.programs // programs), 32)
-            return _plan("looped", x, row, narrow, 32 * num_warps * row.values // narrow, num_warps)
+            row = row._replace(num_stages=1 + (row.num_stages - 1) * row.programs // programs)
+            return _plan("looped", x, row, 1, tile, num_warps)
     block_c = wide = min(power_of_2(c), WIDE) if fast_c else 1
     while channel_bytes * min(block_c, c) > l2 and block_c > 2 * narrow:
         block_c //= 2  # memory comes in pieces of two sectors; narrower units may fit
@@ -198,8 +199,7 @@ def plane_plan(x: Tensor, strides: Strides, row: NormRow, read: int = 1) -> Plan
         block_c = wide  # nothing fits
     fits = int(l2 // (channel_bytes * min(block_c, c)))
     group = max(fits, 1) if l2 else n * ceil_div(c, block_c)
-    block_p = max(32 * row.num_warps * row.values // block_c, 1)
-    return _plan("split", x, row, block_c, block_p, row.num_warps, group)
+    return _plan("split", x, row, block_c, max(tile // block_c, 1), row.num_warps, group)
 
 
 def one_pass_plan(x: Tensor, strides: Strides) -> Plan:
@@ -230,9 +230,8 @@ def _plan(
     chunk = ceil_div(ceil_div(hw, splits), block_p) * block_p
     num_warps = min(max(num_warps, 1), 32)
     splits = ceil_div(hw, chunk)
-    return Plan(
-        kind, block_c, block_p, c_blocks, chunk, splits, group, num_warps, row.num_stages
-    )
+    num_stages = 1 + (row.num_stages - 1) * 2 // x.element_size()  # as many bytes in any type
+    return Plan(kind, block_c, block_p, c_blocks, chunk, splits, group, num_warps, num_stages)
 
 
 def _fill(programs: int, at_a_time: int) -> float:
