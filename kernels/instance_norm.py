@@ -10,7 +10,7 @@ A *unit* is BC channels of one sample: whole planes. There are three plans (tuni
 
     whole    a program holds a unit in registers: one launch, every tensor moves once.
     looped   a program goes through its unit twice, tile by tile: one launch. What runs at a time
-             fits into the L2 cache, where the second pass finds x.
+             fits into the L2 cache, where the second pass finds x. Planar only.
     split    large or few units: `splits` programs share one, each takes a `chunk` of pixels. Units
              go in groups that fit into L2. A launch leaves partial sums of one group and, in other
              programs, finishes the group before, of which it finds x in L2:
@@ -19,6 +19,7 @@ A *unit* is BC channels of one sample: whole planes. There are three plans (tuni
                  launch 1   group 0 finished     sums of group 1
                  launch 2   group 1 finished     sums of group 2 …
 
+Loops have `STAGES` − 1 tiles under way: Triton copies them to shared memory ahead of their use.
 Launches follow each other on the stream, and nothing waits inside a kernel. Every program that
 finishes merges the partial sums of its unit anew, always in the same order: a few KB out of L2, and
 deterministic. What will be read again is loaded as evict_last; the last read and the results are
@@ -328,8 +329,8 @@ def _merge_kernel(
 # With x̂ = (x − mean)·rstd, z = x̂·weight + bias + residual and g = dy·activation'(z):
 #     dresidual = g,  dbias = Σ g,  dweight = Σ g·x̂,
 #     dx = rstd·weight·(g − dbias/HW − x̂·dweight/HW)       (fixed statistics: the first term only)
-# x − mean and z are recomputed: that costs a few multiplications, storing them would cost a pass. In
-# channels_last a thread has every parameter of its 8 channels in registers: rstd stays out of loops.
+# x − mean and z are recomputed: that costs a few multiplications, storing them would cost a pass.
+# In channels_last a thread holds the parameters of its 8 channels: rstd stays out of the loops.
 
 
 @triton.jit
