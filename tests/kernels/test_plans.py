@@ -53,7 +53,8 @@ def test_planes_read_twice(
     x += 100
     _, strides = tuning.planes(x)
     plan = tuning.plane_plan(x, strides, tuning.norm_row("instance_norm_fwd", x))
-    assert plan.kind == ("looped" if kind == "looped" else "split")
+    looped = kind == "looped" and layout == torch.contiguous_format  # in channels_last, never
+    assert plan.kind == ("looped" if looped else "split")
     if kind != "looped":
         assert plan.splits > 2
         assert (13 * 17) % plan.chunk != 0  # the last chunk is shorter
@@ -94,7 +95,8 @@ def test_hard_values(
     x = x.contiguous(memory_format=layout)
     row = tuning.norm_row("instance_norm_fwd", x)
     plan = tuning.plane_plan(x, tuning.planes(x)[1], row)
-    assert plan.kind == ("split" if kind == "grouped" else kind)
+    looped = kind == "looped" and layout == torch.contiguous_format
+    assert plan.kind == ("whole" if kind == "whole" else "looped" if looped else "split")
     bias = torch.tensor([0.0, 3.0, 0.0], device=DEVICE)
     y, mean, rstd = instance_norm.instance_norm_fwd(x, None, bias, None, 1e-5, "relu")
     dx, _, dweight, _ = instance_norm.instance_norm_bwd(
@@ -200,7 +202,7 @@ def test_steps_finish_every_unit_after_it_was_summed() -> None:
         ((16, 64, 256, 256), LAYOUTS[0], torch.bfloat16, "looped"),
         ((16, 64, 256, 256), LAYOUTS[1], torch.bfloat16, "split"),
         ((16, 64, 256, 256), LAYOUTS[1], torch.float32, "split"),
-        ((64, 128, 64, 64), LAYOUTS[1], torch.bfloat16, "looped"),
+        ((64, 128, 64, 64), LAYOUTS[1], torch.bfloat16, "split"),
         ((64, 128, 64, 64), LAYOUTS[0], torch.bfloat16, "whole"),
         ((1, 48, 540, 960), LAYOUTS[1], torch.float32, "split"),
         ((1, 32, 2160, 3840), LAYOUTS[0], torch.bfloat16, "split"),
@@ -230,7 +232,8 @@ def test_what_is_read_twice_fits_into_l2(
     else:
         assert live <= 0.7 * 50 * 2**20
     if plan.kind == "split" and plan.group > 1:
-        assert units / plan.group >= 3  # and launches are long: 2/3 of the floor or more
+        # And no launch is the whole of a pass, but long: two groups at the least.
+        assert units / plan.group >= 2
         assert live >= 0.2 * 50 * 2**20
 
 
