@@ -18,34 +18,38 @@ from faststy.kernels import autotune
 Strides = tuple[int, int, int]
 Step = tuple[int, int, int]  # of a split plan: first unit, how many are finished, how many summed
 
-WAVES = 4  # programs per multiprocessor that a split aims at
 MIN_STEPS = 4  # tiles per program that make a split worth its partial sums
 MIN_FILL = 0.75  # of the multiprocessors that must have work, on average, without a split
 SECTOR = 32  # bytes: the smallest piece of memory that is read at once
+WIDE = 64  # channels of a pixel that a split program takes at once, where they are neighbours
 
 
 class NormRow(NamedTuple):
     """How instance normalisation is cut."""
 
-    tile: int  # pixels · channels that a program holds in registers at once
-    whole: int  # up to here a program holds whole planes, so that x is read once, not twice
+    whole: int  # values up to which a program holds planes, so that x is read once, not twice
     l2: float  # the share of the L2 cache that planes fill between their two reads; 0: no grouping
+    # Of planes that are read twice:
+    values: int  # that a thread holds at once
+    num_warps: int
+    programs: int  # per multiprocessor
+    num_stages: int  # tiles under way at once, and one; of 2 bytes a value
 
 
 NORM_TABLE = {
     "instance_norm_fwd": (
-        NormRow(4096, 16384, 0.7),
-        NormRow(4096, 16384, 0.35),
-        NormRow(4096, 16384, 0.0),
-        NormRow(4096, 8192, 0.7),
-        NormRow(2048, 16384, 0.7),
+        NormRow(16384, 0.7, 8, 16, 2, 4),
+        NormRow(16384, 0.7, 8, 8, 4, 4),
+        NormRow(16384, 0.0, 8, 16, 2, 4),
+        NormRow(16384, 0.7, 16, 16, 2, 2),
+        NormRow(16384, 0.7, 4, 32, 1, 7),
     ),
     "instance_norm_bwd": (  # holds x, dy and the residual
-        NormRow(2048, 8192, 0.7),
-        NormRow(2048, 8192, 0.35),
-        NormRow(2048, 8192, 0.0),
-        NormRow(2048, 4096, 0.7),
-        NormRow(1024, 8192, 0.7),
+        NormRow(8192, 0.7, 4, 16, 2, 4),
+        NormRow(8192, 0.7, 4, 8, 4, 5),
+        NormRow(8192, 0.0, 4, 16, 2, 4),
+        NormRow(8192, 0.7, 4, 16, 2, 1),
+        NormRow(8192, 0.7, 8, 8, 2, 5),
     ),
 }
 LARGEST_TILE = 16384  # of these rows
@@ -135,6 +139,7 @@ class Plan(NamedTuple):
     splits: int  # programs that share a unit
     group: int  # units that go together
     num_warps: int
+    num_stages: int
 
     def units(self, n: int) -> int:
         return n * self.c_blocks
@@ -190,58 +195,67 @@ def plane_plan(x: Tensor, strides: Strides, row: NormRow, read: int = 1) -> Plan
     fast_c = _channels_last(strides)
     # Channels of one pixel that fill a sector, where they are neighbours in memory.
     narrow = min(power_of_2(c), SECTOR // x.element_size()) if fast_c else 1
-    if narrow * power_of_2(hw) <= row.whole:
+    # More than 16 values a thread only where they lie 16 bytes together, two in a register.
+    packed = x.element_size() == 2 and not fast_c and hw % 8 == 0
+    whole = row.whole if packed else min(row.whole, 16384)
+    if narrow * power_of_2(hw) <= whole:
         block_p = power_of_2(hw)
-        block_c = min(power_of_2(c), max(narrow, row.tile // block_p))
-        return _plan("whole", x, block_c, block_p, row)
-    # One program of many warps per multiprocessor, so that few units are under way.
-    at_a_time = multiprocessors(x.device) * read * narrow * hw * x.element_size()
-    if at_a_time <= l2 and _fill(n * ceil_div(c, narrow), x.device) >= MIN_FILL:
-        # 8 values a thread, backward 4 where addresses take registers, too. Backward, 4 everywhere
-        # would let two programs share a multiprocessor, and twice as many units be under way.
-        roomy = read > 1 and not fast_c and hw % 8 == 0
-        return _plan("looped", x, narrow, (4 if roomy else 2) * row.tile // narrow, row)
-    block_c = wide = min(power_of_2(c), 64) if fast_c else 1
+        tile = min(whole, 16384) // 4  # of 8 warps; smaller planes go together
+        block_c = min(power_of_2(c), max(narrow, tile // block_p))
+        return _plan("whole", x, row, block_c, block_p, 8 * block_c * block_p // tile)
     channel_bytes = read * hw * x.element_size()
+    tile = 32 * row.num_warps * row.values
+    for programs in () if fast_c else (row.programs, 1):  # fewer at a time, if only these fit
+        at_a_time = multiprocessors(x.device) * programs
+        if at_a_time * channel_bytes <= l2 and _fill(n * c, at_a_time) >= MIN_FILL:
+            num_warps = min(power_of_2(row.num_warps * row.programs // programs), 32)
+            row = row._replace(num_stages=1 + (row.num_stages - 1) * row.programs // programs)
+            return _plan("looped", x, row, 1, tile, num_warps)
+    block_c = wide = min(power_of_2(c), WIDE) if fast_c else 1
     while channel_bytes * min(block_c, c) > l2 and block_c > 2 * narrow:
         block_c //= 2  # memory comes in pieces of two sectors; narrower units may fit
     if channel_bytes * min(block_c, c) > l2:
         block_c = wide  # nothing fits
     fits = int(l2 // (channel_bytes * min(block_c, c)))
     group = max(fits, 1) if l2 else n * ceil_div(c, block_c)
-    return _plan("split", x, block_c, row.tile // block_c, row, group)
+    return _plan("split", x, row, block_c, max(tile // block_c, 1), row.num_warps, group)
 
 
 def one_pass_plan(x: Tensor, strides: Strides) -> Plan:
     """A split plan of one group, for ops that read `x` [N, C, H, W] once."""
-    tile = NORM_TABLE["instance_norm_fwd"][0].tile
-    plan = plane_plan(x, strides, NormRow(tile, tile, 0.0))
-    return plan._replace(kind="split")
+    row = NORM_TABLE["instance_norm_fwd"][0]
+    return plane_plan(x, strides, row._replace(whole=0, l2=0.0))
 
 
 def _plan(
     kind: Literal["whole", "looped", "split"],
     x: Tensor,
+    row: NormRow,
     block_c: int,
     block_p: int,
-    row: NormRow,
+    num_warps: int,
     group: int = 1 << 30,
 ) -> Plan:
     n, c, hw = x.shape[0], x.shape[1], x.shape[2] * x.shape[3]
     c_blocks = ceil_div(c, block_c)
     group = min(group, n * c_blocks)
     group = ceil_div(n * c_blocks, ceil_div(n * c_blocks, group))  # groups of the same size
-    splits = _splits(x, group, hw, block_p) if kind == "split" else 1
+    splits = 1
+    if kind == "split":  # one wave of programs, or two if these fill the chip better
+        slots = row.programs * multiprocessors(x.device)
+        waves = (max(slots // group, 1), max(2 * slots // group, 1))
+        splits = max(waves, key=lambda splits: round(_fill(splits * group, slots), 1))
+        splits = min(splits, ceil_div(hw, MIN_STEPS * block_p))
     chunk = ceil_div(ceil_div(hw, splits), block_p) * block_p
-    # Warps in proportion to the tile: 8 for a full one.
-    num_warps = 32 if kind == "looped" else min(max(8 * block_c * block_p // row.tile, 1), 32)
-    return Plan(kind, block_c, block_p, c_blocks, chunk, ceil_div(hw, chunk), group, num_warps)
+    num_warps = min(max(num_warps, 1), 32)
+    splits = ceil_div(hw, chunk)
+    num_stages = 1 + (row.num_stages - 1) * 2 // x.element_size()  # as many bytes in any type
+    return Plan(kind, block_c, block_p, c_blocks, chunk, splits, group, num_warps, num_stages)
 
 
-def _fill(programs: int, device: torch.device) -> float:
-    """The share of multiprocessors at work, on average, when each runs one program at a time."""
-    waves = ceil_div(programs, multiprocessors(device))
-    return programs / (waves * multiprocessors(device))
+def _fill(programs: int, at_a_time: int) -> float:
+    """The share of the chip that `programs` use, on average, if so many run at a time."""
+    return programs / (ceil_div(programs, at_a_time) * at_a_time)
 
 
 def _channels_last(strides: Strides) -> bool:
@@ -347,7 +361,7 @@ def conv_plan(x: Tensor, k: int) -> ConvRow:
     return row
 
 
-def _splits(x: Tensor, programs: int, hw: int, block_p: int, waves: int = WAVES) -> int:
+def _splits(x: Tensor, programs: int, hw: int, block_p: int, waves: int) -> int:
     """How many programs share the pixels, when there are `programs` others to fill the chip."""
     wanted = ceil_div(waves * multiprocessors(x.device), programs)
     return max(1, min(wanted, ceil_div(hw, MIN_STEPS * block_p)))
