@@ -107,7 +107,8 @@ REPAIR_BLOCKS = 32  # of 8 × 8 pixels, in a row, whose means a program takes
 REPAIR_CELLS = 128  # of 4 × 4 pixels, in a row, whose details a program finds
 REPAIR_PIXELS = 128  # one a thread, of each of four rows that a program repairs
 PIECE = 16  # bytes: the most that one instruction of a thread moves
-PIECES_TILE = 1024  # values that a program pads or blurs
+PIECES_TILE = 1024  # values that a program pads, blurs or pools
+POINTWISE_TILE = 2048  # values of which a program changes each by itself
 
 
 class Plan(NamedTuple):
@@ -294,6 +295,13 @@ def conv_plan(x: Tensor, k: int) -> ConvRow:
     """The plan for a convolution of tensors like `x` [N, C, H, W] to `k` channels."""
     row: ConvRow = autotune.fastest(conv_kernel(k), x, conv_rows(x, k))
     return row
+
+
+def chunks(x: Tensor, programs: int, pixels: int, block_p: int) -> tuple[int, int]:
+    """How many of the pixels a program takes, in steps of block_p, and how many share them."""
+    splits = _splits(x, programs, pixels, block_p, 2 * WAVES)  # small ones: all threads at work
+    chunk = ceil_div(ceil_div(pixels, splits), block_p) * block_p
+    return chunk, ceil_div(pixels, chunk)
 
 
 def _splits(x: Tensor, programs: int, hw: int, block_p: int, waves: int = WAVES) -> int:

@@ -8,6 +8,7 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from faststy.nn.convolution import convolve
 from faststy.nn.spectral_norm import SpectralNorm
 
 
@@ -26,9 +27,9 @@ class PatchDiscriminator(nn.Module):
         """As `Discriminator`, by `weights` in place of the convolutions' own."""
         biases = [conv.get_parameter("bias") for conv in self.convs]
         for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
-            x = F.leaky_relu(F.conv2d(x, weight, bias, stride=2, padding=1), 0.2)
+            x = convolve(x, weight, bias, "leaky_relu", stride=2, padding=1)
         # One score per style; a picture is judged as its own style only.
-        scores = F.conv2d(x, weights[-1], biases[-1], padding=1)
+        scores = convolve(x, weights[-1], biases[-1], padding=1)
         return (scores * style[:, :, None, None]).sum(1, keepdim=True)
 
 

@@ -13,11 +13,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from faststy import ops
 from faststy.errors import FaststyError
+from faststy.nn.convolution import convolve
+from faststy.ops.bias_activation import Activation
 
 WEIGHTS = Path(__file__).parent.parent / "assets" / "encoder.safetensors"
 FORMAT = 1
@@ -38,6 +40,13 @@ class _Conv2d(nn.Conv2d):
 
     def reset_parameters(self) -> None:
         pass
+
+    def forward(
+        self, x: Tensor, activation: Activation | None = None, pool: bool = False
+    ) -> Tensor:
+        """[N, C, H, W] to [N, K, H, W], or half the size with `pool`; see `convolve`."""
+        padding = self.kernel_size[0] // 2
+        return convolve(x, self.weight, self.bias, activation, padding=padding, pool=pool)
 
 
 class PerceptualEncoder(nn.Module):
@@ -87,17 +96,15 @@ class PerceptualEncoder(nn.Module):
         found: list[Tensor] = []
         x = x - self.mean
         for t, stage in enumerate(self.stages):
-            if t:  # the stage before left its last relu out: after pooling it is a quarter of work
-                x = F.relu_(F.max_pool2d(x, 2))
-            convs = list(stage.children())
-            for i, conv in enumerate(convs):
-                x = conv(x)
-                if i < max(len(convs) - 1, 1):
-                    x = F.relu_(x)
-                if i == 0:
-                    found.append(self.heads[t](x) if len(self.heads) else x)
-                    if len(found) == taps:
-                        return found
+            first, *others = stage.children()
+            x = first(x, "relu")
+            found.append(self.heads[t](x) if len(self.heads) else x)
+            if len(found) == taps:
+                break
+            for conv in others[:-1]:
+                x = conv(x, "relu")
+            # The last one's relu comes after pooling: a quarter of the work.
+            x = others[-1](x, "relu", pool=True) if others else ops.max_pool(x)
         return found
 
     def _check(self, x: Tensor) -> None:

@@ -9,7 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from faststy import ops
+from faststy.nn.convolution import convolve
 from faststy.nn.normalization import ConditionalInstanceNorm2d
+from faststy.ops.bias_activation import Activation
 
 SCALE = 4  # the generator's cell: one position of its feature maps stands for SCALE x SCALE pixels
 FINE_CHANNELS = 16  # at half the resolution, where strokes get their exact place
@@ -43,9 +45,9 @@ class ReflectedConv3x3(nn.Conv2d):
     def __init__(self, in_channels: int, out_channels: int, bias: bool = True) -> None:
         super().__init__(in_channels, out_channels, 3, padding=1, padding_mode="reflect", bias=bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[N, C, H, W] to [N, K, H, W]; as torch's, but for who pads."""
-        return F.conv2d(ops.reflection_pad(x), self.weight, self.bias)
+    def forward(self, x: Tensor, activation: Activation | None = None) -> Tensor:
+        """[N, C, H, W] to [N, K, H, W]; as torch's, but for who pads, and with an activation."""
+        return convolve(ops.reflection_pad(x), self.weight, self.bias, activation)
 
 
 def window(scale: int) -> Tensor:
@@ -111,7 +113,7 @@ class CellHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, K, h, w] to [N, C, h·scale, w·scale]."""
-        x = F.conv2d(ops.reflection_pad(x), *self.kernel())
+        x = convolve(ops.reflection_pad(x), *self.kernel())
         return ops.pixel_shuffle(x, self.scale)
 
 

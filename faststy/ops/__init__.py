@@ -3,6 +3,7 @@
 - `combined_loss`, `discriminator_loss`: all terms of the objective at once;
 - `gram`, `gram_loss`: Gram matrices and the relative distance between them;
 - `instance_norm`, `instance_statistics`: normalisation, affine, residual and activation in one;
+- `bias_activation`, `max_pool`: what follows convolutions that train;
 - `reflection_pad`, `pixel_shuffle`, `pixel_unshuffle`, `blur`: what nets do with pixels;
 - `from_pixels`, `to_pixels`: uint8 frames to tensors and back;
 - `conv3x3`, `upsample`, `blur_cells`, `repair_hints`, `repair_apply`: what painting takes beyond
@@ -13,12 +14,14 @@
 `faststy.ops.reference` holds the definitions in plain PyTorch.
 """
 
+from faststy.ops.bias_activation import bias_activation
 from faststy.ops.blur import blur
 from faststy.ops.combined_loss import TERMS, Losses, combined_loss, discriminator_loss
 from faststy.ops.conv3x3 import conv3x3
 from faststy.ops.dispatch import Implementation, implementations
 from faststy.ops.gram import gram, gram_loss
 from faststy.ops.instance_norm import instance_norm, instance_statistics
+from faststy.ops.max_pool import max_pool
 from faststy.ops.pixel_shuffle import pixel_shuffle, pixel_unshuffle
 from faststy.ops.pixels import from_pixels, to_pixels
 from faststy.ops.reflection_pad import reflection_pad
@@ -31,6 +34,7 @@ __all__ = [
     "Implementation",
     "Losses",
     "Tuned",
+    "bias_activation",
     "blur",
     "blur_cells",
     "combined_loss",
@@ -42,6 +46,7 @@ __all__ = [
     "implementations",
     "instance_norm",
     "instance_statistics",
+    "max_pool",
     "pixel_shuffle",
     "pixel_unshuffle",
     "reflection_pad",

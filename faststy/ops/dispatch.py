@@ -32,6 +32,8 @@ KERNELS: dict[str, str | None] = {
     "to_pixels": "faststy.kernels.pixels",
     "reflection_pad": "faststy.kernels.reflection_pad",
     "blur": "faststy.kernels.blur",
+    "bias_activation": "faststy.kernels.bias_activation",
+    "max_pool": "faststy.kernels.max_pool",
     "combined_loss": None,
     "discriminator_loss": None,
     "conv3x3": "faststy.kernels.conv3x3",

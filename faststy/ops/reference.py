@@ -233,6 +233,48 @@ def _activation_grad(g: Tensor, z: Tensor, activation: str) -> Tensor:
     return dz
 
 
+# --------------------------------------------------------------------------- after convolutions
+
+
+def bias_activation(x: Tensor, bias: Tensor, activation: str | None = None) -> Tensor:
+    """`activation(x + bias)`, a bias per channel."""
+    y = x.to(wide(x.dtype)) + bias.to(wide(x.dtype))[:, None, None]
+    return _activate(y, activation or "none").to(x.dtype)
+
+
+def bias_activation_fwd(x: Tensor, bias: Tensor, activation: str) -> Tensor:
+    return bias_activation(x, bias, activation).contiguous(memory_format=layout(x))
+
+
+def bias_activation_bwd(
+    dy: Tensor, y: Tensor | None, activation: str, bias: bool
+) -> tuple[Tensor, Tensor]:
+    """Gradients of x, empty without activation, and of the bias [C], empty if not asked for."""
+    g = dy.to(wide(dy.dtype))
+    dx = dy.new_empty(0)
+    if y is not None:  # which is positive where x + bias is
+        g = _activation_grad(g, y.to(g.dtype), activation)
+        dx = g.to(y.dtype).contiguous(memory_format=layout(y))
+    return dx, g.sum((0, 2, 3)) if bias else g.new_empty(0)
+
+
+def max_pool(x: Tensor) -> Tensor:
+    """`[N, C, H, W]` to `[N, C, H // 2, W // 2]`, the maxima of 2x2."""
+    return F.max_pool2d(x, 2)
+
+
+def max_pool_fwd(x: Tensor) -> Tensor:
+    return max_pool(x).contiguous(memory_format=layout(x))
+
+
+def max_pool_bwd(dy: Tensor, x: Tensor) -> Tensor:
+    _, places = F.max_pool2d(x, 2, return_indices=True)
+    dx: Tensor = torch.ops.aten.max_pool2d_with_indices_backward(
+        dy, x, [2, 2], [2, 2], [0, 0], [1, 1], False, places
+    )
+    return dx.contiguous(memory_format=layout(x))
+
+
 # --------------------------------------------------------------------------- pixels
 
 
