@@ -62,7 +62,7 @@ def _max_pool_bwd_kernel(
     C: tl.constexpr, V: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = (W + 1) // 2 * (C // V)
-    i_m, o, y, x, k = places(blocks, row, C, V, BLOCK)
+    i_m, _, y, x, k = places(blocks, row, C, V, BLOCK)
     o_v, inside = tl.arange(0, V)[None, :], y < (H + 1) // 2
     wide, tall = inside & (2 * x + 1 < W), inside & (2 * y + 1 < H)
     whole = (wide & tall)[:, None]

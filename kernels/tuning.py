@@ -108,6 +108,7 @@ REPAIR_CELLS = 128  # of 4 × 4 pixels, in a row, whose details a program finds
 REPAIR_PIXELS = 128  # one a thread, of each of four rows that a program repairs
 PIECE = 16  # bytes: the most that one instruction of a thread moves
 PIECES_TILE = 1024  # values that a program pads, blurs or pools
+AVERAGED_PIECES = 128  # of each of the 16 pixels of a cell that a program averages: one a thread
 POINTWISE_TILE = 2048  # values of which a program changes each by itself
 
 

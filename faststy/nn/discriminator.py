@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from faststy import ops
 from faststy.nn.convolution import convolve
 from faststy.nn.spectral_norm import SpectralNorm
 
@@ -49,10 +49,11 @@ class Discriminator(nn.Module):
         """
         x = x * 2 - 1
         normalised = [norm(w) for norm, w in zip(self.norms, self._weights(), strict=True)]
-        logits = []
+        logits, seen = [], [x]
         for scale, (judge, *weights) in enumerate(zip(self.scales, *normalised, strict=True)):
-            seen = x if scale == 0 else F.avg_pool2d(x, 2**scale)
-            logits.append(judge(seen, style, weights))
+            if scale == 1:  # not before: the order sets in which gradients of the picture add up
+                seen += ops.averages(x, len(self.scales) - 1)
+            logits.append(judge(seen[scale], style, weights))
         return logits
 
     def _weights(self) -> list[list[Tensor]]:

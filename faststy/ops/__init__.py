@@ -4,7 +4,8 @@
 - `gram`, `gram_loss`: Gram matrices and the relative distance between them;
 - `instance_norm`, `instance_statistics`: normalisation, affine, residual and activation in one;
 - `bias_activation`, `max_pool`: what follows convolutions that train;
-- `reflection_pad`, `pixel_shuffle`, `pixel_unshuffle`, `blur`: what nets do with pixels;
+- `reflection_pad`, `pixel_shuffle`, `pixel_unshuffle`, `blur`, `averages`: what nets do with
+  pixels;
 - `from_pixels`, `to_pixels`: uint8 frames to tensors and back;
 - `conv3x3`, `upsample`, `blur_cells`, `repair_hints`, `repair_apply`: what painting takes beyond
   those, without gradients;
@@ -14,6 +15,7 @@
 `faststy.ops.reference` holds the definitions in plain PyTorch.
 """
 
+from faststy.ops.averages import averages
 from faststy.ops.bias_activation import bias_activation
 from faststy.ops.blur import blur
 from faststy.ops.combined_loss import TERMS, Losses, combined_loss, discriminator_loss
@@ -34,6 +36,7 @@ __all__ = [
     "Implementation",
     "Losses",
     "Tuned",
+    "averages",
     "bias_activation",
     "blur",
     "blur_cells",

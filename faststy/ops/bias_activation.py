@@ -53,12 +53,11 @@ class _BiasActivation(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         (y,) = ctx.saved_tensors
         for_bias = ctx.needs_input_grad[1]
-        dx, dbias = dy, None
-        if y is not None or for_bias:
-            arguments = (dy, y, ctx.activation, for_bias)
-            masked, dbias = torch.ops.faststy.bias_activation_bwd(*arguments)
-            dx = dy if y is None else masked
-        return dx, dbias.to(ctx.dtype) if for_bias else None, None
+        if y is None and not for_bias:
+            return dy, None, None
+        arguments = (dy, y, ctx.activation, for_bias)
+        dx, dbias = torch.ops.faststy.bias_activation_bwd(*arguments)
+        return dy if y is None else dx, dbias.to(ctx.dtype) if for_bias else None, None
 
 
 def _fwd_fake(x: Tensor, bias: Tensor, activation: str) -> Tensor:

@@ -34,6 +34,7 @@ KERNELS: dict[str, str | None] = {
     "blur": "faststy.kernels.blur",
     "bias_activation": "faststy.kernels.bias_activation",
     "max_pool": "faststy.kernels.max_pool",
+    "averages": "faststy.kernels.averages",
     "combined_loss": None,
     "discriminator_loss": None,
     "conv3x3": "faststy.kernels.conv3x3",

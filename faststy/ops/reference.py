@@ -275,6 +275,26 @@ def max_pool_bwd(dy: Tensor, x: Tensor) -> Tensor:
     return dx.contiguous(memory_format=layout(x))
 
 
+def average(x: Tensor, scale: int) -> Tensor:
+    """`[N, C, H, W]` to `[N, C, H // scale, W // scale]`, the averages of scale x scale."""
+    return F.avg_pool2d(x, scale)
+
+
+def averages_fwd(x: Tensor) -> tuple[Tensor, Tensor]:
+    half, quarter = (average(x, s).contiguous(memory_format=layout(x)) for s in (2, 4))
+    return half, quarter
+
+
+def averages_bwd(
+    dhalf: Tensor, dquarter: Tensor, height: int, width: int, channels_last: bool
+) -> Tensor:
+    dx = dhalf.new_zeros((*dhalf.shape[:2], height, width), dtype=wide(dhalf.dtype))
+    for d, s in ((dhalf, 2), (dquarter, 4)):
+        spread = d.repeat_interleave(s, 2).repeat_interleave(s, 3) / s**2
+        dx[..., : spread.shape[2], : spread.shape[3]] += spread
+    return dx.to(dhalf.dtype).contiguous(memory_format=CHANNELS_LAST if channels_last else PLANAR)
+
+
 # --------------------------------------------------------------------------- pixels
 
 

@@ -27,6 +27,7 @@ from triton.runtime.jit import JITFunction  # noqa: E402
 
 from faststy.kernels import (  # noqa: E402
     autotune,
+    averages,
     bias_activation,
     blur,
     conv3x3,
@@ -243,6 +244,7 @@ def borders(shape: tuple[int, ...], dtype: torch.dtype, last: bool) -> None:
     x = meta(*shape, dtype=dtype, last=last)
     reflection_pad.reflection_pad_bwd(reflection_pad.reflection_pad_fwd(x, 1), 1, last)
     blur.blur_fwd(x)
+    averages.averages_bwd(*averages.averages_fwd(x), *shape[2:], last)
 
 
 def after_convolutions(shape: tuple[int, ...], dtype: torch.dtype, last: bool) -> None:
