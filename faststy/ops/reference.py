@@ -290,7 +290,7 @@ def averages_bwd(
 ) -> Tensor:
     dx = dhalf.new_zeros((*dhalf.shape[:2], height, width), dtype=wide(dhalf.dtype))
     for d, s in ((dhalf, 2), (dquarter, 4)):
-        spread = d.repeat_interleave(s, 2).repeat_interleave(s, 3) / s**2
+        spread = F.interpolate(d.to(dx.dtype), scale_factor=s, mode="nearest") / s**2
         dx[..., : spread.shape[2], : spread.shape[3]] += spread
     return dx.to(dhalf.dtype).contiguous(memory_format=CHANNELS_LAST if channels_last else PLANAR)
 
