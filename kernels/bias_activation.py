@@ -162,9 +162,8 @@ def _bias_grad(dy: Tensor, y: Tensor | None, dx: Tensor, activation: str) -> Ten
         num_warps=max(block_c * block_p // 256, 1),
     )  # fmt: skip
     dbias = part.new_empty(channels)
-    block_c = min(power_of_2(channels), 16)
-    block_s = min(power_of_2(parts), MERGE // block_c)
+    block_c = 16  # 64 bytes, two sectors, of each part
     _bias_merge_kernel[(ceil_div(channels, block_c),)](
-        part, dbias, parts, channels, BS=block_s, BC=block_c
+        part, dbias, parts, channels, BS=MERGE // block_c, BC=block_c
     )
     return dbias
