@@ -125,7 +125,10 @@ REPAIR_BLOCKS = 32  # of 8 × 8 pixels, in a row, whose means a program takes
 REPAIR_CELLS = 128  # of 4 × 4 pixels, in a row, whose details a program finds
 REPAIR_PIXELS = 128  # one a thread, of each of four rows that a program repairs
 PIECE = 16  # bytes: the most that one instruction of a thread moves
-PIECES_TILE = 1024  # values that a program pads or blurs
+PIECES_TILE = 1024  # values that a program pads, blurs or pools
+AVERAGED_PIECES = 128  # of each of the 16 pixels of a cell that a program averages: one a thread
+POINTWISE_TILE = 2048  # values of which a program changes each by itself
+BIAS_WAVES = 8  # programs per multiprocessor that sum up a gradient of a bias: small ones
 
 
 class Plan(NamedTuple):
@@ -361,10 +364,13 @@ def conv_plan(x: Tensor, k: int) -> ConvRow:
     return row
 
 
-def _splits(x: Tensor, programs: int, hw: int, block_p: int, waves: int) -> int:
-    """How many programs share the pixels, when there are `programs` others to fill the chip."""
-    wanted = ceil_div(waves * multiprocessors(x.device), programs)
-    return max(1, min(wanted, ceil_div(hw, MIN_STEPS * block_p)))
+def chunks(x: Tensor, programs: int, pixels: int, block_p: int) -> tuple[int, int]:
+    """How many of the pixels a program takes, in steps of block_p, and how many share them, where
+    there are `programs` others to fill the chip."""
+    wanted = ceil_div(BIAS_WAVES * multiprocessors(x.device), programs)
+    splits = max(1, min(wanted, ceil_div(pixels, MIN_STEPS * block_p)))
+    chunk = ceil_div(ceil_div(pixels, splits), block_p) * block_p
+    return chunk, ceil_div(pixels, chunk)
 
 
 @cache
