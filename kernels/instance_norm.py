@@ -117,18 +117,6 @@ def _activation_grad(z, dy, ACTIVATION: tl.constexpr):
 
 
 @triton.jit
-def _centered(x, mean, mask, PACKED: tl.constexpr):
-    """x − mean, [BC, BP] in float32; zero beyond the edges."""
-    if PACKED:
-        # A move the compiler cannot see through: it converts x of 2 bytes anew, two in a register,
-        # rather than keep all of it in float32.
-        x = tl.inline_asm_elementwise(
-            "mov.b32 $0, $1;", "=r,r", [x], dtype=x.dtype, is_pure=False, pack=2
-        )
-    return tl.where(mask, x.to(tl.float32) - mean[:, None], 0.0)
-
-
-@triton.jit
 def _instance_norm_whole_kernel(
     x_ptr, x_strides,  # [N, C, HW]
     residual_ptr, residual_strides,  # [N, C, HW] or None
@@ -137,7 +125,7 @@ def _instance_norm_whole_kernel(
     bias_ptr, bias_stride,  # the same
     mean_ptr, rstd_ptr,  # [N, C], written
     C, HW, c_blocks, eps,
-    ACTIVATION: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr, PACKED: tl.constexpr,
+    ACTIVATION: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0).to(tl.int64)
     i_n, i_c = pid // c_blocks, pid % c_blocks
@@ -145,20 +133,20 @@ def _instance_norm_whole_kernel(
     o_c = c0 + tl.arange(0, BC)
     mask = (o_c[:, None] < C) & (o_p[None, :] < HW)
 
-    x = tl.load(_at(x_ptr, x_strides, i_n, c0, 0, BC, BP), mask=mask, other=0)
-    mean = tl.sum(x.to(tl.float32), 1) / HW  # [BC]
-    centered = _centered(x, mean, mask, PACKED)
+    x = tl.load(_at(x_ptr, x_strides, i_n, c0, 0, BC, BP), mask=mask, other=0).to(tl.float32)
+    mean = tl.sum(x, 1) / HW  # [BC]
+    centered = tl.where(mask, x - mean[:, None], 0.0)  # [BC, BP]
     # What the sum was off by: 1e-7 of the mean, which in planes of one value is all there is.
     off = tl.sum(centered, 1) / HW
+    mean += off
     variance = tl.maximum(tl.sum(centered * centered, 1) / HW - off * off, 0.0)
     variance = tl.where(off == off, variance, off)  # the maximum drops NaN
     rstd = tl.rsqrt(variance + eps)
-    tl.store(mean_ptr + i_n * C + o_c, mean + off, mask=o_c < C)
+    tl.store(mean_ptr + i_n * C + o_c, mean, mask=o_c < C)
     tl.store(rstd_ptr + i_n * C + o_c, rstd, mask=o_c < C)
 
     weight = _per_channel(weight_ptr, weight_stride, i_n, o_c, C, 1.0)
     bias = _per_channel(bias_ptr, bias_stride, i_n, o_c, C, 0.0)
-    centered = _centered(x, mean, mask, PACKED)
     z = (centered - off[:, None]) * (rstd[:, None] * weight) + bias
     if residual_ptr is not None:
         z += tl.load(_at(residual_ptr, residual_strides, i_n, c0, 0, BC, BP), mask=mask, other=0)
@@ -580,9 +568,7 @@ def instance_norm_fwd(
         arguments = (*tensors, *parameters, *statistics, *_partial(x, plan))
         _split(plan, plan.steps(n), arguments, c, h * w, eps, activation)
         return y, mean, rstd
-    # More than 16 values a thread; the interpreter, on the CPU, knows no assembly.
-    packed = plan.block_c * plan.block_p > 16384 and x.device.type != "cpu"
-    kernel, options = _instance_norm_whole_kernel, {"PACKED": int(packed)}
+    kernel, options = _instance_norm_whole_kernel, {}
     if plan.kind == "looped":
         kernel, options = _instance_norm_looped_kernel, {"STAGES": plan.num_stages}
     kernel[(plan.units(n),)](

@@ -27,7 +27,7 @@ WIDE = 64  # channels of a pixel that a split program takes at once, where they 
 class NormRow(NamedTuple):
     """How instance normalisation is cut."""
 
-    whole: int  # values up to which a program holds planes, so that x is read once, not twice
+    whole: int  # values: up to here a program holds whole planes, so that x is read once, not twice
     l2: float  # the share of the L2 cache that planes fill between their two reads; 0: no grouping
     # Of planes that are read twice:
     values: int  # that a thread holds at once
@@ -198,12 +198,9 @@ def plane_plan(x: Tensor, strides: Strides, row: NormRow, read: int = 1) -> Plan
     fast_c = _channels_last(strides)
     # Channels of one pixel that fill a sector, where they are neighbours in memory.
     narrow = min(power_of_2(c), SECTOR // x.element_size()) if fast_c else 1
-    # More than 16 values a thread only where they lie 16 bytes together, two in a register.
-    packed = x.element_size() == 2 and not fast_c and hw % 8 == 0
-    whole = row.whole if packed else min(row.whole, 16384)
-    if narrow * power_of_2(hw) <= whole:
+    if narrow * power_of_2(hw) <= row.whole:
         block_p = power_of_2(hw)
-        tile = min(whole, 16384) // 4  # of 8 warps; smaller planes go together
+        tile = row.whole // 4  # of 8 warps; smaller planes go together
         block_c = min(power_of_2(c), max(narrow, tile // block_p))
         return _plan("whole", x, row, block_c, block_p, 8 * block_c * block_p // tile)
     channel_bytes = read * hw * x.element_size()
