@@ -107,8 +107,10 @@ RISING = Shapes(cuda=[(1, 16, 540, 960)], cpu=[(1, 16, 135, 240), (1, 16, 270, 4
 # Of 540p, and of 1080p: there eager's temporaries are so large that malloc gives them back to the
 # system each time, and new pages may take far longer than the arithmetic, as the machine likes.
 CELLS = Shapes(cuda=[(1, 12, 1080, 1920)], cpu=[(1, 12, 270, 480), (1, 12, 540, 960)])
-# What training at 256², batch 16, pads and blurs on CUDA; a CPU leaves both to torch.
+# What training at 256², batch 16, pads and blurs on CUDA; a CPU leaves that to torch.
 PADS = Shapes(cuda=[(16, 48, 64, 64), (16, 28, 128, 128)], cpu=[])
+# What follows the encoder's convolutions there.
+AFTER = Shapes(cuda=[(16, 16, 248, 248), (16, 80, 62, 62)], cpu=[])
 PICTURES = Shapes(cuda=[(16, 3, 256, 256)], cpu=[])
 
 
@@ -137,6 +139,10 @@ def loss_inputs(job: Job, device: torch.device) -> list[Any]:
     c = job.shape[1]
     noise = torch.randn(c, c, device=device) * 0.1
     return [features(job, device), (torch.eye(c, device=device) * 2 + noise + noise.T) / c]
+
+
+def bias_inputs(job: Job, device: torch.device) -> list[Any]:
+    return [features(job, device), torch.randn(job.shape[1], device=device).to(DTYPES[job.dtype])]
 
 
 def from_inputs(job: Job, device: torch.device) -> list[Any]:
@@ -214,6 +220,10 @@ def eager_pad(x: Tensor) -> Tensor:
     return F.pad(x, (1, 1, 1, 1), "reflect")
 
 
+def eager_bias(x: Tensor, bias: Tensor) -> Tensor:
+    return F.relu(x + bias[:, None, None])
+
+
 # --------------------------------------------------------------------------- bytes and operations
 
 
@@ -268,6 +278,18 @@ def pad_cost(job: Job) -> tuple[int, int]:
     return (1 + job.backward) * (_size(job) + padded), job.backward * _values(job)
 
 
+def bias_cost(job: Job) -> tuple[int, int]:
+    # x → y; y, dy → dx, and its sums
+    return (2 + 3 * job.backward) * _size(job), (2 + 2 * job.backward) * _values(job)
+
+
+def max_cost(job: Job) -> tuple[int, int]:
+    n, c, h, w = job.shape
+    pooled = n * c * (h // 2) * (w // 2)
+    moved = _size(job) + pooled * DTYPES[job.dtype].itemsize  # x → y; dy and the places → dx
+    return (1 + job.backward) * moved, 3 * pooled
+
+
 def picture_blur_cost(job: Job) -> tuple[int, int]:
     return (1 + job.backward) * 2 * _size(job), (1 + job.backward) * 12 * _values(job)
 
@@ -306,6 +328,18 @@ OPS = {
     ),
     "reflection_pad": Op(
         PADS, 1, gram_inputs, ops.reflection_pad, eager_pad, reference.reflection_pad, pad_cost
+    ),
+    "bias+relu": Op(
+        AFTER,
+        2,
+        bias_inputs,
+        lambda x, b: ops.bias_activation(x, b, "relu"),
+        eager_bias,
+        lambda x, b: reference.bias_activation(x, b, "relu"),
+        bias_cost,
+    ),
+    "max_pool": Op(
+        AFTER, 1, gram_inputs, ops.max_pool, reference.max_pool, reference.max_pool, max_cost
     ),
     "blur": Op(
         PICTURES, 1, gram_inputs, ops.blur, reference.blur, reference.blur, picture_blur_cost

@@ -10,7 +10,7 @@ A *unit* is BC channels of one sample: whole planes. There are three plans (tuni
 
     whole    a program holds a unit in registers: one launch, every tensor moves once.
     looped   a program goes through its unit twice, tile by tile: one launch. What runs at a time
-             fits into the L2 cache, where the second pass finds x.
+             fits into the L2 cache, where the second pass finds x. Planar only.
     split    large or few units: `splits` programs share one, each takes a `chunk` of pixels. Units
              go in groups that fit into L2. A launch leaves partial sums of one group and, in other
              programs, finishes the group before, of which it finds x in L2:
@@ -19,6 +19,7 @@ A *unit* is BC channels of one sample: whole planes. There are three plans (tuni
                  launch 1   group 0 finished     sums of group 1
                  launch 2   group 1 finished     sums of group 2 …
 
+Loops have `STAGES` − 1 tiles under way: Triton copies them to shared memory ahead of their use.
 Launches follow each other on the stream, and nothing waits inside a kernel. Every program that
 finishes merges the partial sums of its unit anew, always in the same order: a few KB out of L2, and
 deterministic. What will be read again is loaded as evict_last; the last read and the results are
@@ -54,11 +55,19 @@ LEAKY_SLOPE = tl.constexpr(0.2)
 
 
 @triton.jit
-def _unit(pid, first, units, c_blocks):
-    """Sample, block of channels and split of program `pid` among those on `units` units from the
-    first on; channels of a pixel run side by side."""
-    unit = first + pid % units
-    return unit // c_blocks, unit % c_blocks, pid // units
+def _task(pid, first, finished, summed, c_blocks, splits):
+    """Sample, block of channels, split, and whether to finish it: what program `pid` is to do with
+    `finished` units from the first on and `summed` ones after them.
+
+    Units run side by side: channels of a pixel, and those that write beside those that read.
+    """
+    unit = pid % (finished + summed)
+    i_s = pid // (finished + summed)
+    finishes = unit < finished
+    if finishes:
+        i_s = splits - 1 - i_s  # begin with what was read last: it is still in L2
+    unit += first
+    return unit // c_blocks, unit % c_blocks, i_s, finishes
 
 
 @triton.jit
@@ -146,7 +155,8 @@ def _instance_norm_whole_kernel(
 
 @triton.jit
 def _chunk_stats(
-    x_ptr, x_strides, i_n, c0, start, end, C, BC: tl.constexpr, BP: tl.constexpr
+    x_ptr, x_strides, i_n, c0, start, end, C,
+    BC: tl.constexpr, BP: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Mean and sum of squared deviations [BC] over pixels start … end − 1."""
     o_c, o_p = c0 + tl.arange(0, BC), tl.arange(0, BP)
@@ -155,7 +165,7 @@ def _chunk_stats(
     b_mean = tl.zeros([BC, BP], tl.float32)
     b_m2 = tl.zeros([BC, BP], tl.float32)
     steps = 0.0
-    for p0 in range(start, end, BP):
+    for p0 in tl.range(start, end, BP, num_stages=STAGES):
         mask = (o_c[:, None] < C) & (o_p[None, :] < end - p0)
         at = _at(x_ptr, x_strides, i_n, c0, p0, BC, BP)
         x = tl.load(at, mask=mask, other=0, eviction_policy="evict_last").to(tl.float32)
@@ -178,22 +188,22 @@ def _merged_stats(
     mean_ptr, m2_ptr, i_n, o_c, C, HW, splits, chunk, eps, BC: tl.constexpr, BS: tl.constexpr
 ):
     """Mean and rstd [BC] of planes from those of their chunks, again after Chan."""
-    # Relative to the first chunk's, so that equal means give just that.
+    # Relative to the first chunk's, so that equal means give just that; and what cancels below is
+    # no more than that chunk's own share in the variance times the number of chunks.
     first = tl.load(mean_ptr + i_n * splits * C + o_c, mask=o_c < C, other=0)
-    mean = first
-    for s0 in range(0, splits, BS):
-        o_s, o_in, mask = _chunks(i_n, s0, o_c, C, splits, BS)
-        pixels = tl.minimum(chunk, HW - o_s * chunk).to(tl.float32)[:, None]  # [BS, 1]
-        deviation = tl.load(mean_ptr + o_in, mask=mask, other=0) - first[None, :]
-        mean += tl.sum(tl.where(mask, deviation * (pixels / HW), 0.0), 0)
+    shift = tl.zeros([BC], tl.float32)
     m2 = tl.zeros([BC], tl.float32)
     for s0 in range(0, splits, BS):
         o_s, o_in, mask = _chunks(i_n, s0, o_c, C, splits, BS)
-        pixels = tl.minimum(chunk, HW - o_s * chunk).to(tl.float32)[:, None]
-        deviation = tl.load(mean_ptr + o_in, mask=mask, other=0) - mean[None, :]
+        pixels = tl.minimum(chunk, HW - o_s * chunk).to(tl.float32)[:, None]  # [BS, 1]
         b_m2 = tl.load(m2_ptr + o_in, mask=mask, other=0)
-        m2 += tl.sum(tl.where(mask, b_m2 + deviation * deviation * pixels, 0.0), 0)
-    return mean, tl.rsqrt(m2 / HW + eps)
+        deviation = tl.load(mean_ptr + o_in, mask=mask, other=0) - first[None, :]
+        deviation = tl.where(mask, deviation, 0.0)
+        shift += tl.sum(deviation * (pixels / HW), 0)
+        m2 += tl.sum(b_m2 + deviation * deviation * pixels, 0)
+    variance = m2 / HW - shift * shift
+    variance = tl.where(variance < 0, 0.0, variance)  # a maximum would drop NaN
+    return first + shift, tl.rsqrt(variance + eps)
 
 
 @triton.jit
@@ -210,12 +220,12 @@ def _normalise_chunk(
     weight_ptr, weight_stride, bias_ptr, bias_stride,
     mean, rstd,  # [BC]
     i_n, c0, start, end, C,
-    ACTIVATION: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr,
+    ACTIVATION: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     o_c, o_p = c0 + tl.arange(0, BC), tl.arange(0, BP)
     scale = rstd[:, None] * _per_channel(weight_ptr, weight_stride, i_n, o_c, C, 1.0)  # [BC, 1]
     bias = _per_channel(bias_ptr, bias_stride, i_n, o_c, C, 0.0)
-    for p0 in range(start, end, BP):
+    for p0 in tl.range(start, end, BP, num_stages=STAGES):
         mask = (o_c[:, None] < C) & (o_p[None, :] < end - p0)
         at = _at(x_ptr, x_strides, i_n, c0, p0, BC, BP)
         x = tl.load(at, mask=mask, other=0, eviction_policy="evict_first").to(tl.float32)
@@ -236,20 +246,20 @@ def _instance_norm_looped_kernel(
     bias_ptr, bias_stride,  # the same
     mean_ptr, rstd_ptr,  # [N, C], written
     C, HW, c_blocks, eps,
-    ACTIVATION: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr,
+    ACTIVATION: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0).to(tl.int64)
     i_n, i_c = pid // c_blocks, pid % c_blocks
     c0 = i_c * BC
     o_c = c0 + tl.arange(0, BC)
-    mean, m2 = _chunk_stats(x_ptr, x_strides, i_n, c0, 0, HW, C, BC, BP)
+    mean, m2 = _chunk_stats(x_ptr, x_strides, i_n, c0, 0, HW, C, BC, BP, STAGES)
     rstd = tl.rsqrt(m2 / HW + eps)
     tl.store(mean_ptr + i_n * C + o_c, mean, mask=o_c < C)
     tl.store(rstd_ptr + i_n * C + o_c, rstd, mask=o_c < C)
     _normalise_chunk(
         x_ptr, x_strides, residual_ptr, residual_strides, y_ptr, y_strides,
         weight_ptr, weight_stride, bias_ptr, bias_stride,
-        mean, rstd, i_n, c0, 0, HW, C, ACTIVATION, BC, BP,
+        mean, rstd, i_n, c0, 0, HW, C, ACTIVATION, BC, BP, STAGES,
     )  # fmt: skip
 
 
@@ -265,15 +275,16 @@ def _instance_norm_split_kernel(
     part_mean_ptr, part_m2_ptr,  # [N, splits, C] or None: means and M2 of chunks
     first, finished, summed,  # units: `finished` from the first on, `summed` from there on
     C, HW, c_blocks, splits, chunk, eps,
-    ACTIVATION: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr, BS: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    BC: tl.constexpr, BP: tl.constexpr, BS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0).to(tl.int64)
-    if pid < finished * splits:
+    i_n, i_c, i_s, finishes = _task(pid, first, finished, summed, c_blocks, splits)
+    c0 = i_c * BC
+    o_c = c0 + tl.arange(0, BC)
+    start, end = i_s * chunk, tl.minimum((i_s + 1) * chunk, HW)
+    if finishes:
         if y_ptr is not None:
-            i_n, i_c, i_s = _unit(pid, first, finished, c_blocks)
-            i_s = splits - 1 - i_s  # begin with what was read last: it is still in L2
-            c0 = i_c * BC
-            o_c = c0 + tl.arange(0, BC)
             if part_mean_ptr is None:
                 mean = tl.load(mean_ptr + i_n * mean_stride + o_c, mask=o_c < C, other=0)  # [BC]
                 rstd = tl.load(rstd_ptr + i_n * rstd_stride + o_c, mask=o_c < C, other=0)
@@ -284,21 +295,17 @@ def _instance_norm_split_kernel(
                 if i_s == 0:
                     tl.store(mean_ptr + i_n * mean_stride + o_c, mean, mask=o_c < C)
                     tl.store(rstd_ptr + i_n * rstd_stride + o_c, rstd, mask=o_c < C)
-            start, end = i_s * chunk, tl.minimum((i_s + 1) * chunk, HW)
             _normalise_chunk(
                 x_ptr, x_strides, residual_ptr, residual_strides, y_ptr, y_strides,
                 weight_ptr, weight_stride, bias_ptr, bias_stride,
                 mean, rstd, i_n, c0, start, end, C, ACTIVATION, BC, BP,
+                STAGES,
             )  # fmt: skip
     elif part_mean_ptr is not None:
-        i_n, i_c, i_s = _unit(pid - finished * splits, first + finished, summed, c_blocks)
-        c0 = i_c * BC
-        o_out = (i_n * splits + i_s) * C + c0 + tl.arange(0, BC)
-        start, end = i_s * chunk, tl.minimum((i_s + 1) * chunk, HW)
-        mean, m2 = _chunk_stats(x_ptr, x_strides, i_n, c0, start, end, C, BC, BP)
-        mask = c0 + tl.arange(0, BC) < C
-        tl.store(part_mean_ptr + o_out, mean, mask=mask)
-        tl.store(part_m2_ptr + o_out, m2, mask=mask)
+        mean, m2 = _chunk_stats(x_ptr, x_strides, i_n, c0, start, end, C, BC, BP, STAGES)
+        o_out = (i_n * splits + i_s) * C + o_c
+        tl.store(part_mean_ptr + o_out, mean, mask=o_c < C)
+        tl.store(part_m2_ptr + o_out, m2, mask=o_c < C)
 
 
 @triton.jit
@@ -322,29 +329,41 @@ def _merge_kernel(
 # With x̂ = (x − mean)·rstd, z = x̂·weight + bias + residual and g = dy·activation'(z):
 #     dresidual = g,  dbias = Σ g,  dweight = Σ g·x̂,
 #     dx = rstd·weight·(g − dbias/HW − x̂·dweight/HW)       (fixed statistics: the first term only)
-# x̂ and z are recomputed: that costs a few multiplications, storing them would cost a pass.
+# x − mean and z are recomputed: that costs a few multiplications, storing them would cost a pass.
+# In channels_last a thread holds the parameters of its 8 channels: rstd stays out of the loops.
 
 
 @triton.jit
-def _g_and_normalised(
+def _parameters(
+    mean_ptr, rstd_ptr, weight_ptr, weight_stride, bias_ptr, bias_stride, i_n, o_c, C
+):  # fmt: skip
+    """mean, rstd, rstd·weight and bias, [BC, 1] each."""
+    mean = _per_channel(mean_ptr, C, i_n, o_c, C, 0.0)
+    rstd = _per_channel(rstd_ptr, C, i_n, o_c, C, 0.0)
+    scale = rstd * _per_channel(weight_ptr, weight_stride, i_n, o_c, C, 1.0)
+    return mean, rstd, scale, _per_channel(bias_ptr, bias_stride, i_n, o_c, C, 0.0)
+
+
+@triton.jit
+def _g_and_centered(
     dy_ptr, dy_strides, x_ptr, x_strides, residual_ptr, residual_strides,
-    mean, rstd, weight, bias,  # [BC, 1]
+    mean, scale, bias,  # [BC, 1]
     i_n, c0, p0, mask,
     ACTIVATION: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr, EVICT: tl.constexpr,
 ):  # fmt: skip
-    """g and x̂, [BC, BP] each; zero beyond the edges."""
+    """g and x − mean, [BC, BP] each; zero beyond the edges."""
     at = _at(x_ptr, x_strides, i_n, c0, p0, BC, BP)
     x = tl.load(at, mask=mask, other=0, eviction_policy=EVICT).to(tl.float32)
     at = _at(dy_ptr, dy_strides, i_n, c0, p0, BC, BP)
     dy = tl.load(at, mask=mask, other=0, eviction_policy=EVICT).to(tl.float32)
-    normalised = tl.where(mask, (x - mean) * rstd, 0.0)
+    centered = tl.where(mask, x - mean, 0.0)
     if ACTIVATION == "none":
-        return dy, normalised
-    z = normalised * weight + bias
+        return dy, centered
+    z = centered * scale + bias
     if residual_ptr is not None:
         at = _at(residual_ptr, residual_strides, i_n, c0, p0, BC, BP)
         z += tl.load(at, mask=mask, other=0, eviction_policy=EVICT)
-    return _activation_grad(z, dy, ACTIVATION), normalised
+    return _activation_grad(z, dy, ACTIVATION), centered
 
 
 @triton.jit
@@ -366,72 +385,74 @@ def _instance_norm_whole_bwd_kernel(
     c0, o_p = i_c * BC, tl.arange(0, BP)
     o_c = c0 + tl.arange(0, BC)
     mask = (o_c[:, None] < C) & (o_p[None, :] < HW)
-    mean = _per_channel(mean_ptr, C, i_n, o_c, C, 0.0)
-    rstd = _per_channel(rstd_ptr, C, i_n, o_c, C, 0.0)
-    weight = _per_channel(weight_ptr, weight_stride, i_n, o_c, C, 1.0)
-    bias = _per_channel(bias_ptr, bias_stride, i_n, o_c, C, 0.0)
+    mean, rstd, scale, bias = _parameters(
+        mean_ptr, rstd_ptr, weight_ptr, weight_stride, bias_ptr, bias_stride, i_n, o_c, C
+    )
 
-    g, normalised = _g_and_normalised(
+    g, centered = _g_and_centered(
         dy_ptr, dy_strides, x_ptr, x_strides, residual_ptr, residual_strides,
-        mean, rstd, weight, bias, i_n, c0, 0, mask, ACTIVATION, BC, BP, "",
+        mean, scale, bias, i_n, c0, 0, mask, ACTIVATION, BC, BP, "",
     )  # fmt: skip
     dbias = tl.sum(g, 1)  # [BC]
-    dweight = tl.sum(g * normalised, 1)
+    dweight = tl.sum(g * centered, 1) * tl.ravel(rstd)
     tl.store(dbias_ptr + i_n * C + o_c, dbias, mask=o_c < C)
     tl.store(dweight_ptr + i_n * C + o_c, dweight, mask=o_c < C)
 
     if dresidual_ptr is not None:
         tl.store(_at(dresidual_ptr, dresidual_strides, i_n, c0, 0, BC, BP), g, mask=mask)
     if not FIXED:
-        g -= (dbias / HW)[:, None] + normalised * (dweight / HW)[:, None]
-    tl.store(_at(dx_ptr, dx_strides, i_n, c0, 0, BC, BP), g * (rstd * weight), mask=mask)
+        g -= (dbias / HW)[:, None] + centered * (rstd * (dweight / HW)[:, None])
+    tl.store(_at(dx_ptr, dx_strides, i_n, c0, 0, BC, BP), g * scale, mask=mask)
 
 
 @triton.jit
 def _chunk_sums(
     dy_ptr, dy_strides, x_ptr, x_strides, residual_ptr, residual_strides,
-    mean, rstd, weight, bias,  # [BC, 1]
+    mean, rstd, scale, bias,  # [BC, 1]
     i_n, c0, start, end, C,
-    ACTIVATION: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr,
+    ACTIVATION: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Shares of dweight and dbias, [BC] each, of pixels start … end − 1."""
     o_c, o_p = c0 + tl.arange(0, BC), tl.arange(0, BP)
     b_dweight = tl.zeros([BC, BP], tl.float32)
     b_dbias = tl.zeros([BC, BP], tl.float32)
-    for p0 in range(start, end, BP):
+    for p0 in tl.range(start, end, BP, num_stages=STAGES):
         mask = (o_c[:, None] < C) & (o_p[None, :] < end - p0)
-        g, normalised = _g_and_normalised(
+        g, centered = _g_and_centered(
             dy_ptr, dy_strides, x_ptr, x_strides, residual_ptr, residual_strides,
-            mean, rstd, weight, bias, i_n, c0, p0, mask, ACTIVATION, BC, BP, "evict_last",
+            mean, scale, bias, i_n, c0, p0, mask, ACTIVATION, BC, BP, "evict_last",
         )  # fmt: skip
-        b_dweight += g * normalised
+        b_dweight += g * centered
         b_dbias += g
-    return tl.sum(b_dweight, 1), tl.sum(b_dbias, 1)
+    return tl.sum(b_dweight, 1) * tl.ravel(rstd), tl.sum(b_dbias, 1)
 
 
 @triton.jit
 def _chunk_grads(
     dy_ptr, dy_strides, x_ptr, x_strides, residual_ptr, residual_strides,
     dx_ptr, dx_strides, dresidual_ptr, dresidual_strides,
-    mean, rstd, weight, bias,  # [BC, 1]
+    mean, rstd, scale, bias,  # [BC, 1]
     dweight, dbias,  # [BC]
     i_n, c0, start, end, C, HW,
-    ACTIVATION: tl.constexpr, FIXED: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr,
+    ACTIVATION: tl.constexpr, FIXED: tl.constexpr,
+    BC: tl.constexpr, BP: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     o_c, o_p = c0 + tl.arange(0, BC), tl.arange(0, BP)
-    for p0 in range(start, end, BP):
+    offset = (dbias / HW)[:, None]  # [BC, 1]
+    slope = rstd * (dweight / HW)[:, None]
+    for p0 in tl.range(start, end, BP, num_stages=STAGES):
         mask = (o_c[:, None] < C) & (o_p[None, :] < end - p0)
-        g, normalised = _g_and_normalised(
+        g, centered = _g_and_centered(
             dy_ptr, dy_strides, x_ptr, x_strides, residual_ptr, residual_strides,
-            mean, rstd, weight, bias, i_n, c0, p0, mask, ACTIVATION, BC, BP, "evict_first",
+            mean, scale, bias, i_n, c0, p0, mask, ACTIVATION, BC, BP, "evict_first",
         )  # fmt: skip
         if dresidual_ptr is not None:
             at = _at(dresidual_ptr, dresidual_strides, i_n, c0, p0, BC, BP)
             tl.store(at, g, mask=mask, eviction_policy="evict_first")
         if not FIXED:
-            g -= (dbias / HW)[:, None] + normalised * (dweight / HW)[:, None]
+            g -= offset + centered * slope
         at = _at(dx_ptr, dx_strides, i_n, c0, p0, BC, BP)
-        tl.store(at, g * (rstd * weight), mask=mask, eviction_policy="evict_first")
+        tl.store(at, g * scale, mask=mask, eviction_policy="evict_first")
 
 
 @triton.jit
@@ -446,27 +467,27 @@ def _instance_norm_looped_bwd_kernel(
     mean_ptr, rstd_ptr,  # [N, C]
     dweight_ptr, dbias_ptr,  # [N, C], written
     C, HW, c_blocks,
-    ACTIVATION: tl.constexpr, FIXED: tl.constexpr, BC: tl.constexpr, BP: tl.constexpr,
+    ACTIVATION: tl.constexpr, FIXED: tl.constexpr,
+    BC: tl.constexpr, BP: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0).to(tl.int64)
     i_n, i_c = pid // c_blocks, pid % c_blocks
     c0 = i_c * BC
     o_c = c0 + tl.arange(0, BC)
-    mean = _per_channel(mean_ptr, C, i_n, o_c, C, 0.0)
-    rstd = _per_channel(rstd_ptr, C, i_n, o_c, C, 0.0)
-    weight = _per_channel(weight_ptr, weight_stride, i_n, o_c, C, 1.0)
-    bias = _per_channel(bias_ptr, bias_stride, i_n, o_c, C, 0.0)
+    mean, rstd, scale, bias = _parameters(
+        mean_ptr, rstd_ptr, weight_ptr, weight_stride, bias_ptr, bias_stride, i_n, o_c, C
+    )
     dweight, dbias = _chunk_sums(
         dy_ptr, dy_strides, x_ptr, x_strides, residual_ptr, residual_strides,
-        mean, rstd, weight, bias, i_n, c0, 0, HW, C, ACTIVATION, BC, BP,
+        mean, rstd, scale, bias, i_n, c0, 0, HW, C, ACTIVATION, BC, BP, STAGES,
     )  # fmt: skip
     tl.store(dweight_ptr + i_n * C + o_c, dweight, mask=o_c < C)
     tl.store(dbias_ptr + i_n * C + o_c, dbias, mask=o_c < C)
     _chunk_grads(
         dy_ptr, dy_strides, x_ptr, x_strides, residual_ptr, residual_strides,
         dx_ptr, dx_strides, dresidual_ptr, dresidual_strides,
-        mean, rstd, weight, bias, dweight, dbias, i_n, c0, 0, HW, C, HW,
-        ACTIVATION, FIXED, BC, BP,
+        mean, rstd, scale, bias, dweight, dbias, i_n, c0, 0, HW, C, HW,
+        ACTIVATION, FIXED, BC, BP, STAGES,
     )  # fmt: skip
 
 
@@ -485,22 +506,16 @@ def _instance_norm_split_bwd_kernel(
     first, finished, summed,  # units: `finished` from the first on, `summed` from there on
     C, HW, c_blocks, splits, chunk,
     ACTIVATION: tl.constexpr, FIXED: tl.constexpr,
-    BC: tl.constexpr, BP: tl.constexpr, BS: tl.constexpr,
+    BC: tl.constexpr, BP: tl.constexpr, BS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0).to(tl.int64)
-    finishes = pid < finished * splits
-    if finishes:
-        i_n, i_c, i_s = _unit(pid, first, finished, c_blocks)
-        i_s = splits - 1 - i_s  # begin with what was read last: it is still in L2
-    else:
-        i_n, i_c, i_s = _unit(pid - finished * splits, first + finished, summed, c_blocks)
+    i_n, i_c, i_s, finishes = _task(pid, first, finished, summed, c_blocks, splits)
     c0 = i_c * BC
     o_c = c0 + tl.arange(0, BC)
     start, end = i_s * chunk, tl.minimum((i_s + 1) * chunk, HW)
-    mean = _per_channel(mean_ptr, C, i_n, o_c, C, 0.0)
-    rstd = _per_channel(rstd_ptr, C, i_n, o_c, C, 0.0)
-    weight = _per_channel(weight_ptr, weight_stride, i_n, o_c, C, 1.0)
-    bias = _per_channel(bias_ptr, bias_stride, i_n, o_c, C, 0.0)
+    mean, rstd, scale, bias = _parameters(
+        mean_ptr, rstd_ptr, weight_ptr, weight_stride, bias_ptr, bias_stride, i_n, o_c, C
+    )
 
     if finishes:
         dweight = tl.zeros([BC], tl.float32)
@@ -515,13 +530,13 @@ def _instance_norm_split_bwd_kernel(
         _chunk_grads(
             dy_ptr, dy_strides, x_ptr, x_strides, residual_ptr, residual_strides,
             dx_ptr, dx_strides, dresidual_ptr, dresidual_strides,
-            mean, rstd, weight, bias, dweight, dbias, i_n, c0, start, end, C, HW,
-            ACTIVATION, FIXED, BC, BP,
+            mean, rstd, scale, bias, dweight, dbias, i_n, c0, start, end, C, HW,
+            ACTIVATION, FIXED, BC, BP, STAGES,
         )  # fmt: skip
     else:
         dweight, dbias = _chunk_sums(
             dy_ptr, dy_strides, x_ptr, x_strides, residual_ptr, residual_strides,
-            mean, rstd, weight, bias, i_n, c0, start, end, C, ACTIVATION, BC, BP,
+            mean, rstd, scale, bias, i_n, c0, start, end, C, ACTIVATION, BC, BP, STAGES,
         )  # fmt: skip
         o_out = (i_n * splits + i_s) * C + o_c
         tl.store(part_dweight_ptr + o_out, dweight, mask=o_c < C)
@@ -553,10 +568,13 @@ def instance_norm_fwd(
         arguments = (*tensors, *parameters, *statistics, *_partial(x, plan))
         _split(plan, plan.steps(n), arguments, c, h * w, eps, activation)
         return y, mean, rstd
-    kernel = {"whole": _instance_norm_whole_kernel, "looped": _instance_norm_looped_kernel}
-    kernel[plan.kind][(plan.units(n),)](
+    kernel, options = _instance_norm_whole_kernel, {}
+    if plan.kind == "looped":
+        kernel, options = _instance_norm_looped_kernel, {"STAGES": plan.num_stages}
+    kernel[(plan.units(n),)](
         *tensors, *parameters, mean, rstd, c, h * w, plan.c_blocks, eps,
-        ACTIVATION=activation, BC=plan.block_c, BP=plan.block_p, num_warps=plan.num_warps,
+        ACTIVATION=activation, BC=plan.block_c, BP=plan.block_p, **options,
+        num_warps=plan.num_warps,
     )  # fmt: skip
     return y, mean, rstd
 
@@ -575,7 +593,7 @@ def instance_norm_stats(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     mean, rstd = (x.new_empty((n, c), dtype=torch.float32) for _ in range(2))
     _merge_kernel[(plan.units(n),)](
         *partial, mean, rstd, c, pixels, plan.c_blocks, plan.splits, plan.chunk, eps,
-        BC=plan.block_c, BS=_merge_block(plan),
+        BC=plan.block_c, BS=_merge_block(plan), num_warps=plan.num_warps,
     )  # fmt: skip
     return mean, rstd
 
@@ -639,14 +657,16 @@ def instance_norm_bwd(
         for step in plan.steps(n):
             _instance_norm_split_bwd_kernel[plan.programs(step)](
                 *arguments, *partial, *step, c, h * w, plan.c_blocks, plan.splits, plan.chunk,
-                BS=_merge_block(plan), **options,
+                BS=_merge_block(plan), STAGES=plan.num_stages, **options,
             )  # fmt: skip
+    elif plan.kind == "looped":
+        _instance_norm_looped_bwd_kernel[(plan.units(n),)](
+            *arguments, c, h * w, plan.c_blocks, STAGES=plan.num_stages, **options
+        )
     else:
-        kernel = {
-            "whole": _instance_norm_whole_bwd_kernel,
-            "looped": _instance_norm_looped_bwd_kernel,
-        }
-        kernel[plan.kind][(plan.units(n),)](*arguments, c, h * w, plan.c_blocks, **options)
+        _instance_norm_whole_bwd_kernel[(plan.units(n),)](
+            *arguments, c, h * w, plan.c_blocks, **options
+        )
     return dx, x.new_empty(0) if dresidual is None else dresidual, dweight, dbias
 
 
@@ -663,7 +683,7 @@ def _split(
         _instance_norm_split_kernel[plan.programs(step)](
             *arguments, *step, c, hw, plan.c_blocks, plan.splits, plan.chunk, eps,
             ACTIVATION=activation, BC=plan.block_c, BP=plan.block_p, BS=_merge_block(plan),
-            num_warps=plan.num_warps,
+            STAGES=plan.num_stages, num_warps=plan.num_warps,
         )  # fmt: skip
 
 
@@ -674,8 +694,8 @@ def _partial(x: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
 
 
 def _merge_block(plan: Plan) -> int:
-    """Splits that are merged at a time: a tile of at most 1024 partial results."""
-    block: int = min(power_of_2(plan.splits), max(1024 // plan.block_c, 1))
+    """Splits that are merged at a time: 8 partial results a thread, as many of the other kind."""
+    block: int = min(power_of_2(plan.splits), max(256 * plan.num_warps // plan.block_c, 1))
     return block
 
 

@@ -18,34 +18,38 @@ from faststy.kernels import autotune
 Strides = tuple[int, int, int]
 Step = tuple[int, int, int]  # of a split plan: first unit, how many are finished, how many summed
 
-WAVES = 4  # programs per multiprocessor that a split aims at
 MIN_STEPS = 4  # tiles per program that make a split worth its partial sums
 MIN_FILL = 0.75  # of the multiprocessors that must have work, on average, without a split
 SECTOR = 32  # bytes: the smallest piece of memory that is read at once
+WIDE = 64  # channels of a pixel that a split program takes at once, where they are neighbours
 
 
 class NormRow(NamedTuple):
     """How instance normalisation is cut."""
 
-    tile: int  # pixels · channels that a program holds in registers at once
-    whole: int  # up to here a program holds whole planes, so that x is read once, not twice
+    whole: int  # values: up to here a program holds whole planes, so that x is read once, not twice
     l2: float  # the share of the L2 cache that planes fill between their two reads; 0: no grouping
+    # Of planes that are read twice:
+    values: int  # that a thread holds at once
+    num_warps: int
+    programs: int  # per multiprocessor
+    num_stages: int  # tiles under way at once, and one; of 2 bytes a value
 
 
 NORM_TABLE = {
     "instance_norm_fwd": (
-        NormRow(4096, 16384, 0.7),
-        NormRow(4096, 16384, 0.35),
-        NormRow(4096, 16384, 0.0),
-        NormRow(4096, 8192, 0.7),
-        NormRow(2048, 16384, 0.7),
+        NormRow(16384, 0.7, 8, 16, 2, 4),
+        NormRow(16384, 0.7, 8, 8, 4, 4),
+        NormRow(16384, 0.0, 8, 16, 2, 4),
+        NormRow(16384, 0.7, 16, 16, 2, 2),
+        NormRow(16384, 0.7, 4, 32, 1, 7),
     ),
     "instance_norm_bwd": (  # holds x, dy and the residual
-        NormRow(2048, 8192, 0.7),
-        NormRow(2048, 8192, 0.35),
-        NormRow(2048, 8192, 0.0),
-        NormRow(2048, 4096, 0.7),
-        NormRow(1024, 8192, 0.7),
+        NormRow(8192, 0.7, 4, 16, 2, 4),
+        NormRow(8192, 0.7, 4, 8, 4, 5),
+        NormRow(8192, 0.0, 4, 16, 2, 4),
+        NormRow(8192, 0.7, 4, 16, 2, 1),
+        NormRow(8192, 0.7, 8, 8, 2, 5),
     ),
 }
 LARGEST_TILE = 16384  # of these rows
@@ -61,15 +65,29 @@ class GramRow(NamedTuple):
     waves: int  # programs per multiprocessor that a split aims at
 
 
-# By the largest C that a row serves. Forward few waves, as each leaves a matrix of partial sums.
-GRAM_TABLE = (
-    (16, GramRow(16, 128, 4, 4, 2)),
-    (32, GramRow(32, 128, 4, 4, 2)),
-    (64, GramRow(64, 128, 4, 3, 2)),
-    (1 << 30, GramRow(128, 32, 8, 4, 2)),
+# By the largest C that a row serves. A wider tile reads x less often, and leaves fewer programs.
+GRAM_FORWARD = (
+    (64, GramRow(64, 64, 4, 4, 2)),  # groups of pixels fill it where there are fewer channels
+    (128, GramRow(128, 32, 8, 4, 2)),
+    (1 << 30, GramRow(64, 64, 4, 3, 2)),
 )
-GRAM_UNALIGNED = GramRow(64, 32, 8, 1, 2)
-GRAM_MANY_BACKWARD = GramRow(64, 32, 8, 2, 2)
+GRAM_FLOAT32 = (  # forward: products of three parts take registers
+    (16, GramRow(16, 128, 4, 4, 4)),
+    (32, GramRow(32, 128, 4, 4, 2)),
+    (64, GramRow(64, 64, 8, 3, 2)),
+    (1 << 30, GramRow(64, 32, 8, 4, 2)),
+)
+GRAM_BACKWARD = (
+    (16, GramRow(16, 128, 4, 4, 8)),
+    (32, GramRow(32, 128, 4, 4, 4)),
+    (64, GramRow(64, 128, 4, 3, 3)),
+    (128, GramRow(128, 64, 8, 3, 2)),
+    (256, GramRow(64, 32, 4, 3, 2)),
+    (1 << 30, GramRow(128, 128, 8, 3, 1)),
+)
+GRAM_UNALIGNED = ((16, GramRow(16, 64, 4, 4, 4)), (1 << 30, GramRow(64, 32, 8, 1, 2)))
+GRAM_WIDE_BACKWARD = GramRow(64, 32, 8, 2, 2)  # where factors have 4 bytes
+LAUNCH = 8 << 20  # bytes that are moved in the time that one more launch takes
 
 
 class ConvRow(NamedTuple):
@@ -107,7 +125,10 @@ REPAIR_BLOCKS = 32  # of 8 × 8 pixels, in a row, whose means a program takes
 REPAIR_CELLS = 128  # of 4 × 4 pixels, in a row, whose details a program finds
 REPAIR_PIXELS = 128  # one a thread, of each of four rows that a program repairs
 PIECE = 16  # bytes: the most that one instruction of a thread moves
-PIECES_TILE = 1024  # values that a program pads or blurs
+PIECES_TILE = 1024  # values that a program pads, blurs or pools
+AVERAGED_PIECES = 128  # of each of the 16 pixels of a cell that a program averages: one a thread
+POINTWISE_TILE = 2048  # values of which a program changes each by itself
+BIAS_WAVES = 8  # programs per multiprocessor that sum up a gradient of a bias: small ones
 
 
 class Plan(NamedTuple):
@@ -121,6 +142,7 @@ class Plan(NamedTuple):
     splits: int  # programs that share a unit
     group: int  # units that go together
     num_warps: int
+    num_stages: int
 
     def units(self, n: int) -> int:
         return n * self.c_blocks
@@ -140,9 +162,11 @@ class GramPlan(NamedTuple):
     """How [C, C] is cut into tiles, and the sum over H·W into splits."""
 
     block_c: int
+    block_k: int  # backward: channels a step
     block_p: int
+    groups: int  # of pixels that stand for further channels: see gram.py
     c_blocks: int
-    chunk: int
+    chunk: int  # pixels of one program, of each group
     splits: int
     num_warps: int
     num_stages: int
@@ -176,56 +200,62 @@ def plane_plan(x: Tensor, strides: Strides, row: NormRow, read: int = 1) -> Plan
     narrow = min(power_of_2(c), SECTOR // x.element_size()) if fast_c else 1
     if narrow * power_of_2(hw) <= row.whole:
         block_p = power_of_2(hw)
-        block_c = min(power_of_2(c), max(narrow, row.tile // block_p))
-        return _plan("whole", x, block_c, block_p, row)
-    # One program of many warps per multiprocessor, so that few units are under way.
-    at_a_time = multiprocessors(x.device) * read * narrow * hw * x.element_size()
-    if at_a_time <= l2 and _fill(n * ceil_div(c, narrow), x.device) >= MIN_FILL:
-        # 8 values a thread, backward 4 where addresses take registers, too. Backward, 4 everywhere
-        # would let two programs share a multiprocessor, and twice as many units be under way.
-        roomy = read > 1 and not fast_c and hw % 8 == 0
-        return _plan("looped", x, narrow, (4 if roomy else 2) * row.tile // narrow, row)
-    block_c = wide = min(power_of_2(c), 64) if fast_c else 1
+        tile = row.whole // 4  # of 8 warps; smaller planes go together
+        block_c = min(power_of_2(c), max(narrow, tile // block_p))
+        return _plan("whole", x, row, block_c, block_p, 8 * block_c * block_p // tile)
     channel_bytes = read * hw * x.element_size()
+    tile = 32 * row.num_warps * row.values
+    for programs in () if fast_c else (row.programs, 1):  # fewer at a time, if only these fit
+        at_a_time = multiprocessors(x.device) * programs
+        if at_a_time * channel_bytes <= l2 and _fill(n * c, at_a_time) >= MIN_FILL:
+            num_warps = min(power_of_2(row.num_warps * row.programs // programs), 32)
+            row = row._replace(num_stages=1 + (row.num_stages - 1) * row.programs // programs)
+            return _plan("looped", x, row, 1, tile, num_warps)
+    block_c = wide = min(power_of_2(c), WIDE) if fast_c else 1
     while channel_bytes * min(block_c, c) > l2 and block_c > 2 * narrow:
         block_c //= 2  # memory comes in pieces of two sectors; narrower units may fit
     if channel_bytes * min(block_c, c) > l2:
         block_c = wide  # nothing fits
     fits = int(l2 // (channel_bytes * min(block_c, c)))
     group = max(fits, 1) if l2 else n * ceil_div(c, block_c)
-    return _plan("split", x, block_c, row.tile // block_c, row, group)
+    return _plan("split", x, row, block_c, max(tile // block_c, 1), row.num_warps, group)
 
 
 def one_pass_plan(x: Tensor, strides: Strides) -> Plan:
     """A split plan of one group, for ops that read `x` [N, C, H, W] once."""
-    tile = NORM_TABLE["instance_norm_fwd"][0].tile
-    plan = plane_plan(x, strides, NormRow(tile, tile, 0.0))
-    return plan._replace(kind="split")
+    row = NORM_TABLE["instance_norm_fwd"][0]
+    return plane_plan(x, strides, row._replace(whole=0, l2=0.0))
 
 
 def _plan(
     kind: Literal["whole", "looped", "split"],
     x: Tensor,
+    row: NormRow,
     block_c: int,
     block_p: int,
-    row: NormRow,
+    num_warps: int,
     group: int = 1 << 30,
 ) -> Plan:
     n, c, hw = x.shape[0], x.shape[1], x.shape[2] * x.shape[3]
     c_blocks = ceil_div(c, block_c)
     group = min(group, n * c_blocks)
     group = ceil_div(n * c_blocks, ceil_div(n * c_blocks, group))  # groups of the same size
-    splits = _splits(x, group, hw, block_p) if kind == "split" else 1
+    splits = 1
+    if kind == "split":  # one wave of programs, or two if these fill the chip better
+        slots = row.programs * multiprocessors(x.device)
+        waves = (max(slots // group, 1), max(2 * slots // group, 1))
+        splits = max(waves, key=lambda splits: round(_fill(splits * group, slots), 1))
+        splits = min(splits, ceil_div(hw, MIN_STEPS * block_p))
     chunk = ceil_div(ceil_div(hw, splits), block_p) * block_p
-    # Warps in proportion to the tile: 8 for a full one.
-    num_warps = 32 if kind == "looped" else min(max(8 * block_c * block_p // row.tile, 1), 32)
-    return Plan(kind, block_c, block_p, c_blocks, chunk, ceil_div(hw, chunk), group, num_warps)
+    num_warps = min(max(num_warps, 1), 32)
+    splits = ceil_div(hw, chunk)
+    num_stages = 1 + (row.num_stages - 1) * 2 // x.element_size()  # as many bytes in any type
+    return Plan(kind, block_c, block_p, c_blocks, chunk, splits, group, num_warps, num_stages)
 
 
-def _fill(programs: int, device: torch.device) -> float:
-    """The share of multiprocessors at work, on average, when each runs one program at a time."""
-    waves = ceil_div(programs, multiprocessors(device))
-    return programs / (waves * multiprocessors(device))
+def _fill(programs: int, at_a_time: int) -> float:
+    """The share of the chip that `programs` use, on average, if so many run at a time."""
+    return programs / (ceil_div(programs, at_a_time) * at_a_time)
 
 
 def _channels_last(strides: Strides) -> bool:
@@ -235,13 +265,17 @@ def _channels_last(strides: Strides) -> bool:
 def gram_rows(x: Tensor, backward: bool = False) -> tuple[GramRow, ...]:
     """The rows for `x` [N, C, H, W]: the default, and what autotune also measures."""
     c, hw = x.shape[1], x.shape[2] * x.shape[3]
-    row = next(row for limit, row in GRAM_TABLE if c <= limit)
+    table: tuple[tuple[int, GramRow], ...] = GRAM_BACKWARD
+    if not backward:
+        table = GRAM_FLOAT32 if x.element_size() == 4 else GRAM_FORWARD
+    row = next(row for limit, row in table if c <= limit)
+    groups = 1 if backward else _groups(x, row.block_c)
     # Addresses of unaligned values take registers, and a matrix of gradients shared memory too.
-    if c > 16 and (c % 16 or hw % 16):
-        row = GRAM_UNALIGNED
-    elif backward and c > (128 if x.dtype == torch.bfloat16 else 64):
-        row = GRAM_MANY_BACKWARD
-    rows = [row, row._replace(waves=1), row._replace(waves=4)]
+    if (c * groups if x.stride(1) < x.stride(3) else hw // groups) % 16:
+        row = next(row for limit, row in GRAM_UNALIGNED if c <= limit)
+    elif backward and c > 64 and x.dtype != torch.bfloat16:
+        row = GRAM_WIDE_BACKWARD
+    rows = [row, row._replace(waves=max(row.waves // 2, 1)), row._replace(waves=2 * row.waves)]
     if row.num_stages > 2 and x.element_size() == 2:  # in float32 these spill
         rows.append(row._replace(num_stages=2))
     if row.block_p > 32 and x.element_size() == 2:
@@ -252,7 +286,8 @@ def gram_rows(x: Tensor, backward: bool = False) -> tuple[GramRow, ...]:
 def gram_plan(x: Tensor, backward: bool = False) -> GramPlan:
     """The plan for products of channels of `x` [N, C, H, W], summed over pixels.
 
-    Backward, the same tiles are factors, and the pixels need no sum.
+    Backward, the pixels need no sum, and block_k channels are summed at a time: all, where a row of
+    blocks of the matrix fits into shared memory and stays there.
     """
     n, c, hw = x.shape[0], x.shape[1], x.shape[2] * x.shape[3]
     kernel = "gram_bwd" if backward else "gram_fwd"
@@ -260,15 +295,45 @@ def gram_plan(x: Tensor, backward: bool = False) -> GramPlan:
     block_c, block_p, num_warps, num_stages, waves = row
     if x.element_size() == 4:
         block_p //= 2  # keeps the shared memory the same
+    groups = 1 if backward else _groups(x, block_c)
+    c, hw = c * groups, hw // groups
     c_blocks = ceil_div(c, block_c)
+    whole = c <= (256 if x.dtype == torch.bfloat16 and num_stages > 1 else 64)
+    block_k = max(power_of_2(c), 16) if whole else 64
     if backward:
-        wanted = ceil_div(2 * waves * multiprocessors(x.device), n * c_blocks)
-        splits = min(wanted, ceil_div(hw, block_p))
+        wanted = waves * multiprocessors(x.device) // max(n * c_blocks, 1)
+        splits = max(min(wanted, ceil_div(hw, block_p)), 1)
     else:
-        tiles = c_blocks * (c_blocks + 1) // 2
-        splits = _splits(x, n * tiles, hw, block_p, waves)
+        tiles = n * c_blocks * (c_blocks + 1) // 2
+        full = waves * multiprocessors(x.device) / max(tiles, 1)
+        side = min(block_c, c)
+        read = tiles * side * hw * x.element_size() * (1 if c_blocks == 1 else 2)
+        most = min(full, ceil_div(hw, MIN_STEPS * block_p))
+        splits = _gram_splits(read * full, 8 * tiles * side**2, most, LAUNCH * (groups == 1))
     chunk = ceil_div(ceil_div(hw, splits), block_p) * block_p
-    return GramPlan(block_c, block_p, c_blocks, chunk, ceil_div(hw, chunk), num_warps, num_stages)
+    splits = ceil_div(hw, chunk)
+    return GramPlan(
+        block_c, block_k, block_p, groups, c_blocks, chunk, splits, num_warps, num_stages
+    )
+
+
+def _groups(x: Tensor, block_c: int) -> int:
+    """How many groups of pixels can stand for further channels, so that they fill a tile."""
+    groups = block_c // power_of_2(x.shape[1])
+    dense = x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)
+    return groups if groups > 1 and dense and x.shape[2] * x.shape[3] % groups == 0 else 1
+
+
+def _gram_splits(read: float, partial: int, most: float, launch: int) -> int:
+    """How many programs share the pixels of a tile: what takes the least time, counted in bytes.
+
+    `read` / splits stand for reading x, `partial` · splits for partial sums, written and read, and
+    `launch` for the one more that these need. At `most` splits the chip is full.
+    """
+    splits = int(min(most, (read / max(partial, 1)) ** 0.5))
+    if splits < 2 or read / splits + partial * splits + launch > read:
+        return 1
+    return splits
 
 
 def conv_kernel(k: int) -> str:
@@ -296,10 +361,13 @@ def conv_plan(x: Tensor, k: int) -> ConvRow:
     return row
 
 
-def _splits(x: Tensor, programs: int, hw: int, block_p: int, waves: int = WAVES) -> int:
-    """How many programs share the pixels, when there are `programs` others to fill the chip."""
-    wanted = ceil_div(waves * multiprocessors(x.device), programs)
-    return max(1, min(wanted, ceil_div(hw, MIN_STEPS * block_p)))
+def chunks(x: Tensor, programs: int, pixels: int, block_p: int) -> tuple[int, int]:
+    """How many of the pixels a program takes, in steps of block_p, and how many share them, where
+    there are `programs` others to fill the chip."""
+    wanted = ceil_div(BIAS_WAVES * multiprocessors(x.device), programs)
+    splits = max(1, min(wanted, ceil_div(pixels, MIN_STEPS * block_p)))
+    chunk = ceil_div(ceil_div(pixels, splits), block_p) * block_p
+    return chunk, ceil_div(pixels, chunk)
 
 
 @cache

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from faststy import ops
 from faststy.nn.spectral_norm import SpectralNorm
 
 
@@ -26,9 +26,9 @@ class PatchDiscriminator(nn.Module):
         """As `Discriminator`, by `weights` in place of the convolutions' own."""
         biases = [conv.get_parameter("bias") for conv in self.convs]
         for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
-            x = F.leaky_relu(F.conv2d(x, weight, bias, stride=2, padding=1), 0.2)
+            x = ops.convolve(x, weight, bias, "leaky_relu", stride=2, padding=1)
         # One score per style; a picture is judged as its own style only.
-        scores = F.conv2d(x, weights[-1], biases[-1], padding=1)
+        scores = ops.convolve(x, weights[-1], biases[-1], padding=1)
         return (scores * style[:, :, None, None]).sum(1, keepdim=True)
 
 
@@ -48,10 +48,11 @@ class Discriminator(nn.Module):
         """
         x = x * 2 - 1
         normalised = [norm(w) for norm, w in zip(self.norms, self._weights(), strict=True)]
-        logits = []
+        logits, seen = [], [x]
         for scale, (judge, *weights) in enumerate(zip(self.scales, *normalised, strict=True)):
-            seen = x if scale == 0 else F.avg_pool2d(x, 2**scale)
-            logits.append(judge(seen, style, weights))
+            if scale == 1:  # not before: the order sets in which gradients of the picture add up
+                seen += ops.averages(x, len(self.scales) - 1)
+            logits.append(judge(seen[scale], style, weights))
         return logits
 
     def _weights(self) -> list[list[Tensor]]:

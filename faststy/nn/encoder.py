@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
@@ -40,14 +39,18 @@ class _Conv2d(nn.Conv2d):
     def reset_parameters(self) -> None:
         pass
 
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.convolve(x, self.weight, self.bias)
+
 
 class _Conv3x3(_Conv2d):
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(in_channels, out_channels, 3, padding=1)
 
-    def forward(self, x: Tensor, relu: bool = False) -> Tensor:
+    def forward(self, x: Tensor, pool: bool = False) -> Tensor:
+        """[N, C, H, W] to the positive part of [N, K, H, W], or of half the size with `pool`."""
         assert self.bias is not None
-        return ops.frozen_conv3x3(x, self.weight, self.bias, relu=relu)
+        return ops.frozen_conv3x3(x, self.weight, self.bias, relu=True, pool=pool)
 
 
 class PerceptualEncoder(nn.Module):
@@ -97,19 +100,14 @@ class PerceptualEncoder(nn.Module):
         found: list[Tensor] = []
         x = x - self.mean
         for t, stage in enumerate(self.stages):
-            if t:
-                x = F.max_pool2d(x, 2)
-            # A stage's last relu comes after pooling, when it is a quarter of the work; but where
-            # it comes with the convolution it is none.
-            if t and not x.is_cuda:
-                x = F.relu_(x)
-            convs = list(stage.children())
-            for i, conv in enumerate(convs):
-                x = conv(x, relu=x.is_cuda or i < max(len(convs) - 1, 1))
-                if i == 0:
-                    found.append(self.heads[t](x) if len(self.heads) else x)
-                    if len(found) == taps:
-                        return found
+            first, *others = stage.children()
+            x = first(x)
+            found.append(self.heads[t](x) if len(self.heads) else x)
+            if len(found) == taps:
+                break
+            for conv in others[:-1]:
+                x = conv(x)
+            x = others[-1](x, pool=True) if others else ops.max_pool(x)
         return found
 
     def _check(self, x: Tensor) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from faststy import ops
 from faststy.nn.normalization import ConditionalInstanceNorm2d
+from faststy.ops.bias_activation import Activation
 
 SCALE = 4  # the generator's cell: one position of its feature maps stands for SCALE x SCALE pixels
 FINE_CHANNELS = 16  # at half the resolution, where strokes get their exact place
@@ -43,9 +44,9 @@ class ReflectedConv3x3(nn.Conv2d):
     def __init__(self, in_channels: int, out_channels: int, bias: bool = True) -> None:
         super().__init__(in_channels, out_channels, 3, padding=1, padding_mode="reflect", bias=bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[N, C, H, W] to [N, K, H, W]; as torch's, but sooner."""
-        return ops.reflected_conv3x3(x, self.weight, self.bias)
+    def forward(self, x: Tensor, activation: Activation | None = None) -> Tensor:
+        """[N, C, H, W] to [N, K, H, W]; as torch's, but sooner, and with an activation."""
+        return ops.reflected_conv3x3(x, self.weight, self.bias, activation)
 
 
 def window(scale: int) -> Tensor:

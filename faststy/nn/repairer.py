@@ -52,8 +52,8 @@ class Repairer(nn.Module):
         h = F.leaky_relu(self.stem(torch.cat([painted, photo], dim=1) * 2 - 1), 0.2)
         hints = structure(painted_detail, photo_detail)
         h = torch.cat([h, hints.to(h.dtype, memory_format=layout(h))], dim=1)
-        h = F.leaky_relu(self.body1(h), 0.2)
-        h = h + F.leaky_relu(self.body2(h), 0.2)
+        h = self.body1(h, "leaky_relu")
+        h = h + self.body2(h, "leaky_relu")
         # All smooth: what is fine in the residual comes from the pictures, and there is no grid.
         out = F.interpolate(self.head(h), scale_factor=SCALE, mode="bilinear", align_corners=False)[
             ..., :height, :width

@@ -1,8 +1,8 @@
 """3x3 convolutions of nets in training: of a net that learns, and of one that does not.
 
 On a GPU the extension takes few channels in half precision (csrc/conv3x3_cuda.cu): cuDNN fills its
-tiles badly with these, and pads, adds biases and activates in passes of their own. Everything else
-is torch's.
+tiles badly with these, and pads, adds biases and activates in passes of their own. All others are
+torch's, with what follows in one pass of Triton's.
 """
 
 from __future__ import annotations
@@ -10,25 +10,30 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from faststy.ops import checks
 from faststy.ops.autograd import once_differentiable
+from faststy.ops.bias_activation import Activation, bias_activation
+from faststy.ops.convolution import activate_, convolve
 from faststy.ops.dispatch import HALVES, by_extension, define
+from faststy.ops.max_pool import max_pool
 from faststy.ops.reference import CHANNELS_LAST, PLANAR
 from faststy.ops.reflection_pad import reflection_pad
 
 MOST = 64  # channels, on either side
 
 
-def reflected_conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`conv2d(pad(x, 1, "reflect"), weight, bias)`, in the precision of autocast where that is on.
+def reflected_conv3x3(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: Activation | None = None
+) -> Tensor:
+    """`activation(conv2d(pad(x, 1, "reflect"), weight, bias))`, in the precision of autocast if on.
 
     Args:
         x: [N, C, H, W] float16, bfloat16, float32 or float64, H and W at least 2.
         weight: [K, C, 3, 3].
         bias: [K].
+        activation: "relu", "leaky_relu" (slope 0.2) or None.
 
     Returns:
         [N, K, H, W]; differentiable, where the extension computes it once.
@@ -43,13 +48,20 @@ def reflected_conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> 
     if x.is_cuda and torch.is_autocast_enabled("cuda"):
         dtype = torch.get_autocast_dtype("cuda")
     if dtype != torch.bfloat16 or not _fits(x, weight, True):
-        return F.conv2d(reflection_pad(x), weight, bias)
+        return convolve(reflection_pad(x), weight, bias, activation)
     x = x.to(dtype, memory_format=CHANNELS_LAST)
-    return _ReflectedConv3x3.apply(x, weight, bias)  # type: ignore[no-any-return, no-untyped-call]
+    if bias is not None and activation is not None:  # one pass after it, there and back
+        y = _ReflectedConv3x3.apply(x, weight, None)  # type: ignore[no-untyped-call]
+        return bias_activation(y, bias, activation)
+    y = _ReflectedConv3x3.apply(x, weight, bias)  # type: ignore[no-untyped-call]
+    return activate_(y, activation)
 
 
-def frozen_conv3x3(x: Tensor, weight: Tensor, bias: Tensor, *, relu: bool = False) -> Tensor:
-    """`conv2d(x, weight, bias, padding=1)`, then its positive part if `relu`; `x` alone learns.
+def frozen_conv3x3(
+    x: Tensor, weight: Tensor, bias: Tensor, *, relu: bool = False, pool: bool = False
+) -> Tensor:
+    """`conv2d(x, weight, bias, padding=1)`, maxima of 2x2 of it if `pool`, then the positive part
+    if `relu`; `x` alone learns.
 
     Args:
         x: [N, C, H, W] float16, bfloat16, float32 or float64; converted to the dtype of the weights
@@ -58,17 +70,18 @@ def frozen_conv3x3(x: Tensor, weight: Tensor, bias: Tensor, *, relu: bool = Fals
         bias: [K] in the dtype of the weights, likewise.
 
     Returns:
-        [N, K, H, W]; differentiable with respect to `x`, where the extension computes it once.
+        [N, K, H, W], or half the size; differentiable with respect to `x`, where the extension
+        computes it once.
 
     Raises:
         TypeError, ValueError: a wrong dtype, rank, shape or device.
     """
     _check(x, weight, bias)
     if weight.dtype not in HALVES or not _fits(x, weight, False):
-        y = F.conv2d(x, weight, bias, padding=1)
-        return F.relu_(y) if relu else y
+        return convolve(x, weight, bias, "relu" if relu else None, padding=1, pool=pool)
     x = x.to(weight.dtype, memory_format=CHANNELS_LAST)
-    return _FrozenConv3x3.apply(x, weight, bias, relu)  # type: ignore[no-any-return, no-untyped-call]
+    y: Tensor = _FrozenConv3x3.apply(x, weight, bias, relu)  # type: ignore[no-untyped-call]
+    return max_pool(y) if pool else y
 
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
@@ -115,7 +128,8 @@ class _ReflectedConv3x3(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             dw = torch.ops.faststy.conv3x3_train_weight_grad(dy, x).to(ctx.dtypes[0])
         if ctx.needs_input_grad[2]:
-            db = dy.sum((0, 2, 3), dtype=torch.float32).to(ctx.dtypes[1])
+            _, db = torch.ops.faststy.bias_activation_bwd(dy, None, "none", True)
+            db = db.to(ctx.dtypes[1])
         return dx, dw, db
 
 

@@ -233,6 +233,68 @@ def _activation_grad(g: Tensor, z: Tensor, activation: str) -> Tensor:
     return dz
 
 
+# --------------------------------------------------------------------------- after convolutions
+
+
+def bias_activation(x: Tensor, bias: Tensor, activation: str | None = None) -> Tensor:
+    """`activation(x + bias)`, a bias per channel."""
+    y = x.to(wide(x.dtype)) + bias.to(wide(x.dtype))[:, None, None]
+    return _activate(y, activation or "none").to(x.dtype)
+
+
+def bias_activation_fwd(x: Tensor, bias: Tensor, activation: str) -> Tensor:
+    return bias_activation(x, bias, activation).contiguous(memory_format=layout(x))
+
+
+def bias_activation_bwd(
+    dy: Tensor, y: Tensor | None, activation: str, bias: bool
+) -> tuple[Tensor, Tensor]:
+    """Gradients of x, empty without activation, and of the bias [C], empty if not asked for."""
+    g = dy.to(wide(dy.dtype))
+    dx = dy.new_empty(0)
+    if y is not None:  # which is positive where x + bias is
+        g = _activation_grad(g, y.to(g.dtype), activation)
+        dx = g.to(y.dtype).contiguous(memory_format=layout(y))
+    return dx, g.sum((0, 2, 3)) if bias else g.new_empty(0)
+
+
+def max_pool(x: Tensor) -> Tensor:
+    """`[N, C, H, W]` to `[N, C, H // 2, W // 2]`, the maxima of 2x2."""
+    return F.max_pool2d(x, 2)
+
+
+def max_pool_fwd(x: Tensor) -> Tensor:
+    return max_pool(x).contiguous(memory_format=layout(x))
+
+
+def max_pool_bwd(dy: Tensor, x: Tensor) -> Tensor:
+    _, places = F.max_pool2d(x, 2, return_indices=True)
+    dx: Tensor = torch.ops.aten.max_pool2d_with_indices_backward(
+        dy, x, [2, 2], [2, 2], [0, 0], [1, 1], False, places
+    )
+    return dx.contiguous(memory_format=layout(x))
+
+
+def average(x: Tensor, scale: int) -> Tensor:
+    """`[N, C, H, W]` to `[N, C, H // scale, W // scale]`, the averages of scale x scale."""
+    return F.avg_pool2d(x, scale)
+
+
+def averages_fwd(x: Tensor) -> tuple[Tensor, Tensor]:
+    half, quarter = (average(x, s).contiguous(memory_format=layout(x)) for s in (2, 4))
+    return half, quarter
+
+
+def averages_bwd(
+    dhalf: Tensor, dquarter: Tensor, height: int, width: int, channels_last: bool
+) -> Tensor:
+    dx = dhalf.new_zeros((*dhalf.shape[:2], height, width), dtype=wide(dhalf.dtype))
+    for d, s in ((dhalf, 2), (dquarter, 4)):
+        spread = F.interpolate(d.to(dx.dtype), scale_factor=s, mode="nearest") / s**2
+        dx[..., : spread.shape[2], : spread.shape[3]] += spread
+    return dx.to(dhalf.dtype).contiguous(memory_format=CHANNELS_LAST if channels_last else PLANAR)
+
+
 # --------------------------------------------------------------------------- pixels
 
 

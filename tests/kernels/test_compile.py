@@ -27,10 +27,13 @@ from triton.runtime.jit import JITFunction  # noqa: E402
 
 from faststy.kernels import (  # noqa: E402
     autotune,
+    averages,
+    bias_activation,
     blur,
     conv3x3,
     gram,
     instance_norm,
+    max_pool,
     pixels,
     reflection_pad,
     repair,
@@ -165,6 +168,9 @@ GRAM_SHAPES = [
     (1, 128, 40, 40),
     (1, 512, 32, 32),
     (1, 131, 9, 9),
+    (64, 80, 62, 62),
+    (64, 160, 31, 31),
+    (4, 3, 40, 40),
     (1, 63, 9, 9),
     (1, 27, 9, 9),
     (1, 11, 9, 9),
@@ -182,6 +188,15 @@ CONV_SHAPES = [
     ((70,), 130),
 ]
 BORDER_SHAPES = [(16, 48, 64, 64), (16, 28, 128, 128), (2, 3, 45, 31)]
+# What follows convolutions: the encoder's, the discriminator's, the generator's head, and awkward.
+AFTER_SHAPES = [
+    (64, 16, 248, 248),
+    (64, 80, 62, 62),
+    (128, 24, 128, 128),
+    (96, 12, 128, 128),
+    (128, 1, 32, 32),
+    (2, 513, 45, 31),
+]
 DTYPES = (torch.float32, torch.bfloat16)
 
 
@@ -215,6 +230,7 @@ def painting(height: int, width: int, dtype: torch.dtype) -> None:
 def grams(shape: tuple[int, ...], dtype: torch.dtype, last: bool) -> None:
     n, c = shape[:2]
     x, square = meta(*shape, dtype=dtype, last=last), meta(n, c, c)
+    gram.gram_fwd(x, None)
     gram.gram_loss_fwd(x, meta(n, c), square)
     gram.gram_bwd(square, x, meta(n, c), meta(n))
 
@@ -233,6 +249,18 @@ def borders(shape: tuple[int, ...], dtype: torch.dtype, last: bool) -> None:
     x = meta(*shape, dtype=dtype, last=last)
     reflection_pad.reflection_pad_bwd(reflection_pad.reflection_pad_fwd(x, 1), 1, last)
     blur.blur_fwd(x)
+    averages.averages_bwd(*averages.averages_fwd(x), *shape[2:], last)
+
+
+def after_convolutions(shape: tuple[int, ...], dtype: torch.dtype, last: bool) -> None:
+    x, bias = meta(*shape, dtype=dtype, last=last), meta(shape[1])
+    for activation in ("relu", "leaky_relu"):
+        bias_activation.bias_activation_fwd(x, bias, activation)
+        for wanted in (False, True):
+            bias_activation.bias_activation_bwd(x, x, activation, wanted)
+    bias_activation.bias_activation_fwd(x, bias.to(dtype), "none")
+    bias_activation.bias_activation_bwd(x, None, "none", True)
+    max_pool.max_pool_bwd(max_pool.max_pool_fwd(x), x)
 
 
 def every_launch() -> list[Launch]:
@@ -256,6 +284,8 @@ def every_launch() -> list[Launch]:
             gram.gram_bwd(meta(2, c, c), half, None, None)
         for shape, dtype, last in itertools.product(BORDER_SHAPES, DTYPES, (PLANAR, LAST)):
             borders(shape, dtype, last)
+        for shape, dtype, last in itertools.product(AFTER_SHAPES, DTYPES, (PLANAR, LAST)):
+            after_convolutions(shape, dtype, last)
         reflection_pad.reflection_pad_bwd(meta(2, 16, 40, 40, last=LAST), 3, LAST)
         frames = meta(1, 1080, 1920, 3, dtype=torch.uint8)
         for last in (False, True):
@@ -318,3 +348,20 @@ def test_convolutions_are_made_on_tensor_cores(chip: int, instruction: str) -> N
     sizes = re.findall(r"cp\.async\.c[ag]\.shared\.global [^;]*, 0x([0-9a-f]+)[,;]", ptx)
     assert sizes
     assert set(sizes) == {"10"}
+
+
+def test_what_follows_convolutions_moves_16_bytes_at_a_time() -> None:
+    """In channels_last and half precision, at every number of channels that is used."""
+    with recorded() as launches:
+        for c in (16, 24, 48, 80):
+            x, bias = meta(64, c, 62, 62, dtype=torch.bfloat16, last=LAST), meta(c)
+            bias_activation.bias_activation_fwd(x, bias, "relu")
+            bias_activation.bias_activation_bwd(x, x, "relu", False)
+            bias_activation.bias_activation_bwd(x, x, "relu", True)
+            max_pool.max_pool_bwd(max_pool.max_pool_fwd(x), x)
+    for launch in launches:
+        ptx = compiled(launch, 90).ptx
+        if "merge" not in str(launch):
+            assert "ld.global.v4.b32" in ptx, launch
+            assert "st.global.v4.b32" in ptx, launch
+            assert not re.findall(r"(?:ld|st)\.global\.b16", ptx), launch

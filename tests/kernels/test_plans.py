@@ -26,11 +26,11 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a.double() - b).norm() / b.norm().clamp_min(1e-12))
 
 
-def split_everything(monkeypatch: pytest.MonkeyPatch, l2: float = 0.0, tile: int = 64) -> None:
+def split_everything(monkeypatch: pytest.MonkeyPatch, l2: float = 0.0, values: int = 2) -> None:
     """Small tiles, and no whole planes: what large pictures get, on small ones."""
     rows = {
-        "instance_norm_fwd": (tuning.NormRow(tile, 1, l2),),
-        "instance_norm_bwd": (tuning.NormRow(tile // 2, 1, l2),),
+        "instance_norm_fwd": (tuning.NormRow(1, l2, values, 1, 4, 3),),
+        "instance_norm_bwd": (tuning.NormRow(1, l2, values // 2, 1, 4, 3),),
     }
     monkeypatch.setattr(tuning, "NORM_TABLE", rows)
     monkeypatch.setattr(tuning, "MIN_STEPS", 1)
@@ -53,7 +53,8 @@ def test_planes_read_twice(
     x += 100
     _, strides = tuning.planes(x)
     plan = tuning.plane_plan(x, strides, tuning.norm_row("instance_norm_fwd", x))
-    assert plan.kind == ("looped" if kind == "looped" else "split")
+    looped = kind == "looped" and layout == torch.contiguous_format  # in channels_last, never
+    assert plan.kind == ("looped" if looped else "split")
     if kind != "looped":
         assert plan.splits > 2
         assert (13 * 17) % plan.chunk != 0  # the last chunk is shorter
@@ -94,7 +95,8 @@ def test_hard_values(
     x = x.contiguous(memory_format=layout)
     row = tuning.norm_row("instance_norm_fwd", x)
     plan = tuning.plane_plan(x, tuning.planes(x)[1], row)
-    assert plan.kind == ("split" if kind == "grouped" else kind)
+    looped = kind == "looped" and layout == torch.contiguous_format
+    assert plan.kind == ("whole" if kind == "whole" else "looped" if looped else "split")
     bias = torch.tensor([0.0, 3.0, 0.0], device=DEVICE)
     y, mean, rstd = instance_norm.instance_norm_fwd(x, None, bias, None, 1e-5, "relu")
     dx, _, dweight, _ = instance_norm.instance_norm_bwd(
@@ -121,9 +123,11 @@ def test_hard_values(
 def test_split_grams(monkeypatch: pytest.MonkeyPatch, c: int) -> None:
     """Several tiles of channels, several splits, in both directions."""
     row = tuning.GramRow(16, 32, 4, 2, 2)
-    monkeypatch.setattr(tuning, "GRAM_TABLE", ((1 << 30, row),))
-    monkeypatch.setattr(tuning, "GRAM_UNALIGNED", row)
-    monkeypatch.setattr(tuning, "MERGE", 64)
+    monkeypatch.setattr(tuning, "GRAM_FLOAT32", ((1 << 30, row),))
+    monkeypatch.setattr(tuning, "GRAM_BACKWARD", ((1 << 30, row),))
+    monkeypatch.setattr(tuning, "GRAM_UNALIGNED", ((1 << 30, row),))
+    monkeypatch.setattr(gram, "MERGE_PARTS", 2)
+    monkeypatch.setattr(tuning, "LAUNCH", 0)
     torch.manual_seed(1)
     x = torch.randn(2, c, 13, 17, device=DEVICE)
     mean = x.mean((2, 3))
@@ -139,6 +143,31 @@ def test_split_grams(monkeypatch: pytest.MonkeyPatch, c: int) -> None:
     assert relative(gram.gram_bwd(ours[1], x, mean, scale), truth) < 1e-5
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("c", "groups"), [(3, 4), (5, 2), (16, 1), (40, 1), (57, 1)])
+def test_grams_of_groups_and_tiles(
+    monkeypatch: pytest.MonkeyPatch, layout: torch.memory_format, c: int, groups: int
+) -> None:
+    """Groups of pixels as channels; one, three (odd) and four (even) tiles in one launch."""
+    row = ((1 << 30, tuning.GramRow(16, 32, 4, 1, 2)),)
+    monkeypatch.setattr(tuning, "GRAM_FLOAT32", row)
+    monkeypatch.setattr(tuning, "GRAM_UNALIGNED", row)
+    torch.manual_seed(4)
+    x = torch.randn(2, c, 6, 10, device=DEVICE).contiguous(memory_format=layout)
+    plan = tuning.gram_plan(x)
+    assert (plan.splits, plan.groups, plan.c_blocks) == (1, groups, -(-c * groups // 16))
+    target = torch.randn(2, c, c, device=DEVICE)
+    for mean in (None, x.mean((2, 3))):
+        wide = [t if t is None else t.double() for t in (x, mean, target)]
+        ours = gram.gram_fwd(x, mean)
+        assert torch.equal(ours, ours.mT)
+        assert relative(ours, reference.gram_fwd(*wide[:2])) < 1e-5
+        for a, b in zip(
+            gram.gram_loss_fwd(x, mean, target), reference.gram_loss_fwd(*wide), strict=True
+        ):
+            assert relative(a, b) < 1e-5
+
+
 @pytest.mark.parametrize(
     ("shape", "strides"),
     [
@@ -149,7 +178,7 @@ def test_split_grams(monkeypatch: pytest.MonkeyPatch, c: int) -> None:
 )
 def test_past_2_31_elements(monkeypatch: pytest.MonkeyPatch, shape: Any, strides: Any) -> None:
     """Tensors that reach past 2³¹ elements, of which few are touched."""
-    split_everything(monkeypatch, tile=512)
+    split_everything(monkeypatch, values=16)
     extent = sum((n - 1) * s for n, s in zip(shape, strides, strict=True)) + 1
     assert extent > 2**31
     if DEVICE == "cpu":  # memory that is never touched costs nothing
@@ -180,7 +209,7 @@ def test_planes_copies_only_what_it_must() -> None:
 
 def test_steps_finish_every_unit_after_it_was_summed() -> None:
     for n, group in ((1, 1), (5, 3), (7, 2), (4, 4)):
-        plan = tuning.Plan("split", 1, 128, 3, 256, 4, group, 8)
+        plan = tuning.Plan("split", 1, 128, 3, 256, 4, group, 8, 1)
         summed: list[int] = []
         finished: list[int] = []
         for first, finishes, sums in plan.steps(n):
@@ -200,7 +229,7 @@ def test_steps_finish_every_unit_after_it_was_summed() -> None:
         ((16, 64, 256, 256), LAYOUTS[0], torch.bfloat16, "looped"),
         ((16, 64, 256, 256), LAYOUTS[1], torch.bfloat16, "split"),
         ((16, 64, 256, 256), LAYOUTS[1], torch.float32, "split"),
-        ((64, 128, 64, 64), LAYOUTS[1], torch.bfloat16, "looped"),
+        ((64, 128, 64, 64), LAYOUTS[1], torch.bfloat16, "split"),
         ((64, 128, 64, 64), LAYOUTS[0], torch.bfloat16, "whole"),
         ((1, 48, 540, 960), LAYOUTS[1], torch.float32, "split"),
         ((1, 32, 2160, 3840), LAYOUTS[0], torch.bfloat16, "split"),
@@ -220,7 +249,8 @@ def test_what_is_read_twice_fits_into_l2(
     if not backward:
         assert plan.kind == kind
     pixels, units = shape[2] * shape[3], plan.units(shape[0])
-    under_way = {"whole": 0, "looped": 132, "split": plan.group}[plan.kind]
+    programs = row.programs if plan.num_warps == row.num_warps else 1  # per multiprocessor
+    under_way = {"whole": 0, "looped": 132 * programs, "split": plan.group}[plan.kind]
     live = under_way * (1 + backward) * min(plan.block_c, shape[1]) * pixels * dtype.itemsize
     frame = pixels > 500_000 and (backward or dtype == torch.float32)
     if frame and plan.group == 1:
@@ -229,7 +259,8 @@ def test_what_is_read_twice_fits_into_l2(
     else:
         assert live <= 0.7 * 50 * 2**20
     if plan.kind == "split" and plan.group > 1:
-        assert units / plan.group >= 3  # and launches are long: 2/3 of the floor or more
+        # And no launch is the whole of a pass, but long: two groups at the least.
+        assert units / plan.group >= 2
         assert live >= 0.2 * 50 * 2**20
 
 
@@ -243,14 +274,37 @@ def test_plans_cover_every_pixel_and_fill_the_chip(shape: Any, layout: torch.mem
     _, strides = tuning.planes(x)
     plan = tuning.plane_plan(x, strides, tuning.norm_row("instance_norm_fwd", x))
     gram_plan = tuning.gram_plan(x)
-    for p in (plan, gram_plan):
+    for p, groups in ((plan, 1), (gram_plan, gram_plan.groups)):
         assert p.chunk % p.block_p == 0
-        assert p.chunk * (p.splits - 1) < hw <= p.chunk * p.splits
-        assert p.c_blocks * p.block_c >= c > (p.c_blocks - 1) * p.block_c
+        assert p.chunk * (p.splits - 1) < hw // groups <= p.chunk * p.splits
+        assert hw % groups == 0
+        assert p.c_blocks * p.block_c >= c * groups > (p.c_blocks - 1) * p.block_c
     if hw > 1_000_000:
         step = plan.steps(n)[0]
         assert plan.programs(step)[0] >= 132
         assert gram_plan.splits * gram_plan.c_blocks >= 132
+
+
+@pytest.mark.parametrize(
+    ("shape", "one_launch"),
+    [
+        ((64, 16, 248, 248), False),
+        ((4, 64, 256, 256), False),
+        ((64, 80, 62, 62), False),
+        ((64, 160, 31, 31), True),
+        ((4, 256, 64, 64), False),
+        ((4, 512, 32, 32), True),
+    ],
+)
+def test_splits_of_grams_fill_the_chip_and_cost_less_than_x(shape: Any, one_launch: bool) -> None:
+    x = torch.empty(shape, device="meta", dtype=torch.bfloat16, memory_format=LAYOUTS[1])
+    plan = tuning.gram_plan(x)
+    tiles = plan.c_blocks * (plan.c_blocks + 1) // 2
+    assert shape[0] * tiles * plan.splits >= 132
+    assert (plan.splits == plan.groups == 1) == one_launch
+    partial = 4 * shape[0] * plan.splits * tiles * plan.block_c**2
+    assert one_launch or partial < x.nbytes
+    assert plan.num_stages > 1  # not the row of unaligned tensors, though H·W be odd
 
 
 @pytest.mark.parametrize("reach", [conv3x3.INT32, 0])

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from faststy import ops
-from faststy.ops import dispatch
+from faststy.ops import conv3x3_train, dispatch
 
 CASES = [
     (2, 3, 16, 30, 45),
@@ -69,6 +69,60 @@ def test_reflected(n, c, k, h, w, dtype, device):
         off = (ours.grad.double() - theirs.grad).norm() / theirs.grad.norm()
         assert ours.grad.dtype == dtype
         assert off < tolerance
+
+
+def whole_numbers(*shape, device, most=1):
+    """What bfloat16 knows exactly, and so do its sums: equal maxima are equal in any precision."""
+    return torch.randint(-most, most + 1, shape, device=device).bfloat16()
+
+
+@pytest.fixture(params=["", "extension"])
+def route(request, monkeypatch):
+    """As chosen here, and as if there were the extension for this device."""
+    if request.param:
+        monkeypatch.setattr(conv3x3_train, "by_extension", lambda op, x: True)
+
+
+@pytest.mark.usefixtures("route")
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("c", [16, 80])  # for the extension, and too many for it
+def test_frozen_and_pooled(c, relu, device):
+    torch.manual_seed(c)
+    given = [whole_numbers(*s, device=device) for s in ((2, c, 9, 12), (c, c, 3, 3), (c,))]
+    given[0].requires_grad_()
+    y = ops.frozen_conv3x3(*given, relu=relu, pool=True)
+    wide = [t.detach().double() for t in given]
+    wide[0].requires_grad_()
+    expected = F.max_pool2d(F.conv2d(*wide, padding=1), 2)
+    expected = expected.relu() if relu else expected
+    torch.testing.assert_close(y.double(), expected, atol=0, rtol=0)
+    dy = whole_numbers(*y.shape, device=device)
+    y.backward(dy)
+    expected.backward(dy.double())
+    torch.testing.assert_close(given[0].grad.double(), wide[0].grad, atol=0, rtol=4e-3)
+
+
+@pytest.mark.usefixtures("route")
+@pytest.mark.parametrize("activation", [None, "relu", "leaky_relu"])
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("c", [24, 100])
+def test_reflected_and_activated(c, biased, activation, device):
+    torch.manual_seed(c)
+    shapes = [(2, c, 9, 12), (24, c, 3, 3), (24,)][: 2 + biased]
+    given = [whole_numbers(*s, device=device).requires_grad_() for s in shapes]
+    y = ops.reflected_conv3x3(*given, activation=activation)
+    wide = [t.detach().double().requires_grad_() for t in given]
+    padded = F.pad(wide[0], (1, 1, 1, 1), "reflect")
+    expected = F.conv2d(padded, *wide[1:])
+    slope = {None: 1.0, "relu": 0.0, "leaky_relu": 0.2}[activation]
+    expected = torch.where(expected > 0, expected, slope * expected)
+    torch.testing.assert_close(y.double(), expected, atol=0, rtol=8e-3)
+    dy = whole_numbers(*y.shape, device=device, most=2)
+    y.backward(dy)
+    expected.backward(dy.double())
+    for ours, theirs in zip(given, wide, strict=True):
+        off = (ours.grad.double() - theirs.grad).norm() / theirs.grad.norm()
+        assert off < 1e-2
 
 
 @pytest.mark.parametrize("half", [False, True])

@@ -5,6 +5,7 @@ Without a CUDA device, its ops on a CPU are watched; with one, it is recorded.
 
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -14,13 +15,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from faststy.nn.encoder import PerceptualEncoder, load_encoder
-from faststy.ops import reference
+from faststy.ops import convolution, reference
 from faststy.training.config import TrainConfig
 from faststy.training.dataset import Pictures
 from faststy.training.graph import Recorder
 from faststy.training.step import StyleTarget, Trainer
 
 CPU = torch.device("cpu")
+LEFT_TO_TORCH = [
+    import_module(f"faststy.ops.{name}")
+    for name in ("averages", "bias_activation", "blur", "max_pool", "reflection_pad")
+]
 aten = torch.ops.aten
 CONFIG = TrainConfig(style=("a",) * 2, model="nano", size=64, batch=4, steps=10, seed=36)
 # Steps of every kind: in one of 0 and 1 the motion is smooth, in the other by whole pixels; of
@@ -125,6 +130,34 @@ def test_a_step_neither_waits_nor_takes_from_the_host(
     assert {"total"} < terms.keys()
     used = {aten.convolution, aten.convolution_backward, aten._fused_adam_}
     assert used < watch.seen
+
+
+@pytest.mark.parametrize(("stage", "number"), KINDS)
+def test_the_ops_of_a_gpu_neither_wait_nor_change_what_is_learned(
+    monkeypatch, targets, stage, number
+):
+    """Those that a CPU leaves to torch, by their definitions: where they are put, and how."""
+    monkeypatch.setattr(PerceptualEncoder, "_check", lambda encoder, x: None)
+    gradients, seen = [], set()
+    for on_gpu in (False, True):
+        if on_gpu:
+            for module in (convolution, *LEFT_TO_TORCH):
+                monkeypatch.setattr(module, "by_kernels", lambda x, values=0: True)
+        trainer = made(targets)
+        step = replace(drawn(trainer, stage, number), weights=torch.ones(8))
+        with OnTheDevice([*all_tensors(trainer), *step.tensors().values()]) as watch:
+            move_of(trainer, stage)(step)
+        seen = watch.seen - seen
+        for net in (trainer.generator, trainer.discriminator, trainer.repairer):
+            found = [p.grad.flatten() for p in net.parameters() if p.grad is not None]
+            gradients.append(torch.cat([torch.zeros(1), *found]))
+    raw = torch.ops.faststy
+    used = {raw.bias_activation_fwd, raw.bias_activation_bwd, raw.max_pool_fwd, raw.max_pool_bwd}
+    if stage != "perceptual":
+        used |= {raw.averages_fwd, raw.averages_bwd}
+    assert used <= seen
+    for plain, ours in zip(gradients[:3], gradients[3:], strict=True):
+        assert (plain - ours).norm() <= 1e-3 * plain.norm()
 
 
 # --------------------------------------------------------------------------- recorded and replayed
