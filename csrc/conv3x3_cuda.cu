@@ -34,6 +34,7 @@ struct Conv {
   int grow;             // how many pixels more the result has on each side
   int padded;           // c, up to a multiple of 16: in shared memory
   int across, down, tiles;
+  unsigned across_reciprocal, sample_reciprocal;  // of across, and of across · down
   int weights;          // bytes of shared memory before the tile
   bool zeros;           // beyond the borders; or they reflect
   bool wide_scale, wide_bias;  // float32, or the dtype of the inputs
@@ -158,6 +159,18 @@ __device__ __forceinline__ float half_of(uint32_t pair, int i) {
   return static_cast<float>(*reinterpret_cast<const T*>(&bits));
 }
 
+// The sample of a tile, and its first pixel.
+struct Place {
+  int n, y, x;
+};
+
+__device__ __forceinline__ Place place_of(const Conv& conv, int tile) {
+  const int n = conv.n == 1 ? 0 : ratio(tile, conv.sample_reciprocal);
+  const int rest = tile - n * conv.across * conv.down;
+  const int row = ratio(rest, conv.across_reciprocal);
+  return {n, row * HEIGHT, (rest - row * conv.across) * TILE_W};
+}
+
 constexpr int blocks_at_once(int nb) { return nb <= 2 ? 4 : nb <= 3 ? 3 : nb <= 6 ? 2 : 1; }
 
 // T: Half or BFloat16. NB: blocks of 8 channels of the result. CP: channels with their padding, where
@@ -174,14 +187,7 @@ __global__ void __launch_bounds__(THREADS, blocks_at_once(NB))
   const int lane = threadIdx.x % WARP, own = threadIdx.x / WARP;
   const int height = conv.h + 2 * conv.grow, width = conv.w + 2 * conv.grow;
 
-  const auto load = [&](int tile, int into) {
-    const int n = tile / (conv.across * conv.down);
-    const int y0 = tile / conv.across % conv.down * HEIGHT, x0 = tile % conv.across * TILE_W;
-    for (int i = 0; i < conv.count; ++i) {
-      load_pixels<THREADS, HEIGHT + 2, ROW>(conv.inputs[i], tile_at, pixel_bytes, n, conv.h, conv.w,
-                                            y0 - 1 - conv.grow, x0 - 1 - conv.grow, conv.zeros,
-                                            conv.gate);
-    }
+  const auto load_vectors = [&](int n, int into) {
     for (int k = threadIdx.x; k < NB * 8; k += THREADS) {
       const bool known = k < conv.k;
       reinterpret_cast<float*>(scales[into])[k] =
@@ -192,10 +198,22 @@ __global__ void __launch_bounds__(THREADS, blocks_at_once(NB))
                              : 0.f;
     }
   };
+  const bool each = conv.scale_stride != 0 || conv.bias_stride != 0;  // sample has its own
+
+  const auto load = [&](int tile, int into) {
+    const Place place = place_of(conv, tile);
+    for (int i = 0; i < conv.count; ++i) {
+      load_pixels<THREADS, HEIGHT + 2, ROW>(conv.inputs[i], tile_at, pixel_bytes, place.n, conv.h,
+                                            conv.w, place.y - 1 - conv.grow,
+                                            place.x - 1 - conv.grow, conv.zeros, conv.gate);
+    }
+    if (each) load_vectors(place.n, into);
+  };
 
   load_weights(conv, weights, NB * 8, padded);
   zero_padding(conv, tile_at, padded);
   load(blockIdx.x, 0);
+  if (!each) load_vectors(0, 0), load_vectors(0, 1);
 
   // Where this thread's rows of matrices begin: of pixels, and of filters.
   const Shared a_row = warp::shared_address(tile_at + (own * ROW + lane % 16) * pixel_bytes +
@@ -205,8 +223,7 @@ __global__ void __launch_bounds__(THREADS, blocks_at_once(NB))
 
   int at = 0;
   for (int tile = blockIdx.x; tile < conv.tiles; tile += gridDim.x, at = 1 - at) {
-    const int n = tile / (conv.across * conv.down);
-    const int y0 = tile / conv.across % conv.down * HEIGHT, x0 = tile % conv.across * TILE_W;
+    const auto [n, y0, x0] = place_of(conv, tile);
     warp::wait_for_copies();
     __syncthreads();  // all have copied
 
@@ -244,11 +261,25 @@ __global__ void __launch_bounds__(THREADS, blocks_at_once(NB))
       const int pixels = min(HEIGHT, height - y0) * min(TILE_W, width - x0);
       leave_moments<NB>(conv, sum, inside, tile, static_cast<float>(pixels));
     }
+    // Pixels p are 8 apart. What is added is asked for at once, before it is needed.
+    const int64_t first = ((int64_t(n) * height + y) * width + x) * conv.k * 2;
+    uint32_t added[4][NB] = {};
+    if (conv.residual != nullptr) {
+#pragma unroll
+      for (int p = 0; p < 4; ++p) {
+#pragma unroll
+        for (int j = 0; j < NB; ++j) {
+          const int k = j * 8 + lane % 4 * 2;
+          if (!inside[p / 2][p % 2] || k >= conv.k) continue;
+          const char* from = conv.residual + first + (p * 8 * conv.k + k) * 2;
+          added[p][j] = __ldg(reinterpret_cast<const unsigned*>(from));
+        }
+      }
+    }
     __syncthreads();  // all are through with this tile
     if (tile + gridDim.x < conv.tiles) load(tile + gridDim.x, 1 - at);
 
     // Scale, bias, residual and activation.
-    const int64_t first = ((int64_t(n) * height + y) * width + x) * conv.k * 2;
 #pragma unroll
     for (int j = 0; j < NB; j += 2) {
       constexpr int MOST = 2;
@@ -259,17 +290,15 @@ __global__ void __launch_bounds__(THREADS, blocks_at_once(NB))
         scale[i] = scales[at][(k + i * 8) / 2], bias[i] = biases[at][(k + i * 8) / 2];
       }
 #pragma unroll
-      for (int p = 0; p < 4; ++p) {  // pixels 8 apart
-        const int64_t pixel = first + p * 8 * conv.k * 2;
+      for (int p = 0; p < 4; ++p) {
+        char* const pixel = conv.y + first + p * 8 * conv.k * 2;
         uint32_t pairs[MOST] = {};
 #pragma unroll
         for (int i = 0; i < MOST && j + i < NB; ++i) {
           float v[2] = {sum[p / 2][j + i][p % 2 * 2] * scale[i].x + bias[i].x,
                         sum[p / 2][j + i][p % 2 * 2 + 1] * scale[i].y + bias[i].y};
-          if (conv.residual != nullptr && inside[p / 2][p % 2] && k + i * 8 < conv.k) {
-            const uint32_t added =
-                __ldg(reinterpret_cast<const unsigned*>(conv.residual + pixel + 2 * (k + i * 8)));
-            v[0] += half_of<T>(added, 0), v[1] += half_of<T>(added, 1);
+          if (conv.residual != nullptr) {
+            v[0] += half_of<T>(added[p][j + i], 0), v[1] += half_of<T>(added[p][j + i], 1);
           }
 #pragma unroll
           for (float& z : v) {  // z < 0 is false for NaN: it passes through
@@ -278,9 +307,9 @@ __global__ void __launch_bounds__(THREADS, blocks_at_once(NB))
           pairs[i] = warp::packed(v[0], v[1], T());
         }
         if (j + 1 < NB) {
-          store<2>(conv.y + pixel, j * 8, pairs, conv.k, inside[p / 2][p % 2]);
+          store<2>(pixel, j * 8, pairs, conv.k, inside[p / 2][p % 2]);
         } else {
-          store<1>(conv.y + pixel, j * 8, pairs, conv.k, inside[p / 2][p % 2]);
+          store<1>(pixel, j * 8, pairs, conv.k, inside[p / 2][p % 2]);
         }
       }
     }
@@ -328,8 +357,12 @@ void launch(Conv conv, int device, cudaStream_t stream, Tensor* found) {
   conv.down = (conv.h + 2 * conv.grow + HEIGHT - 1) / HEIGHT;
   conv.across = (conv.w + 2 * conv.grow + TILE_W - 1) / TILE_W;
   const int64_t tiles = int64_t(conv.n) * conv.down * conv.across;
-  STD_TORCH_CHECK(tiles < (int64_t(1) << 31), OP, ": expected fewer than 2^31 tiles");
+  // Beyond that, reciprocals would be off.
+  STD_TORCH_CHECK(tiles * conv.across * (conv.n == 1 ? 1 : conv.down) < int64_t(1) << 32, OP,
+                  ": expected fewer pixels");
   conv.tiles = static_cast<int>(tiles);
+  conv.across_reciprocal = reciprocal_of(conv.across);
+  conv.sample_reciprocal = reciprocal_of(conv.across * conv.down);
   conv.weights = NB * 8 * (18 * conv.padded + 16);
   const int shared = conv.weights + PIXELS * (2 * conv.padded + 16);
   const auto kernel = conv3x3_kernel<T, NB, CP>;
