@@ -26,12 +26,14 @@ from faststy.kernels.tuning import (
 )
 
 
-@triton.jit
+# Sizes are not specialised: C tells how values lie, and each kernel that is compiled takes a while.
+@triton.jit(do_not_specialize=["P", "channels", "blocks"])
 def _bias_activation_fwd_kernel(
-    x_ptr, bias_ptr, y_ptr,  # [M, size], [channels], [M, size] written
-    size, channels, blocks,
+    x_ptr, bias_ptr, y_ptr,  # [M, P, C], [channels], [M, P, C] written
+    P, channels, blocks,
     ACTIVATION: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
+    size = P * C
     pid = tl.program_id(0).to(tl.int64)
     i_m, o = pid // blocks, (pid % blocks).to(tl.int32) * BLOCK + tl.arange(0, BLOCK)
     mask = o < size
@@ -56,7 +58,7 @@ def _activation_bwd_kernel(
     tl.store(dx_ptr + start + o, _activation_grad(y, dy, ACTIVATION), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["P", "channels", "units", "c_blocks", "splits", "chunk"])
 def _bias_activation_sums_kernel(
     dy_ptr, y_ptr, dx_ptr,  # [M, P, C], of one layout; dx written; y and dx None: no activation
     part_ptr,  # [N, splits, channels], written: sums of dx over chunks of pixels
@@ -87,7 +89,7 @@ def _bias_activation_sums_kernel(
     tl.store(part_ptr + (i_m * splits + i_s) * channels + o_c, tl.sum(sums, 0), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["parts", "C"])
 def _bias_merge_kernel(
     part_ptr, dbias_ptr,  # [parts, C], [C] written
     parts, C,
@@ -113,7 +115,7 @@ def bias_activation_fwd(x: Tensor, bias: Tensor, activation: str) -> Tensor:
     block = min(POINTWISE_TILE, power_of_2(size))
     blocks = ceil_div(size, block)
     _bias_activation_fwd_kernel[(m * blocks,)](
-        x, bias.contiguous(), y, size, len(bias), blocks,
+        x, bias.contiguous(), y, size // channels, len(bias), blocks,
         ACTIVATION=activation, C=channels, BLOCK=block,
     )  # fmt: skip
     return y

@@ -38,7 +38,8 @@ def _maximum(ptr, right, below, mask):
     return _larger(value, place, other, 3)
 
 
-@triton.jit
+# Sizes are not specialised: C tells how values lie, and each kernel that is compiled takes a while.
+@triton.jit(do_not_specialize=["H", "W", "blocks"])
 def _max_pool_fwd_kernel(
     x_ptr,  # [M, H, W, C]
     y_ptr,  # [M, H // 2, W // 2, C], written
@@ -53,7 +54,7 @@ def _max_pool_fwd_kernel(
     tl.store(y_ptr + i_m * height * (W // 2) * C + o[:, None] * V + o_v, value, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["H", "W", "blocks"])
 def _max_pool_bwd_kernel(
     dy_ptr,  # [M, H // 2, W // 2, C]
     x_ptr,  # [M, H, W, C]
