@@ -37,8 +37,7 @@ class NormRow(NamedTuple):
     num_stages: int  # tiles under way at once, and one; of 2 bytes a value
 
 
-# Backward holds x, dy and the residual. Groups that stay in L2 do not pay in
-# channels_last, where planes are split over all multiprocessors anyhow.
+# Backward holds x, dy and the residual. In channels_last, groups that stay in L2 do not pay.
 NORM_PLANAR = {
     "instance_norm_fwd": (
         NormRow(16384, 0.7, 8, 16, 2, 6),
@@ -102,15 +101,14 @@ class GramRow(NamedTuple):
 
 # By the largest C that a row serves. A wider tile reads x less often, and leaves fewer programs.
 GRAM_FORWARD = (
-    (64, GramRow(64, 64, 4, 4, 2)),  # groups of pixels fill it where there are fewer channels
+    (64, GramRow(64, 128, 4, 4, 2)),  # groups of pixels fill it where there are fewer channels
     (128, GramRow(128, 32, 8, 4, 2)),
     (1 << 30, GramRow(64, 64, 4, 3, 2)),
 )
 GRAM_FLOAT32 = (  # forward: products of three parts take registers
     (16, GramRow(16, 128, 4, 4, 4)),
     (32, GramRow(32, 128, 4, 4, 2)),
-    (64, GramRow(64, 64, 8, 3, 2)),
-    (1 << 30, GramRow(64, 64, 8, 3, 2)),
+    (1 << 30, GramRow(64, 64, 8, 4, 2)),
 )
 GRAM_BACKWARD = (
     (16, GramRow(16, 128, 4, 4, 8)),
@@ -120,7 +118,7 @@ GRAM_BACKWARD = (
     (256, GramRow(64, 32, 4, 3, 2)),
     (1 << 30, GramRow(128, 128, 8, 3, 1)),
 )
-GRAM_UNALIGNED = ((16, GramRow(16, 64, 4, 4, 4)), (1 << 30, GramRow(64, 32, 8, 1, 2)))
+GRAM_UNALIGNED = ((16, GramRow(16, 128, 8, 4, 4)), (1 << 30, GramRow(64, 32, 8, 1, 2)))
 GRAM_WIDE_BACKWARD = GramRow(64, 32, 8, 2, 2)  # where factors have 4 bytes
 MERGED = 24  # bytes that a partial sum counts for: 8 are moved, by few programs
 LAUNCH = 8 << 20  # bytes that are moved in the time that one more launch takes
