@@ -101,7 +101,7 @@ class GramRow(NamedTuple):
 
 # By the largest C that a row serves. A wider tile reads x less often, and leaves fewer programs.
 GRAM_FORWARD = (
-    (64, GramRow(64, 128, 4, 4, 2)),  # groups of pixels fill it where there are fewer channels
+    (64, GramRow(64, 64, 8, 4, 2)),  # groups of pixels fill it where there are fewer channels
     (128, GramRow(128, 32, 8, 4, 2)),
     (1 << 30, GramRow(64, 64, 4, 3, 2)),
 )
