@@ -11,9 +11,9 @@ A *unit* is BC channels of one sample: whole planes. There are three plans (tuni
     whole    a program holds a unit in registers: one launch, every tensor moves once.
     looped   a program goes through its unit twice, tile by tile: one launch. What runs at a time
              fits into the L2 cache, where the second pass finds x. Planar only.
-    split    large or few units: `splits` programs share one, each takes a `chunk` of pixels. Units
-             go in groups that fit into L2. A launch leaves partial sums of one group and, in other
-             programs, finishes the group before, of which it finds x in L2:
+    split    large or few units: `splits` programs share one, each takes a `chunk` of pixels. Planar
+             units go in groups that fit into L2. A launch leaves partial sums of one group and, in
+             other programs, finishes the group before, of which it finds x in L2:
 
                  launch 0   sums of group 0
                  launch 1   group 0 finished     sums of group 1

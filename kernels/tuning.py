@@ -1,8 +1,9 @@
 """Who does how much: tile sizes, warps, groups and splits, by small tables and the shape at hand.
 
-The first row of a table is the default, the others are what `autotune` also measures. All numbers
-are *predicted*: from counting registers and bytes in flight, and from offline compilation (no
-spills). `faststy bench ops --tune`, on a GPU, replaces them by measurements of that GPU.
+The first row of a table is the default, the others are what `autotune` also measures. Rows of
+instance norm and Gram matrices were the fastest on an H200; all other numbers are *predicted*: from
+counting registers and bytes in flight, and from offline compilation (no spills). `faststy bench ops
+--tune`, on a GPU, replaces them by measurements of that GPU.
 """
 
 from __future__ import annotations
@@ -36,20 +37,53 @@ class NormRow(NamedTuple):
     num_stages: int  # tiles under way at once, and one; of 2 bytes a value
 
 
-NORM_TABLE = {
+# Backward holds x, dy and the residual. In channels_last, groups that stay in L2 do not pay.
+NORM_PLANAR = {
     "instance_norm_fwd": (
+        NormRow(16384, 0.7, 8, 16, 2, 6),
         NormRow(16384, 0.7, 8, 16, 2, 4),
-        NormRow(16384, 0.7, 8, 8, 4, 4),
-        NormRow(16384, 0.0, 8, 16, 2, 4),
-        NormRow(16384, 0.7, 16, 16, 2, 2),
-        NormRow(16384, 0.7, 4, 32, 1, 7),
+        NormRow(16384, 0.7, 8, 16, 2, 1),
+        NormRow(16384, 0.7, 16, 8, 2, 3),
+        NormRow(16384, 0.0, 8, 16, 2, 6),
     ),
-    "instance_norm_bwd": (  # holds x, dy and the residual
-        NormRow(8192, 0.7, 4, 16, 2, 4),
-        NormRow(8192, 0.7, 4, 8, 4, 5),
-        NormRow(8192, 0.0, 4, 16, 2, 4),
-        NormRow(8192, 0.7, 4, 16, 2, 1),
-        NormRow(8192, 0.7, 8, 8, 2, 5),
+    "instance_norm_bwd": (
+        NormRow(8192, 0.7, 8, 32, 1, 3),
+        NormRow(8192, 0.7, 8, 8, 2, 4),
+        NormRow(8192, 0.0, 4, 16, 3, 4),
+        NormRow(8192, 0.0, 4, 16, 2, 5),
+        NormRow(8192, 0.0, 4, 8, 4, 5),
+    ),
+}
+NORM_FLOAT32 = {  # planar, too
+    "instance_norm_fwd": (
+        NormRow(16384, 0.7, 8, 32, 1, 1),
+        NormRow(16384, 0.7, 8, 16, 2, 4),
+        NormRow(16384, 0.7, 4, 32, 2, 4),
+        NormRow(16384, 0.7, 8, 16, 2, 6),
+        NormRow(16384, 0.7, 16, 8, 2, 3),
+    ),
+    "instance_norm_bwd": (
+        NormRow(8192, 0.0, 4, 8, 4, 5),
+        NormRow(8192, 0.0, 8, 8, 4, 3),
+        NormRow(8192, 0.0, 4, 16, 2, 5),
+        NormRow(8192, 0.0, 4, 8, 8, 3),
+        NormRow(8192, 0.0, 4, 16, 2, 1),
+    ),
+}
+NORM_CHANNELS_LAST = {
+    "instance_norm_fwd": (
+        NormRow(16384, 0.0, 8, 8, 3, 6),
+        NormRow(16384, 0.0, 16, 8, 2, 3),
+        NormRow(16384, 0.0, 8, 4, 8, 4),
+        NormRow(16384, 0.0, 8, 16, 2, 4),
+        NormRow(16384, 0.0, 8, 8, 4, 4),
+    ),
+    "instance_norm_bwd": (
+        NormRow(8192, 0.0, 8, 8, 2, 4),
+        NormRow(8192, 0.0, 4, 4, 8, 4),
+        NormRow(8192, 0.0, 4, 16, 2, 5),
+        NormRow(8192, 0.0, 4, 8, 4, 5),
+        NormRow(8192, 0.0, 8, 8, 4, 3),
     ),
 }
 LARGEST_TILE = 16384  # of these rows
@@ -67,15 +101,14 @@ class GramRow(NamedTuple):
 
 # By the largest C that a row serves. A wider tile reads x less often, and leaves fewer programs.
 GRAM_FORWARD = (
-    (64, GramRow(64, 64, 4, 4, 2)),  # groups of pixels fill it where there are fewer channels
+    (64, GramRow(64, 64, 8, 4, 2)),  # groups of pixels fill it where there are fewer channels
     (128, GramRow(128, 32, 8, 4, 2)),
     (1 << 30, GramRow(64, 64, 4, 3, 2)),
 )
 GRAM_FLOAT32 = (  # forward: products of three parts take registers
     (16, GramRow(16, 128, 4, 4, 4)),
     (32, GramRow(32, 128, 4, 4, 2)),
-    (64, GramRow(64, 64, 8, 3, 2)),
-    (1 << 30, GramRow(64, 32, 8, 4, 2)),
+    (1 << 30, GramRow(64, 64, 8, 4, 2)),
 )
 GRAM_BACKWARD = (
     (16, GramRow(16, 128, 4, 4, 8)),
@@ -85,8 +118,9 @@ GRAM_BACKWARD = (
     (256, GramRow(64, 32, 4, 3, 2)),
     (1 << 30, GramRow(128, 128, 8, 3, 1)),
 )
-GRAM_UNALIGNED = ((16, GramRow(16, 64, 4, 4, 4)), (1 << 30, GramRow(64, 32, 8, 1, 2)))
+GRAM_UNALIGNED = ((16, GramRow(16, 128, 8, 4, 4)), (1 << 30, GramRow(64, 32, 8, 1, 2)))
 GRAM_WIDE_BACKWARD = GramRow(64, 32, 8, 2, 2)  # where factors have 4 bytes
+MERGED = 24  # bytes that a partial sum counts for: 8 are moved, by few programs
 LAUNCH = 8 << 20  # bytes that are moved in the time that one more launch takes
 
 
@@ -174,16 +208,23 @@ class GramPlan(NamedTuple):
 
 def rows(kernel: str, x: Tensor) -> tuple[NormRow, ...] | tuple[GramRow, ...] | tuple[ConvRow, ...]:
     """The rows of `kernel`, as "gram_bwd", for `x` [N, C, H, W]; the first is the default."""
-    if kernel in NORM_TABLE:
-        return NORM_TABLE[kernel]
+    if kernel in NORM_PLANAR:
+        return norm_rows(kernel, x)
     if kernel == conv_kernel(x.shape[1]):
         return conv_rows(x, x.shape[1])
     return gram_rows(x, backward=kernel == "gram_bwd")
 
 
+def norm_rows(kernel: str, x: Tensor) -> tuple[NormRow, ...]:
+    """The rows for the memory layout and the dtype of `x` [N, C, H, W]."""
+    if x.stride(1) < x.stride(3):
+        return NORM_CHANNELS_LAST[kernel]
+    return (NORM_FLOAT32 if x.element_size() == 4 else NORM_PLANAR)[kernel]
+
+
 def norm_row(kernel: str, x: Tensor) -> NormRow:
     """The row for `x` [N, C, H, W]: what was measured to be fastest here, or the default."""
-    row: NormRow = autotune.fastest(kernel, x, NORM_TABLE[kernel])
+    row: NormRow = autotune.fastest(kernel, x, norm_rows(kernel, x))
     return row
 
 
@@ -211,11 +252,9 @@ def plane_plan(x: Tensor, strides: Strides, row: NormRow, read: int = 1) -> Plan
             num_warps = min(power_of_2(row.num_warps * row.programs // programs), 32)
             row = row._replace(num_stages=1 + (row.num_stages - 1) * row.programs // programs)
             return _plan("looped", x, row, 1, tile, num_warps)
-    block_c = wide = min(power_of_2(c), WIDE) if fast_c else 1
-    while channel_bytes * min(block_c, c) > l2 and block_c > 2 * narrow:
-        block_c //= 2  # memory comes in pieces of two sectors; narrower units may fit
-    if channel_bytes * min(block_c, c) > l2:
-        block_c = wide  # nothing fits
+    if row.num_warps == 32:  # of 64 registers, which are too few here: two programs, half the tile
+        row, tile = row._replace(num_warps=16, programs=2 * row.programs), tile // 4
+    block_c = min(power_of_2(c), WIDE) if fast_c else 1
     fits = int(l2 // (channel_bytes * min(block_c, c)))
     group = max(fits, 1) if l2 else n * ceil_div(c, block_c)
     return _plan("split", x, row, block_c, max(tile // block_c, 1), row.num_warps, group)
@@ -223,7 +262,7 @@ def plane_plan(x: Tensor, strides: Strides, row: NormRow, read: int = 1) -> Plan
 
 def one_pass_plan(x: Tensor, strides: Strides) -> Plan:
     """A split plan of one group, for ops that read `x` [N, C, H, W] once."""
-    row = NORM_TABLE["instance_norm_fwd"][0]
+    row = norm_rows("instance_norm_fwd", x)[0]
     return plane_plan(x, strides, row._replace(whole=0, l2=0.0))
 
 
@@ -309,7 +348,7 @@ def gram_plan(x: Tensor, backward: bool = False) -> GramPlan:
         side = min(block_c, c)
         read = tiles * side * hw * x.element_size() * (1 if c_blocks == 1 else 2)
         most = min(full, ceil_div(hw, MIN_STEPS * block_p))
-        splits = _gram_splits(read * full, 8 * tiles * side**2, most, LAUNCH * (groups == 1))
+        splits = _gram_splits(read * full, MERGED * tiles * side**2, most, LAUNCH * (groups == 1))
     chunk = ceil_div(ceil_div(hw, splits), block_p) * block_p
     splits = ceil_div(hw, chunk)
     return GramPlan(

@@ -21,7 +21,7 @@ from faststy.ops import dispatch
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 X = torch.empty(2, 8, 20, 20)
-ROWS = tuning.NORM_TABLE["instance_norm_fwd"]
+ROWS = tuning.NORM_FLOAT32["instance_norm_fwd"]
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +48,8 @@ def measure(seconds: dict[int, float]) -> dict[Any, float]:
 
 
 def chosen(x: torch.Tensor = X) -> int:
-    return ROWS.index(tuning.norm_row("instance_norm_fwd", x))
+    rows = tuning.rows("instance_norm_fwd", x)
+    return rows.index(tuning.norm_row("instance_norm_fwd", x))
 
 
 def test_the_fastest_row_is_used_from_then_on_and_by_later_processes(file: Path) -> None:

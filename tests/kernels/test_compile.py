@@ -158,8 +158,7 @@ NORM_SHAPES = [
     ((8, 131, 131, 129), (PLANAR,)),
     ((32, 128, 60, 48), (LAST,)),
     ((8, 131, 60, 45), (LAST,)),
-    ((1, 48, 540, 960), (LAST,)),  # units of fewer channels, so that they fit into L2
-    ((1, 51, 540, 960), (LAST,)),
+    ((1, 48, 540, 960), (LAST,)),
 ]
 GRAM_SHAPES = [
     (4, 16, 64, 64),
