@@ -60,7 +60,7 @@ NORM_FLOAT32 = {  # planar, too
         NormRow(16384, 0.7, 8, 16, 2, 4),
         NormRow(16384, 0.7, 4, 32, 2, 4),
         NormRow(16384, 0.7, 8, 16, 2, 6),
-        NormRow(16384, 0.7, 16, 8, 2, 3),
+        NormRow(16384, 1.0, 8, 16, 2, 4),
     ),
     "instance_norm_bwd": (
         NormRow(8192, 0.0, 4, 8, 4, 5),
