@@ -18,6 +18,12 @@ CASES = [
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 6e-2, torch.float16: 1e-2}
 
 
+@pytest.fixture(autouse=True)
+def float32_is_float32(monkeypatch):
+    """On a GPU torch's own convolutions, which take what the extension does not, are tf32 else."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize(("n", "c", "k", "h", "w"), CASES)
@@ -116,7 +122,10 @@ def test_reflected_and_activated(c, biased, activation, device):
     expected = F.conv2d(padded, *wide[1:])
     slope = {None: 1.0, "relu": 0.0, "leaky_relu": 0.2}[activation]
     expected = torch.where(expected > 0, expected, slope * expected)
-    torch.testing.assert_close(y.double(), expected, atol=0, rtol=8e-3)
+    # cuDNN takes what the extension does not, and need not add whole numbers up exactly.
+    exact = c == 24 or device.type == "cpu"
+    atol = 0 if exact else 4e-3 * float(expected.abs().max())
+    torch.testing.assert_close(y.double(), expected, atol=atol, rtol=8e-3)
     dy = whole_numbers(*y.shape, device=device, most=2)
     y.backward(dy)
     expected.backward(dy.double())
