@@ -54,6 +54,10 @@ NATIVE_FLOAT32 = ("conv3x3", "upsample", "blur_cells", "repair_hints", "repair_a
 NATIVE_FIRST = ("conv3x3", "conv3x3_train", "from_pixels")
 LIMITS: dict[str, Callable[..., bool]] = {}
 HALVES = (torch.float16, torch.bfloat16)
+CAPABILITY = 8  # of CUDA devices, major: what the extension is compiled for
+# Bytes of a multiprocessor's shared memory that convolutions ask for: an A100 has them and an H100,
+# a GeForce has 100 KiB.
+ROOM = {"conv3x3": 160 << 10, "conv3x3_train": 160 << 10}
 
 
 class Implementation(NamedTuple):
@@ -201,8 +205,21 @@ def _no_native(op: str, device: str) -> str | None:
         if hasattr(torch.ops.faststy_native, name):
             key, qualified = device.upper(), f"faststy_native::{name}"
             if key in ("CPU", "CUDA") and _has_kernel(qualified, key):
-                return None
+                return _too_small(op) if device == "cuda" else None
     return f"the C++ extension has no {op} for {device}"
+
+
+@cache
+def _too_small(op: str) -> str | None:
+    """Why the GPU at hand cannot run the extension's `op`, or None."""
+    if not torch.cuda.is_available():
+        return None  # it is asked for, not used
+    gpu = torch.cuda.get_device_properties()
+    if gpu.major < CAPABILITY:
+        return f"the C++ extension needs a GPU of compute capability {CAPABILITY}.0"
+    if gpu.shared_memory_per_multiprocessor < ROOM.get(op, 0):
+        return f"{gpu.name} has too little shared memory for the C++ extension's {op}"
+    return None
 
 
 def _has_kernel(name: str, key: str) -> bool:

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -92,3 +93,28 @@ def test_torch_keeps_what_it_does_well(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(dispatch, "IMPL", choice)
         assert dispatch.by_kernels(x) == by_kernels
     assert not dispatch.by_kernels(x, 2**30)  # offsets are int32
+
+
+@pytest.mark.parametrize(
+    ("name", "major", "shared", "reason"),
+    [
+        ("H100", 9, 228 << 10, None),
+        ("A100", 8, 164 << 10, None),
+        ("RTX 4090", 8, 100 << 10, "RTX 4090 has too little shared memory"),
+        ("V100", 7, 96 << 10, "compute capability 8.0"),
+    ],
+)
+def test_gpus_that_are_too_small(
+    monkeypatch: pytest.MonkeyPatch, name: str, major: int, shared: int, reason: str | None
+) -> None:
+    gpu = SimpleNamespace(name=name, major=major, shared_memory_per_multiprocessor=shared)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda: gpu)
+    dispatch._too_small.cache_clear()
+    found = dispatch._too_small("conv3x3"), dispatch._too_small("combined_loss")
+    dispatch._too_small.cache_clear()
+    if reason is None:
+        assert found == (None, None)
+    else:
+        assert reason in str(found[0])
+        assert (found[1] is None) == (major >= 8)
