@@ -93,7 +93,11 @@ class Panel(_Display):
 
     def __enter__(self) -> Panel:
         self._live = Live(
-            Text("preparing pictures and style targets …", style="dim"),
+            Text(
+                "preparing pictures and style targets; on a GPU also kernels, the first time up to "
+                "a minute …",
+                style="dim",
+            ),
             console=self.console,
             refresh_per_second=4,
         )
