@@ -171,12 +171,14 @@ __device__ __forceinline__ Place place_of(const Conv& conv, int tile) {
   return {n, row * HEIGHT, (rest - row * conv.across) * TILE_W};
 }
 
-constexpr int blocks_at_once(int nb) { return nb <= 2 ? 4 : nb <= 3 ? 3 : nb <= 6 ? 2 : 1; }
+constexpr int blocks_at_once(int nb, int cp) {
+  return nb <= 2 ? 4 : nb <= 3 && cp > 0 ? 3 : nb <= 6 ? 2 : 1;
+}
 
 // T: Half or BFloat16. NB: blocks of 8 channels of the result. CP: channels with their padding, where
 // the compiler is to know them, or 0.
 template <typename T, int NB, int CP>
-__global__ void __launch_bounds__(THREADS, blocks_at_once(NB))
+__global__ void __launch_bounds__(THREADS, blocks_at_once(NB, CP))
     conv3x3_kernel(const __grid_constant__ Conv conv) {
   extern __shared__ uint4 memory[];
   __shared__ float2 scales[2][NB * 4], biases[2][NB * 4];  // of this tile and of the next

@@ -51,7 +51,6 @@ __global__ void __launch_bounds__(THREADS, MB * NB <= 12 ? 2 : 1)
   // What is beyond the channels stays zero.
   for (int i = threadIdx.x; i < 2 * (DY + X) / 16; i += THREADS) memory[i] = uint4{0, 0, 0, 0};
   __syncthreads();
-  load(blockIdx.x, first);
   // Rows of matrices are pixels; turned over, those are the inner side of the product.
   const Shared dy_row = warp::shared_address(first + (lane % 8 + lane / 16 * 8) * DY_BYTES +
                                              lane / 8 % 2 * 16);
@@ -59,14 +58,16 @@ __global__ void __launch_bounds__(THREADS, MB * NB <= 12 ? 2 : 1)
       first + DY + (tap / 3 * ROW + tap % 3 + lane % 16) * X_BYTES + lane / 16 * 16);
 
   float sum[MB][NB][4] = {};
-  int shift = 0;  // bytes to the tile at hand
-  for (int tile = blockIdx.x; tile < sums.tiles; tile += gridDim.x, shift ^= DY + X) {
-    if (tile + gridDim.x < sums.tiles) {
-      load(tile + gridDim.x, first + (shift ^ (DY + X)));
+  int shift = DY + X;  // bytes to the tile at hand; before the first there is none
+  const int step = gridDim.x;
+  for (int tile = int(blockIdx.x) - step; tile < sums.tiles; tile += step, shift ^= DY + X) {
+    if (tile + step < sums.tiles) {
+      load(tile + step, first + (shift ^ (DY + X)));
       warp::wait_for_groups<1>();
     } else {
       warp::wait_for_groups<0>();
     }
+    if (tile < 0) continue;
     __syncthreads();
     for (int row = 0; row < HEIGHT; ++row) {
 #pragma unroll

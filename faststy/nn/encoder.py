@@ -47,10 +47,10 @@ class _Conv3x3(_Conv2d):
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(in_channels, out_channels, 3, padding=1)
 
-    def forward(self, x: Tensor, pool: bool = False) -> Tensor:
-        """[N, C, H, W] to the positive part of [N, K, H, W], or of half the size with `pool`."""
+    def forward(self, x: Tensor, relu: bool = False, pool: bool = False) -> Tensor:
+        """[N, C, H, W] to [N, K, H, W], its positive part if `relu`, or half the size if `pool`."""
         assert self.bias is not None
-        return ops.frozen_conv3x3(x, self.weight, self.bias, relu=True, pool=pool)
+        return ops.frozen_conv3x3(x, self.weight, self.bias, relu=relu, pool=pool)
 
 
 class PerceptualEncoder(nn.Module):
@@ -101,13 +101,13 @@ class PerceptualEncoder(nn.Module):
         x = x - self.mean
         for t, stage in enumerate(self.stages):
             first, *others = stage.children()
-            x = first(x)
+            x = first(x, relu=True)
             found.append(self.heads[t](x) if len(self.heads) else x)
             if len(found) == taps:
                 break
             for conv in others[:-1]:
-                x = conv(x)
-            x = others[-1](x, pool=True) if others else ops.max_pool(x)
+                x = conv(x, relu=True)
+            x = others[-1](x, relu=True, pool=True) if others else ops.max_pool(x)
         return found
 
     def _check(self, x: Tensor) -> None:

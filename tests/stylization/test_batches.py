@@ -78,10 +78,8 @@ def test_a_batch_is_painted_by_few_runs_of_the_net(stylizer, monkeypatch):
     painter = batching(stylizer)
     frames, runs = scene(), []
     painter.batch(frames[:1])
-    forward = painter._net.forward
-    monkeypatch.setattr(
-        painter._net, "forward", lambda f, **k: runs.append(len(f)) or forward(f, **k)
-    )
+    paint = painter._net.paint
+    monkeypatch.setattr(painter._net, "paint", lambda f, **k: runs.append(len(f)) or paint(f, **k))
     painter.batch(frames[1:19])  # the cut is at 15
     assert runs == [5, 5, 5, 1, 2, 1]
 

@@ -296,7 +296,7 @@ def test_too_little_memory_is_one_sentence(stylizer, photo, monkeypatch):
         def forward(*_, **__):
             raise RuntimeError(message)
 
-        monkeypatch.setattr(PlainGenerator, "forward", forward)
+        monkeypatch.setattr(PlainGenerator, "paint", forward)
         monkeypatch.setattr(tiles, "paint_tiles", forward)  # that is tried then
 
     fail("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
