@@ -10,7 +10,7 @@ from torch import Tensor
 from faststy import ops
 
 CONTENT_TAP = 2  # of the encoder; stands for relu3_1
-STRUCTURE = 0.3  # of the map's largest value: less is a flat photo
+STRUCTURE = 0.45  # of the map's largest value: less is a flat photo, with little to lose
 LOST = 0.85  # of what could be lost: paintings that keep their photo stay below
 EPS = 1e-6
 

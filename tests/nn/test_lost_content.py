@@ -60,7 +60,7 @@ def erased(paintings, fill):
 
 
 # `strict` counts what the style itself lost elsewhere as found wrongly; `least` does not.
-@pytest.mark.parametrize(("fill", "least", "strict"), [("flat", 0.8, 0.7), ("texture", 0.8, 0.75)])
+@pytest.mark.parametrize(("fill", "least", "strict"), [("flat", 0.8, 0.79), ("texture", 0.8, 0.8)])
 def test_erased_regions_are_found(judge, paintings, fill, least, strict):
     scores, strict_scores = [], []
     for photo, painted, damaged, mask in erased(paintings, fill):
@@ -85,7 +85,9 @@ def test_a_photo_itself_lost_nothing_and_a_blank_everything(judge, paintings):
         blank = judge(torch.full_like(photo, 0.5))
         lost = lost_content(blank, taps)
         assert 0 <= lost.min() <= lost.max() <= 1
-        assert lost_regions(lost, taps).float().mean() > 0.5
+        structured = lost_regions(torch.ones_like(lost), taps)
+        assert structured.float().mean() > 0.35
+        assert lost_regions(lost, taps)[structured].float().mean() > 0.85
 
 
 def test_a_flat_photo_has_nothing_to_lose(judge):
