@@ -94,14 +94,12 @@ def draw(
     rng, count = generator(config.seed, step, stream=1), len(photo)
     batch = world.batch(count)
     pace = torch.tensor(1 - min(0.98, (step + 1) / (step + 10)))
+    style, index = (t[world.mine] for t in random_styles(batch, len(styles), rng))
     if stage == "repair":
-        # One style per step: see Trainer.repair.
-        style, index = (t.repeat_interleave(count, 0) for t in random_styles(1, len(styles), rng))
         squares = random_squares(of_samples(batch, rng, world.mine), *photo.shape[-2:])
         real = _real_patches(styles, index, photo, of_samples(batch, rng, world.mine))
         return Draws(stage, photo, style, index, pace, real=real, squares=squares)
 
-    style, index = (t[world.mine] for t in random_styles(batch, len(styles), rng))
     drawn = Draws(stage, photo, style, index, pace)
     if stage == "adversarial":
         real = _real_patches(styles, index, photo, of_samples(batch, rng, world.mine))

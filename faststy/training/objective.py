@@ -32,9 +32,14 @@ def as_it_is(part: Tensor) -> Tensor:
 
 def relative_distance(a: Tensor, b: Tensor) -> Tensor:
     """`Σ(a − b)² / Σb²`, the mean over the batch; `b` is the reference and gets no gradient."""
+    return _relative_distances(a, b).mean()
+
+
+def _relative_distances(a: Tensor, b: Tensor) -> Tensor:
+    """[N], of each sample."""
     b = b.detach()
     dims = tuple(range(1, a.dim()))
-    return ((a - b).square().sum(dims) / (b.square().sum(dims) + EPS)).mean()
+    return (a - b).square().sum(dims) / (b.square().sum(dims) + EPS)
 
 
 def content_loss(painted: Tensor, photo: Tensor) -> Tensor:
@@ -55,6 +60,11 @@ def style_loss(taps: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
     """Mean over the taps of `‖Gram(f(o)) − T‖² / ‖T‖²` (Gatys et al. 2016, made relative)."""
     pairs = zip(taps, targets, strict=True)
     return torch.stack([ops.gram_loss(tap, target) for tap, target in pairs]).mean()
+
+
+def style_distances(grams: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """The style loss of each sample, [N]; `grams` has, per tap, its Gram matrices and targets."""
+    return torch.stack([_relative_distances(gram, target) for gram, target in grams]).mean(0)
 
 
 def colour_moments(x: Tensor) -> Tensor:

@@ -35,7 +35,6 @@ MEANING = {
     "total": "what is minimised",
     "content": "distance of the encoder features from the photo's, over their energy",
     "style": "distance of the Gram matrices from the style picture's, over their norm",
-    "style_together": "that of the crops of a repaired batch, taken as one picture",
     "style_excess": "style distance that the repair adds to the painting's own, past a slack",
     "colour": "distance of the colour moments from the style picture's",
     "paired": "Σ(G(A) − B)² / ΣB² over photos A with a painted target B",

@@ -25,14 +25,8 @@ from faststy.training.draws import Draws, crop, draw, erased, moves, warp
 from faststy.training.graph import Recorder, Terms
 from faststy.training.precision import computing_in, in_precision, precision_named
 
-WEIGHED = (*ops.TERMS, "style_together", "style_excess")  # by `Draws.weights`
-REPAIR_WEIGHTS = {
-    "repair": 4.0,
-    "style_together": 0.2,
-    "style_excess": 8.0,
-    "adversarial": 0.05,
-    "map": 1.0,
-}
+WEIGHED = (*ops.TERMS, "style_excess")  # by `Draws.weights`
+REPAIR_WEIGHTS = {"repair": 4.0, "style": 0.2, "style_excess": 4.0, "adversarial": 0.05, "map": 1.0}
 REPAIR_SLACK = 1.03  # the repair may cost this factor of style distance before it is punished
 MAX_GRADIENT = 50.0  # norm; usual ones are 5 to 30, so only bursts are clipped
 
@@ -159,11 +153,7 @@ class Trainer:
         return self.take(self.draw(step, stage, photo, pair), style_weight)
 
     def repair(self, step: int, photo: Tensor, style_weight: float) -> Terms:
-        """Move the repairer (and the discriminator that watches it); the generator is held.
-
-        One style per step: the Gram matrices of its crops together are nearly those of a whole
-        picture. A single crop's say more of what it happens to show than of the style.
-        """
+        """Move the repairer (and the discriminator that watches it); the generator is held."""
         return self.take(self.draw(step, "repair", photo), style_weight)
 
     def draw(
@@ -186,8 +176,10 @@ class Trainer:
     def _weights(self, stage: str, style_weight: float) -> dict[str, float]:
         """Of the terms that a stage has of `WEIGHED`."""
         if stage == "repair":
-            style = {name: style_weight * REPAIR_WEIGHTS[name] for name in WEIGHED[-2:]}
-            return {name: REPAIR_WEIGHTS[name] for name in ("repair", "adversarial")} | style
+            return {
+                name: weight * (style_weight if name in ("style", "style_excess") else 1.0)
+                for name, weight in REPAIR_WEIGHTS.items()
+            }
         config = self.config
         weights = {
             "content": config.content_weight,
@@ -223,7 +215,7 @@ class Trainer:
             _first_weights(drawn) * shares,
             logits=self._judged(painted, style) if adversarial else (),
             form=config.adversarial,
-            grams=[(ops.gram(t), grams[index]) for t, grams in zip(taps, self._grams, strict=True)],
+            grams=self._with_targets(taps, index),
             features=[(taps[tap], photo_taps[tap])],
             picture=painted,
             variation=self._variation,
@@ -245,7 +237,7 @@ class Trainer:
     @in_precision
     def _repair(self, drawn: Draws) -> tuple[Terms, Tensor]:
         """The terms and the repaired paintings [N, 3, H, W] of a repair step."""
-        photo, style, index, count = drawn.photo, drawn.style, drawn.index[:1], len(drawn.photo)
+        photo, style, index, count = drawn.photo, drawn.style, drawn.index, len(drawn.photo)
         assert drawn.squares is not None
         assert drawn.real is not None
         assert drawn.weights is not None
@@ -254,6 +246,7 @@ class Trainer:
             painted_taps = self.encoder(painted)
             photo_taps = self.encoder(photo, taps=objective.CONTENT_TAP + 1)
             target = objective.lost_content(painted_taps, photo_taps)
+            held = objective.style_distances(self._with_targets(painted_taps, index))
         lost, residual = self.repairer(painted, photo)
         # Detached, so that the map stays a judgement and does not become a dial of the loss.
         repaired = self.repairer.apply_repair(painted, lost.detach(), residual, 1.0)
@@ -261,21 +254,18 @@ class Trainer:
         taps = self.encoder(repaired)
         tap = objective.CONTENT_TAP
         shares = self._shares(count)
+        grams = self._with_targets(taps, index)
         losses = ops.combined_loss(
             _first_weights(drawn) * shares,
             logits=self._judged(repaired, style),
             form=self.config.adversarial,
+            grams=grams,
             repair=(taps[tap], photo_taps[tap], target.to(taps[tap].dtype)),
         )
-        terms = _named(losses.terms * shares, ("repair", "adversarial"))
-        distance = self._style_together(taps, index, count)
-        with torch.no_grad():
-            held = self._style_together(painted_taps, index, count)
-        # Every worker knows the distance of all; the values, which are added, are its share of it.
-        terms["style_together"] = distance - distance.detach() * (1 - shares[0])
-        # What passes the painting's own style distance costs more.
-        excess = F.relu(distance - REPAIR_SLACK * held)
-        terms["style_excess"] = excess - excess.detach() * (1 - shares[0])
+        terms = _named(losses.terms * shares, ("repair", "adversarial", "style"))
+        # What passes the style distance of the painting as it was, crop by crop, costs more.
+        excess = F.relu(objective.style_distances(grams) - REPAIR_SLACK * held)
+        terms["style_excess"] = excess.mean() * shares[0]
         error = F.mse_loss(F.interpolate(lost, target.shape[-2:], mode="area"), target)
         mean, square = self.mean(
             torch.stack([target.mean(), target.square().mean()]), count
@@ -283,23 +273,13 @@ class Trainer:
         variance = (square - mean.square()).clamp_min(0)
         terms["map"] = error / (variance + objective.EPS) * shares[0]
         total = losses.total + REPAIR_WEIGHTS["map"] * terms["map"]
-        for name in ("style_together", "style_excess"):
-            total = total + drawn.weights[WEIGHED.index(name)] * terms[name]
+        total = total + drawn.weights[WEIGHED.index("style_excess")] * terms["style_excess"]
         terms = self._step("repairer", total, terms)
         return judged | terms, repaired.detach()
 
-    def _style_together(self, taps: Sequence[Tensor], style: Tensor, count: int) -> Tensor:
-        """The style loss of the whole batch as of one picture, with gradients for own samples.
-
-        `style` is an index [1].
-        """
-        distances = []
-        for tap, targets in zip(taps, self._grams, strict=True):
-            own = ops.gram(tap).mean(0)
-            share = count / self.world.batch(count)
-            whole = self.mean(own, count) + share * (own - own.detach())
-            distances.append(objective.relative_distance(whole[None], targets[style]))
-        return torch.stack(distances).mean()
+    def _with_targets(self, taps: Sequence[Tensor], index: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Per tap, its Gram matrices [N, C, C] and those of the styles `index`."""
+        return [(ops.gram(t), grams[index]) for t, grams in zip(taps, self._grams, strict=True)]
 
     def mean(self, own: Tensor, count: int) -> Tensor:
         """The mean over the whole batch of what is `own` for `count` samples; without gradient."""

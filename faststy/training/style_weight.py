@@ -44,7 +44,7 @@ def style_share(
     config: TrainConfig, style_weight: float, terms: Mapping[str, float]
 ) -> float | None:
     """The style's share of the loss, 0...1; None for the terms of the repair."""
-    if "style" not in terms:
+    if "colour" not in terms:
         return None
     style, rest = loss_parts(config, style_weight, terms)
     whole = style_weight * style + rest
@@ -95,7 +95,7 @@ class StyleWeight:
         The numbers wait on the device until then, and are read when `Guards.watch` reads its own.
         Returns what there is to tell, in words.
         """
-        if self.target is None or "style" not in terms:
+        if self.target is None or "colour" not in terms:
             return []
         parts = loss_parts(self.config, self.at(fraction), terms)
         self._rows[step % POLL_EVERY] = torch.stack(parts)

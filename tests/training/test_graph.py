@@ -19,7 +19,7 @@ from faststy.ops import convolution, reference
 from faststy.training.config import TrainConfig
 from faststy.training.dataset import Pictures
 from faststy.training.graph import Recorder
-from faststy.training.step import StyleTarget, Trainer
+from faststy.training.step import WEIGHED, StyleTarget, Trainer
 
 CPU = torch.device("cpu")
 LEFT_TO_TORCH = [
@@ -122,7 +122,7 @@ def test_a_step_neither_waits_nor_takes_from_the_host(
     monkeypatch, targets, stage, number, precision
 ):
     trainer = made(targets, precision=precision)
-    step = replace(drawn(trainer, stage, number), weights=torch.ones(8))
+    step = replace(drawn(trainer, stage, number), weights=torch.ones(len(WEIGHED)))
     # On a CUDA device it looks at numbers at the first call alone, which is never recorded.
     monkeypatch.setattr(PerceptualEncoder, "_check", lambda encoder, x: None)
     with OnTheDevice([*all_tensors(trainer), *step.tensors().values()]) as watch:
@@ -144,7 +144,7 @@ def test_the_ops_of_a_gpu_neither_wait_nor_change_what_is_learned(
             for module in (convolution, *LEFT_TO_TORCH):
                 monkeypatch.setattr(module, "by_kernels", lambda x, values=0: True)
         trainer = made(targets)
-        step = replace(drawn(trainer, stage, number), weights=torch.ones(8))
+        step = replace(drawn(trainer, stage, number), weights=torch.ones(len(WEIGHED)))
         with OnTheDevice([*all_tensors(trainer), *step.tensors().values()]) as watch:
             move_of(trainer, stage)(step)
         seen = watch.seen - seen

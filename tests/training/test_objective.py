@@ -97,11 +97,14 @@ def test_style_targets_are_mean_gram_matrices():
 def test_style_is_the_mean_relative_distance_of_gram_matrices():
     painted, targets = taps(), [gram(tap).mean(0) for tap in taps(1)]
     each = [
-        (((gram(p) - t) ** 2).sum((1, 2)) / (t**2).sum()).mean()
+        ((gram(p) - t) ** 2).sum((1, 2)) / (t**2).sum()
         for p, t in zip(painted, targets, strict=True)
     ]
     value = objective.style_loss(painted, [t.float() for t in targets])
-    close(value, sum(each) / 4, 1e-4)
+    close(value, sum(each).mean() / 4, 1e-4)
+    grams = [(gram(p).float(), t.float()[None]) for p, t in zip(painted, targets, strict=True)]
+    for found, expected in zip(objective.style_distances(grams), sum(each) / 4, strict=True):
+        close(found, expected, 1e-4)
 
 
 def test_style_takes_a_target_per_sample():
