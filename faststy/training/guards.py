@@ -29,7 +29,7 @@ KEEP_EVERY = 5 * POLL_EVERY  # steps between the states that can be gone back to
 DISTANCES = {  # from the photo and from the style; a blank picture is near 1
     "perceptual": ("content", "style"),
     "adversarial": ("content", "style"),
-    "repair": ("repair", "style_excess"),
+    "repair": ("repair", "style"),
 }
 EXPLODED = 4.0  # times the distance of the untrained nets
 LEAST_REFERENCE = 5.0  # of that distance: a first batch can be an easy one

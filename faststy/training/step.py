@@ -26,8 +26,9 @@ from faststy.training.graph import Recorder, Terms
 from faststy.training.precision import computing_in, in_precision, precision_named
 
 WEIGHED = (*ops.TERMS, "style_excess")  # by `Draws.weights`
-REPAIR_WEIGHTS = {"repair": 4.0, "style": 0.2, "style_excess": 4.0, "adversarial": 0.05, "map": 1.0}
+REPAIR_WEIGHTS = {"repair": 4.0, "style": 0.2, "style_excess": 0.3, "adversarial": 0.05, "map": 1.0}
 REPAIR_SLACK = 1.03  # the repair may cost this factor of style distance before it is punished
+LEAST_HELD = 0.005  # of style distance: no painting is nearer, and ratios to it stay small
 MAX_GRADIENT = 50.0  # norm; usual ones are 5 to 30, so only bursts are clipped
 
 
@@ -263,8 +264,8 @@ class Trainer:
             repair=(taps[tap], photo_taps[tap], target.to(taps[tap].dtype)),
         )
         terms = _named(losses.terms * shares, ("repair", "adversarial", "style"))
-        # What passes the style distance of the painting as it was, crop by crop, costs more.
-        excess = F.relu(objective.style_distances(grams) - REPAIR_SLACK * held)
+        # What a crop's style distance grows by costs more, as a share: alike for near and far styles.
+        excess = F.relu(objective.style_distances(grams) / (held + LEAST_HELD) - REPAIR_SLACK)
         terms["style_excess"] = excess.mean() * shares[0]
         error = F.mse_loss(F.interpolate(lost, target.shape[-2:], mode="area"), target)
         mean, square = self.mean(

@@ -55,7 +55,7 @@ class Run:
             self.step += 1
             self.trainer.weight.data.fill_(self.step)
             if stage == "repair":
-                terms = {"repair": 0.5, "style_excess": style, **terms}
+                terms = {"repair": 0.5, "style": style, **terms}
             else:
                 terms = {"content": 0.5, "style": style, **terms}
             tensors = {name: torch.tensor(value) for name, value in terms.items()}
