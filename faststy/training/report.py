@@ -35,7 +35,7 @@ MEANING = {
     "total": "what is minimised",
     "content": "distance of the encoder features from the photo's, over their energy",
     "style": "distance of the Gram matrices from the style picture's, over their norm",
-    "style_excess": "share by which the repair raises the painting's own style distance, past a slack",
+    "style_excess": "share by which the repair raises the style distance, past a slack",
     "colour": "distance of the colour moments from the style picture's",
     "paired": "Σ(G(A) − B)² / ΣB² over photos A with a painted target B",
     "style_share": "what λ multiplies, over the total without the adversarial term",

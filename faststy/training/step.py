@@ -264,7 +264,7 @@ class Trainer:
             repair=(taps[tap], photo_taps[tap], target.to(taps[tap].dtype)),
         )
         terms = _named(losses.terms * shares, ("repair", "adversarial", "style"))
-        # What a crop's style distance grows by costs more, as a share: alike for near and far styles.
+        # What a crop's style distance grows by costs more, as a share: near styles are kept, too.
         excess = F.relu(objective.style_distances(grams) / (held + LEAST_HELD) - REPAIR_SLACK)
         terms["style_excess"] = excess.mean() * shares[0]
         error = F.mse_loss(F.interpolate(lost, target.shape[-2:], mode="area"), target)
