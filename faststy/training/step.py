@@ -27,8 +27,8 @@ from faststy.training.precision import computing_in, in_precision, precision_nam
 
 WEIGHED = (*ops.TERMS, "style_excess")  # by `Draws.weights`
 REPAIR_WEIGHTS = {"repair": 4.0, "style": 0.2, "style_excess": 0.3, "adversarial": 0.05, "map": 1.0}
-REPAIR_SLACK = 1.03  # the repair may cost this factor of style distance before it is punished
-LEAST_HELD = 0.005  # of style distance: no painting is nearer, and ratios to it stay small
+REPAIR_SLACK = 1.03  # the repair may cost this factor of style distance before it is punished,
+FREE = 0.005  # and this much of the distance itself, or a painting near its style had no room
 MAX_GRADIENT = 50.0  # norm; usual ones are 5 to 30, so only bursts are clipped
 
 
@@ -175,7 +175,7 @@ class Trainer:
         return terms
 
     def _weights(self, stage: str, style_weight: float) -> dict[str, float]:
-        """Of the terms that a stage has of `WEIGHED`."""
+        """Of the terms of a stage, by name."""
         if stage == "repair":
             return {
                 name: weight * (style_weight if name in ("style", "style_excess") else 1.0)
@@ -255,17 +255,17 @@ class Trainer:
         taps = self.encoder(repaired)
         tap = objective.CONTENT_TAP
         shares = self._shares(count)
-        grams = self._with_targets(taps, index)
         losses = ops.combined_loss(
             _first_weights(drawn) * shares,
             logits=self._judged(repaired, style),
             form=self.config.adversarial,
-            grams=grams,
             repair=(taps[tap], photo_taps[tap], target.to(taps[tap].dtype)),
         )
-        terms = _named(losses.terms * shares, ("repair", "adversarial", "style"))
+        terms = _named(losses.terms * shares, ("repair", "adversarial"))
         # What a crop's style distance grows by costs more, as a share: near styles are kept, too.
-        excess = F.relu(objective.style_distances(grams) / (held + LEAST_HELD) - REPAIR_SLACK)
+        distances = objective.style_distances(self._with_targets(taps, index))
+        excess = F.relu(distances / (held + FREE) - REPAIR_SLACK)
+        terms["style"] = distances.mean() * shares[0]
         terms["style_excess"] = excess.mean() * shares[0]
         error = F.mse_loss(F.interpolate(lost, target.shape[-2:], mode="area"), target)
         mean, square = self.mean(
@@ -274,7 +274,8 @@ class Trainer:
         variance = (square - mean.square()).clamp_min(0)
         terms["map"] = error / (variance + objective.EPS) * shares[0]
         total = losses.total + REPAIR_WEIGHTS["map"] * terms["map"]
-        total = total + drawn.weights[WEIGHED.index("style_excess")] * terms["style_excess"]
+        for name in ("style", "style_excess"):
+            total = total + drawn.weights[WEIGHED.index(name)] * terms[name]
         terms = self._step("repairer", total, terms)
         return judged | terms, repaired.detach()
 
