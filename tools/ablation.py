@@ -140,8 +140,7 @@ def pictures(
     painted, repaired = paint(after, x, after.info.styles[0])
     assert repaired is not None
     shown = [to_image(y[0]) for y in (first, painted, repaired)]
-    names = [f"{style.replace('_', ' ')}, {variant}" for variant in VARIANTS]
-    return [("photo", photo), *zip(names, shown, strict=True)]
+    return [(style, photo), *zip(VARIANTS, shown, strict=True)]
 
 
 def report(

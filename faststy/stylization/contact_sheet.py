@@ -62,8 +62,17 @@ def labelled(
         top = GAP + index // columns * cell[1]
         sheet.paste(picture, (left, top))
         middle = left + picture.width // 2, top + picture.height + LABEL // 2 - GAP // 4
-        draw.text(middle, name.replace("_", " "), INK, font, anchor="mm")
+        name = _shortened(name.replace("_", " "), width, lambda text: draw.textlength(text, font))
+        draw.text(middle, name, INK, font, anchor="mm")
     return sheet
+
+
+def _shortened(name: str, width: float, length: Callable[[str], float]) -> str:
+    """As much of a name as a label has room for."""
+    if length(name) <= width:
+        return name
+    end = next((n for n in range(len(name), 0, -1) if length(name[:n] + "…") <= width), 0)
+    return name[:end].rstrip() + "…"
 
 
 def _columns(count: int, cell: tuple[int, int]) -> int:

@@ -102,3 +102,12 @@ def test_pictures_of_several_sizes_fit_their_cells():
     sheet = labelled([("a", Image.new("RGB", (90, 30), "red")), ("b", Image.new("RGB", (30, 90)))])
     red = (np.asarray(sheet) == (255, 0, 0)).all(2)
     assert red.sum() == 90 * 30
+
+
+def test_a_long_name_stays_under_its_picture():
+    pictures = [("long_" * 40, Image.new("RGB", (300, 40))), ("", Image.new("RGB", (300, 40)))]
+    sheet = np.asarray(labelled(pictures, columns=2))
+    below = (sheet[GAP + 40 :] != PAPER).any((0, 2))
+    assert below[GAP : GAP + 300].any()
+    assert not below[:GAP].any()
+    assert not below[GAP + 300 :].any()
