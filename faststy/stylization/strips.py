@@ -173,8 +173,9 @@ def _samples(picture: Large, stroke: int) -> Tensor:
     """What `tiles.samples` takes of a picture in memory, in a pass from top to bottom, or two."""
     side = tiles.sample_side(*picture.size, stroke)
     corners = tiles.sample_corners(*picture.size, side)
-    assert corners is not None
     reader = _Reader(picture)
+    if corners is None:  # a square that large strokes' samples cover whole
+        return torch.from_numpy(reader.rows(0, picture.size[1]))[None]
     parts = []
     for top in dict.fromkeys(y for _, y in corners):
         rows = reader.rows(top, top + side)
@@ -226,6 +227,8 @@ class _Reader:
             image = pyvips.Image.new_from_file(
                 str(picture.path), access="sequential", fail_on="truncated"
             )
+            if image.format == "ushort":  # 16 bits, of which Pillow, too, takes the upper ones
+                image = image.cast("uchar", shift=True)
             shape = (image.width, image.height, image.bands, image.format)
             if shape != (*picture.size, 3, "uchar"):
                 raise FaststyError(f"{picture.path}: it is {shape} to libvips")
