@@ -11,6 +11,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,13 +36,13 @@ class MemorySize(click.ParamType):  # type: ignore[type-arg]  # generic since cl
         self, value: Any, param: click.Parameter | None, context: click.Context | None
     ) -> int:
         match = re.fullmatch(r"([\d.]+) *([kmgt]?)(i?b)?", str(value).strip(), re.IGNORECASE)
-        try:
-            number = float(match[1]) if match else 0.0
-        except ValueError:
-            number = 0.0
-        if match is None or number <= 0:
+        size = 0.0
+        if match is not None:
+            with suppress(ValueError):  # 1.2.3 is no number
+                size = float(match[1]) * 1024 ** ("", "k", "m", "g", "t").index(match[2].lower())
+        if not 1 <= size < math.inf:
             self.fail(f"{value!r} is no size; write 500M or 2G", param, context)
-        return int(number * 1024 ** ("", "k", "m", "g", "t").index(match[2].lower()))
+        return int(size)
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class Summary:
 @_options.style
 @click.option(
     "--strength",
-    type=click.FloatRange(0, 1),
+    type=_options.FiniteRange(0, 1),
     default=1.0,
     show_default=True,
     help="0 is the photo, 1 the full style.",

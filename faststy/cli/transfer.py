@@ -8,6 +8,8 @@ from pathlib import Path
 
 import click
 
+from faststy.cli import _options
+
 
 @click.command()
 @click.argument("photo", type=click.Path(path_type=Path))
@@ -33,7 +35,7 @@ import click
 )
 @click.option(
     "--style-weight",
-    type=click.FloatRange(0, min_open=True),
+    type=_options.FiniteRange(0, min_open=True),
     default=20.0,
     show_default=True,
     help="λ, how strong the style gets.",

@@ -41,7 +41,7 @@ def _seconds(ctx: click.Context, param: click.Parameter, value: str | None) -> f
 @_options.style
 @click.option(
     "--strength",
-    type=click.FloatRange(0, 1),
+    type=_options.FiniteRange(0, 1),
     default=1.0,
     show_default=True,
     help="0 is the film, 1 the full style.",
@@ -69,7 +69,7 @@ def _seconds(ctx: click.Context, param: click.Parameter, value: str | None) -> f
 )
 @click.option(
     "--fps",
-    type=click.FloatRange(0.01, 1000),
+    type=_options.FiniteRange(0.01, 1000),
     default=25.0,
     show_default=True,
     help="Frames per second when INPUT is pictures.",

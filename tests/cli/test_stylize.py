@@ -348,7 +348,14 @@ def test_strips_that_are_too_wide_for_the_limit_are_told(photos, model, faststy)
     assert faststy("stylize", "large.png", *limits, f"{needed}M")[2] == ""
 
 
-@pytest.mark.parametrize("size", ["0", "much", "-2G", "1.2.3G", ""])
+@pytest.mark.parametrize("option", ["--strength", "--repair"])
+def test_a_dial_that_is_no_number(photos, model, faststy, option):
+    status, _, err = faststy("stylize", "c.gif", "-m", model, "-o", "o.png", option, "nan")
+    assert status == 2
+    assert f"Invalid value for '{option}': 'nan' is no finite number." in err
+
+
+@pytest.mark.parametrize("size", ["0", "0.5", "9" * 400, "much", "-2G", "1.2.3G", ""])
 def test_memory_that_is_no_size(photos, model, faststy, size):
     status, _, err = faststy("stylize", "c.gif", "-m", model, "-o", "o.png", "--memory", size)
     assert status == 2

@@ -194,6 +194,9 @@ def test_mistakes_are_one_sentence_and_leave_nothing(film, model, faststy):
     status, _, err = faststy("shots/%d.png", "--fps", "0.0001")
     assert status == 2
     assert "0.0001 is not in the range 0.01<=x<=1000" in err
+    status, _, err = faststy("a.mp4", "--strength", "nan")
+    assert status == 2
+    assert "Invalid value for '--strength': 'nan' is no finite number." in err
 
 
 def test_ctrl_c_leaves_a_film_that_plays(film, model, tmp_path):
