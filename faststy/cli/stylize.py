@@ -336,13 +336,14 @@ def plan(inputs: tuple[str, ...], out: str | None, label: str, save_map: bool) -
 
 def _folder_jobs(folder: Path, out: Path) -> Iterator[Job]:
     from faststy.errors import FaststyError
+    from faststy.files import without_links
     from faststy.pictures import list_pictures
 
-    inside = out.resolve()
+    inside, whole = without_links(out), without_links(folder)
     sources = list_pictures(folder)
-    if inside.is_relative_to(folder.resolve()) and inside != folder.resolve():
+    if inside.is_relative_to(whole) and inside != whole:
         # What an earlier run painted is no input of this one.
-        sources = [path for path in sources if not path.resolve().is_relative_to(inside)]
+        sources = [path for path in sources if not without_links(path).is_relative_to(inside)]
         if not sources:
             raise FaststyError(f"{folder}: no pictures in this folder, other than those in {out}")
     for path in sources:

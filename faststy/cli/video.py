@@ -164,6 +164,7 @@ def command(
 def _target(source: str, out: str | None, label: str) -> Path:
     """Where to write: beside the input under its name and the styles', unless `out` says so."""
     from faststy.errors import FaststyError
+    from faststy.files import without_links
     from faststy.stylization.video_file import FORMATS
 
     if source == STREAM or Path(source).is_relative_to("/dev"):  # <(a command) is /dev/fd/63
@@ -171,7 +172,7 @@ def _target(source: str, out: str | None, label: str) -> Path:
             name = "standard input" if source == STREAM else source
             raise FaststyError(f"{name} has no name; name the output by -o painted.mp4")
         return Path(out)
-    path = Path(source).resolve()
+    path = without_links(Path(source))
     suffix = path.suffix.lower() if path.suffix.lower() in FORMATS else ".mp4"
     stem = path.name if path.is_dir() else re.sub(r"[_.-]*%\d*d", "", path.stem)
     if out is None:

@@ -21,7 +21,7 @@ from PIL import ExifTags, Image
 from torch import Tensor
 
 from faststy.errors import FaststyError
-from faststy.files import TEMPORARY, replacing
+from faststy.files import TEMPORARY, replacing, without_links
 from faststy.pictures import format_of, kept_exif, without_pillow_limit
 from faststy.stylization import tiles
 from faststy.stylization.statistics import is_flat
@@ -145,13 +145,13 @@ def paint_file(
     """
     stroke = dials.get("stroke") or stroke_for(*picture.size)
     dials["stroke"] = stroke
-    halo, folder = stylizer.halo(picture.size, **dials), target.resolve().parent
+    halo, folder = stylizer.halo(picture.size, **dials), without_links(target).parent
     limit = tiles.limit(memory, stylizer.device)
     side = side_within(limit, halo, picture.size[0])
     painter = stylizer.painter(**dials)
     target.parent.mkdir(parents=True, exist_ok=True)
     with (
-        replacing(target.resolve()) as file,
+        replacing(without_links(target)) as file,
         tempfile.TemporaryDirectory(TEMPORARY, ".", dir=folder) as at,
     ):
         raw = os.path.join(at, "painted")

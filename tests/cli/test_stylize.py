@@ -166,6 +166,15 @@ def test_earlier_results_are_not_painted_again(photos, model, faststy):
     fails_with(faststy("stylize", "painted", "-m", model, "-o", "painted"), "is an input")
 
 
+def test_links_in_a_circle_are_told(photos, model, faststy):
+    Path("circle").symlink_to("circle")
+    Path("photos/circle.png").symlink_to("circle.png")
+    fails_with(faststy("stylize", "photos", "-m", model, "-o", "circle"), "circle/a.png: cannot be")
+    status, out, err = faststy("stylize", "photos", "-m", model, "-o", "photos/out", "--json")
+    assert (status, len(json.loads(out)["painted"])) == (1, 2)
+    assert "photos/circle.png: cannot be read (Too many levels of symbolic links)" in err
+
+
 def test_standard_input_to_standard_output(photos, model, faststy):
     for path, format in [("photos/a.png", "PNG"), ("photos/sub/b.jpg", "JPEG"), ("c.gif", "PNG")]:
         status, out, err = faststy("stylize", "-", "-m", model, stdin=Path(path).read_bytes())

@@ -167,6 +167,7 @@ def test_what_is_left_out_is_told(film, model, faststy):
 def test_mistakes_are_one_sentence_and_leave_nothing(film, model, faststy):
     film("a.mp4", frames=2)
     Path("song.mp3").write_bytes(b"ID3" + bytes(2000))
+    Path("circle.mp4").symlink_to("circle.mp4")
     before = sorted(os.listdir())
     for arguments, sentence in [
         (("missing.mp4",), "missing.mp4: cannot be read (No such file or directory)"),
@@ -177,6 +178,7 @@ def test_mistakes_are_one_sentence_and_leave_nothing(film, model, faststy):
         (("a.mp4", "--codec", "nonsense"), "there is no encoder for 'nonsense' here"),
         (("a.mp4", "--style", "ran"), "unknown style 'ran'"),
         (("a.mp4", "--start", "3", "--end", "2"), "there is nothing between 3 s and 2 s"),
+        (("circle.mp4",), "circle.mp4: cannot be read (Too many levels of symbolic links)"),
         (("a.mp4", "--start", "9" * 15), "start and end lie within 1e+09 s; 1e+15 s does not"),
         (("a.mp4", "--end", "9" * 400), "start and end lie within 1e+09 s; inf s does not"),
         (("a.mp4", "-m", "none.safetensors"), "none.safetensors"),
