@@ -353,6 +353,8 @@ class VideoClip(Clip):
                 running.discard(packet.stream.index)  # other streams may lie behind in the file
                 if not running or time > self.length + 10:
                     break
+        except IndexError:
+            pass  # PyAV at the end, of a stream that appeared on the way
         except (av.FFmpegError, OSError) as error:
             if not self._stop.is_set():  # which ends a pipe anywhere
                 self.damage = f"it is damaged or cut off ({_reason(error)})"

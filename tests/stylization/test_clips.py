@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from faststy.errors import FaststyError
+from faststy.stylization import clips
 from faststy.stylization.clips import BT709, StoppedError, open_clip
 
 RED, GREEN, BLUE, WHITE = [200, 40, 40], [40, 180, 40], [40, 40, 190], [210, 210, 200]
@@ -222,6 +223,27 @@ def test_a_part_of_a_film_without_times(film):
     assert times == pytest.approx([0, 0.04, 0.08, 0.12, 0.16])
     whole = read(clip.name)[0]
     np.testing.assert_array_equal(frames, whole[10:15])
+
+
+def test_a_stream_that_appears_on_the_way_is_passed_by(film, monkeypatch):
+    class Growing:
+        """PyAV with a file that got another stream: by chance it asks for that at the end."""
+
+        def __init__(self, file):
+            self._file = file
+
+        def __getattr__(self, name):
+            return getattr(self._file, name)
+
+        def demux(self, *streams):
+            yield from self._file.demux(*streams)
+            raise IndexError("list index out of range")
+
+    opened = clips._open
+    monkeypatch.setattr(clips, "_open", lambda *given: Growing(opened(*given)))
+    frames, _, clip = read(film("a.ts", frames=10))
+    assert len(frames) == 10
+    assert clip.damage is None
 
 
 def test_damage_in_the_middle_is_told(film):
