@@ -121,6 +121,6 @@ def command(
     seconds = time.monotonic() - began
     if as_json:
         values = {"out": str(out), "size": list(source.size), "seconds": round(seconds, 2)}
-        click.echo(json.dumps(values, ensure_ascii=False))
+        click.echo(json.dumps(values))
     else:
         click.echo(f"{out}  {source.size[0]} x {source.size[1]} in {seconds:.0f} s")

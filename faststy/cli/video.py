@@ -240,7 +240,7 @@ def _tell(
             "damage": report.damage,
             "stopped": report.stopped,
         }
-        click.echo(json.dumps(values, ensure_ascii=False))
+        click.echo(json.dumps(values))
     else:
         click.echo(
             f"{target}  {report.frames} frames, {report.width} x {report.height}, "

@@ -4,8 +4,10 @@ import io
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -355,6 +357,24 @@ def test_strips_that_are_too_wide_for_the_limit_are_told(photos, model, faststy)
         f"faststy: large.png takes about {needed}M of memory, more than --memory 500M\n",
     )
     assert faststy("stylize", "large.png", *limits, f"{needed}M")[2] == ""
+
+
+@pytest.mark.skipif(not strips.is_available(), reason="libvips is not installed")
+@pytest.mark.skipif(os.name != "posix", reason="there is no such signal")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_leaves_nothing_half_written(photos, model, number):
+    noise = np.random.default_rng(0).integers(0, 256, (3000, 3000, 3), np.uint8)
+    Image.fromarray(noise).save("large.png", compress_level=0)
+    Path("out").mkdir()
+    command = [sys.executable, "-m", "faststy", "stylize", "large.png", "-m", str(model)]
+    running = subprocess.Popen([*command, "-o", "out/large.png", "--memory", "500M"])
+    deadline = time.monotonic() + 60
+    while not (found := os.listdir("out")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    running.send_signal(number)
+    assert running.wait(60) == 128 + number
+    assert found  # what was being written
+    assert os.listdir("out") == []
 
 
 @pytest.mark.parametrize("option", ["--strength", "--repair"])

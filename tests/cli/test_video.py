@@ -201,6 +201,22 @@ def test_mistakes_are_one_sentence_and_leave_nothing(film, model, faststy):
     assert "Invalid value for '--strength': 'nan' is no finite number." in err
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="names are Unicode there")
+def test_a_name_that_is_no_text_is_told_all_the_same(film, model, tmp_path):
+    film("a.mp4", frames=3)
+    name = os.fsdecode(b"a\xff.mp4")
+    os.rename(tmp_path / "a.mp4", tmp_path / name)
+    command = [sys.executable, "-m", "faststy", "video", name, "-m", str(model)]
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}  # as in most of the locales
+    for flags, told in [((), r"a\udcff_rain.mp4  3 frames"), (("--json",), "")]:
+        done = subprocess.run(
+            [*command, *flags], cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith(told)
+    assert json.loads(done.stdout)["output"] == os.fsdecode(b"a\xff_rain.mp4")
+
+
 def test_ctrl_c_leaves_a_film_that_plays(film, model, tmp_path):
     source = film("a.mkv", frames=1500, audio="aac")
     target = tmp_path / "b.mp4"
