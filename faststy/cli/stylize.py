@@ -58,6 +58,11 @@ class Job:
         return "standard input" if self.source is None else str(self.source)
 
     @property
+    def is_piped(self) -> bool:
+        """Whether it can be read only once, as standard input and <(a command) can."""
+        return self.source is None or self.source.is_fifo()
+
+    @property
     def targets(self) -> list[Path]:
         return [path for path in (self.target, self.map_target) if path is not None]
 
@@ -179,7 +184,8 @@ def command(
                     summary.painted.append(_entry(job, painted_size, seconds))
                     continue
             source = io.BytesIO(sys.stdin.buffer.read()) if job.source is None else job.source
-            _warn_if_held(stylizer, job, source, size, memory, dials)
+            if isinstance(source, io.BytesIO) or not job.is_piped:
+                _warn_if_held(stylizer, job, source, size, memory, dials)
             photo = read_picture(source, name=job.name)
             painting = stylizer.paint(
                 photo,
@@ -239,7 +245,7 @@ def _paint_in_strips(
     """From file to file what memory cannot hold: its size, or None if it is painted otherwise."""
     from faststy.stylization import strips, tiles
 
-    if job.source is None or job.target is None:
+    if job.source is None or job.is_piped or job.target is None:
         return None
     picture = strips.look_at(job.source, job.target)
     if picture is None:
@@ -321,6 +327,8 @@ def plan(inputs: tuple[str, ...], out: str | None, label: str, save_map: bool) -
             jobs += _folder_jobs(path, folder / name if several and out else folder)
         elif out == STREAM:
             jobs.append(Job(path, None))
+        elif out is None and path.is_relative_to("/dev"):  # <(a command) is /dev/fd/63
+            raise FaststyError(f"{text} has no name; name the output by -o painted.png")
         elif out is None:
             jobs.append(Job(path, path.with_name(_writable(f"{path.stem}_{label}{path.suffix}"))))
         elif several or out.endswith(os.sep) or Path(out).is_dir() or not Path(out).suffix:
@@ -364,9 +372,13 @@ def check(jobs: list[Job], others: list[Path], as_json: bool) -> None:
     protected = {_identity(path): path for path in [*sources, *others] if path.exists()}
     seen: dict[Path, str] = {}
     for job in jobs:
+        if job.source is None and sys.stdin is None:
+            raise FaststyError("standard input is closed; name a picture")
         if job.target is None:
             if as_json:
                 raise FaststyError("--json and the picture both want standard output; name a file")
+            if sys.stdout is None:
+                raise FaststyError("standard output is closed; name a file by -o")
             if sys.stdout.isatty():
                 raise FaststyError("standard output is a terminal; name a file by -o")
         for target in job.targets:

@@ -114,8 +114,9 @@ def command(
     from faststy.stylization.video_file import format_of
     from faststy.training.signals import stop_signals
 
-    if source == STREAM and sys.stdin.isatty():
-        raise FaststyError("standard input is a terminal; pipe a video into it, or name a file")
+    if source == STREAM and (sys.stdin is None or sys.stdin.isatty()):
+        what = "closed" if sys.stdin is None else "a terminal"
+        raise FaststyError(f"standard input is {what}; pipe a video into it, or name a file")
     stylizer = Stylizer.load(model)
     weights = mixing_weights(style, stylizer.styles)
     if repair and stylizer.model.repairer is None:

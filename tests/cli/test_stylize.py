@@ -189,6 +189,40 @@ def test_standard_input_to_standard_output(photos, model, faststy):
     assert Image.open("d.webp").format == "WEBP"
 
 
+@pytest.mark.skipif(not Path("/dev/fd").exists(), reason="there is no /dev/fd")
+def test_a_pipe_by_name(photos, model, faststy):
+    def piped():
+        end, begin = os.pipe()
+        os.write(begin, Path("photos/a.png").read_bytes())
+        os.close(begin)
+        return end
+
+    end = piped()
+    assert faststy("stylize", f"/dev/fd/{end}", "-m", model, "-o", "b.png") == (0, b"", "")
+    os.close(end)
+    assert faststy("stylize", "photos/a.png", "-m", model, "-o", "c.png")[0] == 0
+    assert Path("b.png").read_bytes() == Path("c.png").read_bytes()
+    end = piped()
+    sentence = f"/dev/fd/{end} has no name; name the output by -o painted.png"
+    fails_with(faststy("stylize", f"/dev/fd/{end}", "-m", model), sentence)
+    os.close(end)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="shells of another kind")
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ("stylize - -o b.png <&-", "standard input is closed; name a picture"),
+        ("stylize photos/a.png -o - >&-", "standard output is closed; name a file by -o"),
+        ("video - -o b.mp4 <&-", "standard input is closed; pipe a video into it, or name a file"),
+    ],
+)
+def test_closed_streams_are_told(photos, arguments, sentence):
+    command = f"{sys.executable} -m faststy {arguments}"
+    done = subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (2, f"faststy: {sentence}\n")
+
+
 def test_save_map(photos, model, faststy):
     status, out, _ = faststy("stylize", "photos", "-m", model, "-o", "out", "--save-map", "--json")
     assert status == 0
