@@ -86,6 +86,11 @@ def check_output(path: Path, inputs: Iterable[Path] = (), *, makes_folders: bool
         raise FaststyError(f"{path}: cannot be written ({reason})")
 
 
+def without_links(path: Path) -> Path:
+    """`path`, absolute and without links; links in a circle stay, where `resolve` may raise."""
+    return Path(os.path.realpath(path))
+
+
 def remove_leftovers(folder: Path) -> None:
     """Remove the temporary files that a killed process left in `folder`."""
     for path in folder.glob(f".*{TEMPORARY}"):

@@ -3,11 +3,16 @@
 A command's file imports torch inside the function that uses it: `faststy --help` reads all files.
 """
 
+import io
 import os
 import pkgutil
+import signal
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
+from types import FrameType
 
 import click
 
@@ -46,14 +51,37 @@ def group() -> None:
 
 def main() -> None:
     """Run the command line; an error of the user's is one sentence and exit status 2."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # as standard error does it: names may be no text
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        group(prog_name="faststy")
+        with _signals_as_exits():
+            group(prog_name="faststy")
     except (FaststyError, OSError) as error:
         if os.environ.get("FASTSTY_DEBUG") == "1":
             traceback.print_exc()
         else:
             click.echo(f"faststy: {_sentence(error)}", err=True)
         sys.exit(2)
+
+
+@contextmanager
+def _signals_as_exits() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the block as Ctrl-C does, so that nothing half-written is left."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        sys.exit(128 + number)
+
+    names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    numbers = [signal.Signals[name] for name in names]
+    # Those that nohup, or a program that calls this one, sees to stay with them.
+    ours = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
+    for number in ours:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _sentence(error: Exception) -> str:

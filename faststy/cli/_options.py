@@ -2,9 +2,25 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import click
 
 from faststy import assets
+
+
+class FiniteRange(click.FloatRange):
+    """A range of numbers without NaN, which compares with no bound, and infinity."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is no finite number.", param, ctx)
+        return number
+
 
 model = click.option(
     "-m",
@@ -18,7 +34,7 @@ style = click.option(
 )
 repair = click.option(
     "--repair",
-    type=click.FloatRange(0, 1),
+    type=FiniteRange(0, 1),
     help="How much lost content comes back: 0 is pure style, 1 all (the default).",
 )
 stroke = click.option(

@@ -24,7 +24,7 @@ def command(model: Path | None, as_json: bool) -> None:
     """
     facts = about_this_machine() if model is None else about_model(model)
     if as_json:
-        click.echo(json.dumps(facts, ensure_ascii=False))
+        click.echo(json.dumps(facts))
     else:
         click.echo("\n".join(_lines(facts)))
 

@@ -40,7 +40,7 @@ def command(model: Path | None, sheet: Path | None, out: Path | None, as_json: b
     info = load_info(path)
     if as_json:
         values = [{"name": n, "description": info.descriptions.get(n, "")} for n in info.styles]
-        click.echo(json.dumps(values, ensure_ascii=False))
+        click.echo(json.dumps(values))
     elif sheet is None:
         width = max(map(len, info.styles))
         for name in info.styles:

@@ -11,6 +11,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,13 +36,13 @@ class MemorySize(click.ParamType):  # type: ignore[type-arg]  # generic since cl
         self, value: Any, param: click.Parameter | None, context: click.Context | None
     ) -> int:
         match = re.fullmatch(r"([\d.]+) *([kmgt]?)(i?b)?", str(value).strip(), re.IGNORECASE)
-        try:
-            number = float(match[1]) if match else 0.0
-        except ValueError:
-            number = 0.0
-        if match is None or number <= 0:
+        size = 0.0
+        if match is not None:
+            with suppress(ValueError):  # 1.2.3 is no number
+                size = float(match[1]) * 1024 ** ("", "k", "m", "g", "t").index(match[2].lower())
+        if not 1 <= size < math.inf:
             self.fail(f"{value!r} is no size; write 500M or 2G", param, context)
-        return int(number * 1024 ** ("", "k", "m", "g", "t").index(match[2].lower()))
+        return int(size)
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,11 @@ class Job:
     @property
     def name(self) -> str:
         return "standard input" if self.source is None else str(self.source)
+
+    @property
+    def is_piped(self) -> bool:
+        """Whether it can be read only once, as standard input and <(a command) can."""
+        return self.source is None or self.source.is_fifo()
 
     @property
     def targets(self) -> list[Path]:
@@ -80,7 +86,7 @@ class Summary:
 @_options.style
 @click.option(
     "--strength",
-    type=click.FloatRange(0, 1),
+    type=_options.FiniteRange(0, 1),
     default=1.0,
     show_default=True,
     help="0 is the photo, 1 the full style.",
@@ -178,7 +184,8 @@ def command(
                     summary.painted.append(_entry(job, painted_size, seconds))
                     continue
             source = io.BytesIO(sys.stdin.buffer.read()) if job.source is None else job.source
-            _warn_if_held(stylizer, job, source, size, memory, dials)
+            if isinstance(source, io.BytesIO) or not job.is_piped:
+                _warn_if_held(stylizer, job, source, size, memory, dials)
             photo = read_picture(source, name=job.name)
             painting = stylizer.paint(
                 photo,
@@ -238,7 +245,7 @@ def _paint_in_strips(
     """From file to file what memory cannot hold: its size, or None if it is painted otherwise."""
     from faststy.stylization import strips, tiles
 
-    if job.source is None or job.target is None:
+    if job.source is None or job.is_piped or job.target is None:
         return None
     picture = strips.look_at(job.source, job.target)
     if picture is None:
@@ -320,6 +327,8 @@ def plan(inputs: tuple[str, ...], out: str | None, label: str, save_map: bool) -
             jobs += _folder_jobs(path, folder / name if several and out else folder)
         elif out == STREAM:
             jobs.append(Job(path, None))
+        elif out is None and path.is_relative_to("/dev"):  # <(a command) is /dev/fd/63
+            raise FaststyError(f"{text} has no name; name the output by -o painted.png")
         elif out is None:
             jobs.append(Job(path, path.with_name(_writable(f"{path.stem}_{label}{path.suffix}"))))
         elif several or out.endswith(os.sep) or Path(out).is_dir() or not Path(out).suffix:
@@ -335,13 +344,14 @@ def plan(inputs: tuple[str, ...], out: str | None, label: str, save_map: bool) -
 
 def _folder_jobs(folder: Path, out: Path) -> Iterator[Job]:
     from faststy.errors import FaststyError
+    from faststy.files import without_links
     from faststy.pictures import list_pictures
 
-    inside = out.resolve()
+    inside, whole = without_links(out), without_links(folder)
     sources = list_pictures(folder)
-    if inside.is_relative_to(folder.resolve()) and inside != folder.resolve():
+    if inside.is_relative_to(whole) and inside != whole:
         # What an earlier run painted is no input of this one.
-        sources = [path for path in sources if not path.resolve().is_relative_to(inside)]
+        sources = [path for path in sources if not without_links(path).is_relative_to(inside)]
         if not sources:
             raise FaststyError(f"{folder}: no pictures in this folder, other than those in {out}")
     for path in sources:
@@ -362,9 +372,13 @@ def check(jobs: list[Job], others: list[Path], as_json: bool) -> None:
     protected = {_identity(path): path for path in [*sources, *others] if path.exists()}
     seen: dict[Path, str] = {}
     for job in jobs:
+        if job.source is None and sys.stdin is None:
+            raise FaststyError("standard input is closed; name a picture")
         if job.target is None:
             if as_json:
                 raise FaststyError("--json and the picture both want standard output; name a file")
+            if sys.stdout is None:
+                raise FaststyError("standard output is closed; name a file by -o")
             if sys.stdout.isatty():
                 raise FaststyError("standard output is a terminal; name a file by -o")
         for target in job.targets:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import click
 
+from faststy.cli import _options
+
 
 @click.command()
 @click.argument("photo", type=click.Path(path_type=Path))
@@ -33,7 +35,7 @@ import click
 )
 @click.option(
     "--style-weight",
-    type=click.FloatRange(0, min_open=True),
+    type=_options.FiniteRange(0, min_open=True),
     default=20.0,
     show_default=True,
     help="λ, how strong the style gets.",
@@ -119,6 +121,6 @@ def command(
     seconds = time.monotonic() - began
     if as_json:
         values = {"out": str(out), "size": list(source.size), "seconds": round(seconds, 2)}
-        click.echo(json.dumps(values, ensure_ascii=False))
+        click.echo(json.dumps(values))
     else:
         click.echo(f"{out}  {source.size[0]} x {source.size[1]} in {seconds:.0f} s")

@@ -41,7 +41,7 @@ def _seconds(ctx: click.Context, param: click.Parameter, value: str | None) -> f
 @_options.style
 @click.option(
     "--strength",
-    type=click.FloatRange(0, 1),
+    type=_options.FiniteRange(0, 1),
     default=1.0,
     show_default=True,
     help="0 is the film, 1 the full style.",
@@ -69,7 +69,7 @@ def _seconds(ctx: click.Context, param: click.Parameter, value: str | None) -> f
 )
 @click.option(
     "--fps",
-    type=click.FloatRange(0.01, 1000),
+    type=_options.FiniteRange(0.01, 1000),
     default=25.0,
     show_default=True,
     help="Frames per second when INPUT is pictures.",
@@ -114,8 +114,9 @@ def command(
     from faststy.stylization.video_file import format_of
     from faststy.training.signals import stop_signals
 
-    if source == STREAM and sys.stdin.isatty():
-        raise FaststyError("standard input is a terminal; pipe a video into it, or name a file")
+    if source == STREAM and (sys.stdin is None or sys.stdin.isatty()):
+        what = "closed" if sys.stdin is None else "a terminal"
+        raise FaststyError(f"standard input is {what}; pipe a video into it, or name a file")
     stylizer = Stylizer.load(model)
     weights = mixing_weights(style, stylizer.styles)
     if repair and stylizer.model.repairer is None:
@@ -164,6 +165,7 @@ def command(
 def _target(source: str, out: str | None, label: str) -> Path:
     """Where to write: beside the input under its name and the styles', unless `out` says so."""
     from faststy.errors import FaststyError
+    from faststy.files import without_links
     from faststy.stylization.video_file import FORMATS
 
     if source == STREAM or Path(source).is_relative_to("/dev"):  # <(a command) is /dev/fd/63
@@ -171,7 +173,7 @@ def _target(source: str, out: str | None, label: str) -> Path:
             name = "standard input" if source == STREAM else source
             raise FaststyError(f"{name} has no name; name the output by -o painted.mp4")
         return Path(out)
-    path = Path(source).resolve()
+    path = without_links(Path(source))
     suffix = path.suffix.lower() if path.suffix.lower() in FORMATS else ".mp4"
     stem = path.name if path.is_dir() else re.sub(r"[_.-]*%\d*d", "", path.stem)
     if out is None:
@@ -239,7 +241,7 @@ def _tell(
             "damage": report.damage,
             "stopped": report.stopped,
         }
-        click.echo(json.dumps(values, ensure_ascii=False))
+        click.echo(json.dumps(values))
     else:
         click.echo(
             f"{target}  {report.frames} frames, {report.width} x {report.height}, "

@@ -48,6 +48,7 @@ SLOWEST, FASTEST = 0.01, 1000
 LONGEST = 1e9
 """Seconds, the latest start and end: 31 years, which FFmpeg's 64 bits of microseconds hold."""
 
+_NO_TIMES = 0x80  # AVFMT_NOTIMESTAMPS of FFmpeg: packets and nothing else, as .h264
 _POLL = 0.1  # seconds from one look at the wish to stop to the next, while a pipe gives nothing
 _COPIED = ("audio", "subtitle")
 # Their headers say how long they are; elsewhere the duration is a guess.
@@ -238,6 +239,7 @@ class VideoClip(Clip):
         self.offset = begin + start
         self.length = None if end is None else end - start
         self._start = start
+        self._is_timeless = bool(self._file.format.flags & _NO_TIMES)
         self._undecodable = 0
         self._seen = Fraction(0)  # how far the packets of any stream went
         self._decoded = self._decode()
@@ -282,6 +284,8 @@ class VideoClip(Clip):
 
     def _seek(self) -> tuple[Fraction, av.VideoFrame] | None:
         """Goes to the start; the first frame from there on."""
+        if self._is_timeless:  # FFmpeg would look for the time up to the end
+            return next(self._decoded, None)
         first = None
         for back in (0, 10):  # seconds: formats without an index may go too far
             try:
@@ -313,7 +317,7 @@ class VideoClip(Clip):
 
     def _decode(self) -> Iterator[tuple[Fraction, av.VideoFrame]]:
         """The frames between start and end with their times; fills `packets` and `damage`."""
-        time = -1 / self.rate
+        time = (-self._start if self._is_timeless else 0) - 1 / self.rate
         for packet in self._demux():
             if packet is not None and packet.stream is not self._stream:
                 self._keep(packet)
@@ -349,6 +353,8 @@ class VideoClip(Clip):
                 running.discard(packet.stream.index)  # other streams may lie behind in the file
                 if not running or time > self.length + 10:
                     break
+        except IndexError:
+            pass  # PyAV at the end, of a stream that appeared on the way
         except (av.FFmpegError, OSError) as error:
             if not self._stop.is_set():  # which ends a pipe anywhere
                 self.damage = f"it is damaged or cut off ({_reason(error)})"
@@ -356,12 +362,12 @@ class VideoClip(Clip):
 
     def _time(self, packet: Packet) -> Fraction | None:
         """Seconds from the start; by `dts`, which never goes back, where there is one."""
-        stamp = packet.pts if packet.dts is None else packet.dts
-        if stamp is None:
+        stamps = [stamp for stamp in (packet.dts, packet.pts) if stamp is not None]
+        if not stamps:
             return None
-        time = stamp * packet.time_base - self.offset
-        self._seen = max(self._seen, time + (packet.duration or 0) * packet.time_base)
-        return time
+        end = max(stamps) + (packet.duration or 0)  # `dts` lies behind by more than a frame
+        self._seen = max(self._seen, end * packet.time_base - self.offset)
+        return stamps[0] * packet.time_base - self.offset
 
     def _keep(self, packet: Packet) -> None:
         time = self._time(packet)
@@ -377,7 +383,9 @@ class VideoClip(Clip):
         whole = self._file.format.name.split(",")[0] in _KNOW_THEIR_LENGTH
         if self.damage is None and whole and self.length is None and self._file.duration:
             length = Fraction(self._file.duration, av.time_base) - self._start
-            if self._seen < length - max(Fraction(1, 2), length / 50):
+            # Some formats count from the first frame, others what lies before it, too.
+            late = max(self.offset - self._start, Fraction(0))
+            if self._seen + late < length - max(Fraction(1, 2), length / 50):
                 self.damage = (
                     f"it is cut off at {float(self._seen + self._start):.1f} s "
                     f"of {float(length + self._start):.1f} s"

@@ -21,7 +21,7 @@ from PIL import ExifTags, Image
 from torch import Tensor
 
 from faststy.errors import FaststyError
-from faststy.files import TEMPORARY, replacing
+from faststy.files import TEMPORARY, replacing, without_links
 from faststy.pictures import format_of, kept_exif, without_pillow_limit
 from faststy.stylization import tiles
 from faststy.stylization.statistics import is_flat
@@ -145,13 +145,13 @@ def paint_file(
     """
     stroke = dials.get("stroke") or stroke_for(*picture.size)
     dials["stroke"] = stroke
-    halo, folder = stylizer.halo(picture.size, **dials), target.resolve().parent
+    halo, folder = stylizer.halo(picture.size, **dials), without_links(target).parent
     limit = tiles.limit(memory, stylizer.device)
     side = side_within(limit, halo, picture.size[0])
     painter = stylizer.painter(**dials)
     target.parent.mkdir(parents=True, exist_ok=True)
     with (
-        replacing(target.resolve()) as file,
+        replacing(without_links(target)) as file,
         tempfile.TemporaryDirectory(TEMPORARY, ".", dir=folder) as at,
     ):
         raw = os.path.join(at, "painted")
@@ -173,8 +173,9 @@ def _samples(picture: Large, stroke: int) -> Tensor:
     """What `tiles.samples` takes of a picture in memory, in a pass from top to bottom, or two."""
     side = tiles.sample_side(*picture.size, stroke)
     corners = tiles.sample_corners(*picture.size, side)
-    assert corners is not None
     reader = _Reader(picture)
+    if corners is None:  # a square that large strokes' samples cover whole
+        return torch.from_numpy(reader.rows(0, picture.size[1]))[None]
     parts = []
     for top in dict.fromkeys(y for _, y in corners):
         rows = reader.rows(top, top + side)
@@ -226,6 +227,8 @@ class _Reader:
             image = pyvips.Image.new_from_file(
                 str(picture.path), access="sequential", fail_on="truncated"
             )
+            if image.format == "ushort":  # 16 bits, of which Pillow, too, takes the upper ones
+                image = image.cast("uchar", shift=True)
             shape = (image.width, image.height, image.bands, image.format)
             if shape != (*picture.size, 3, "uchar"):
                 raise FaststyError(f"{picture.path}: it is {shape} to libvips")

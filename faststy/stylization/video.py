@@ -142,6 +142,9 @@ def paint_video(
         except BaseException:
             video.abandon()
             raise
+        damage = clip.damage
+        if damage is None and video.lost:
+            damage = f"{video.lost} packets of its sound or subtitles are damaged"
         return VideoReport(
             frames=count,
             seconds=time.perf_counter() - begin,
@@ -151,6 +154,6 @@ def paint_video(
             encoder=video.encoder,
             audio=video.audio,
             left_out=tuple(video.left_out),
-            damage=clip.damage,
+            damage=damage,
             stopped=stopped,
         )

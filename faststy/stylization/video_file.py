@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
@@ -60,6 +60,7 @@ class VideoFile:
     Attributes:
         left_out: the clip's streams of sound and subtitles that could not be taken along, with the
             reason, in words.
+        lost: how many of the packets were damaged, so that the format could not hold them.
 
     >>> video = VideoFile(file, "painted.mp4", clip)
     >>> video.write(picture, time)
@@ -96,6 +97,7 @@ class VideoFile:
         self._others: dict[int, _Copied | _Encoded] = {}
         self._audio: list[str] = []
         self.left_out: list[str] = []
+        self.lost = 0
         try:
             self._video = self._add_video(codec, crf)
             self._open_encoder()
@@ -146,15 +148,16 @@ class VideoFile:
         # Rounding, and files out of order, must not bring two frames to one time.
         self._last = max(round(time / unit), self._last + 1)
         frame.pts, frame.time_base = self._last, unit
-        self._container.mux(video.encode(frame))
+        self._add(video.encode(frame))
 
     def finish(self) -> None:
         """Writes the end of the video."""
         self._take_packets()
-        self._container.mux(self._video.encode(None))
+        self._add(self._video.encode(None))
         for other in self._others.values():
-            self._container.mux(other.rest())
-        self._container.close()
+            self._add(other.rest())
+        with self._counting_lost():
+            self._container.close()
 
     def abandon(self) -> None:
         """Lets go of the file, whatever state it is in."""
@@ -251,7 +254,23 @@ class VideoFile:
             packet = self._clip.packets.popleft()
             other = self._others.get(packet.stream.index)
             if other is not None:
-                self._container.mux(other.take(packet, self._clip.offset))
+                self._add(other.take(packet, self._clip.offset))
+
+    def _add(self, packets: Iterable[Packet]) -> None:
+        for packet in packets:
+            with self._counting_lost():
+                self._container.mux(packet)
+
+    @contextmanager
+    def _counting_lost(self) -> Iterator[None]:
+        """Damaged packets do not cost the video: each waits for those of the other streams, and
+        fails with one of them. A full disk is an error of the system's."""
+        try:
+            yield
+        except av.FFmpegError as error:
+            if isinstance(error, OSError) or not self._others:
+                raise
+            self.lost += 1
 
 
 class _Copied:
@@ -296,6 +315,9 @@ class _Encoded:
         target.layout = layout.name
         target.bit_rate = 64_000 * layout.nb_channels
         self.source, self.target = source, target
+        self._last: Fraction | None = None
+        self._kind: tuple[str, str, int] | None = None
+        self._resampler = av.AudioResampler(target.format, target.layout, target.rate)
 
     def take(self, packet: Packet | None, offset: Fraction) -> list[Packet]:
         try:
@@ -306,11 +328,28 @@ class _Encoded:
         for frame in frames:
             if frame.pts is not None and frame.time_base:
                 frame.pts -= round(offset / frame.time_base)
-            packets += self.target.encode(frame)
+                time = frame.pts * frame.time_base
+                if self._last is not None and time <= self._last:
+                    continue
+                self._last = time
+            kind = (frame.format.name, frame.layout.name, frame.sample_rate)
+            if kind != self._kind:  # as broadcasts change it; a resampler takes one kind only
+                packets += self._encoded(None)
+                target = self.target
+                self._resampler = av.AudioResampler(target.format, target.layout, target.rate)
+                self._kind = kind
+            packets += self._encoded(frame)
         return packets
 
     def rest(self) -> list[Packet]:
-        return self.target.encode(None)
+        return [*self._encoded(None), *self.target.encode(None)]
+
+    def _encoded(self, frame: av.AudioFrame | None) -> list[Packet]:
+        """`frame`, or what the resampler still holds, as far as it fills packets."""
+        if frame is None and self._kind is None:
+            return []
+        parts = self._resampler.resample(frame)
+        return [packet for part in parts for packet in self.target.encode(part)]
 
 
 def _layout(encoder: str, rate: int, name: str) -> av.AudioLayout:

@@ -126,6 +126,12 @@ def test_a_mistake_in_our_code_is_not_hidden(failing, monkeypatch):
         main()
 
 
+def test_text_that_standard_output_cannot_hold_is_escaped():
+    done = run("transfer", "--help", PYTHONIOENCODING="latin-1")
+    assert done.returncode == 0, done.stderr
+    assert "\\u03bb, how strong" in done.stdout
+
+
 def test_an_unknown_command_is_a_usage_error():
     done = run("nonsense")
     assert done.returncode == 2

@@ -4,8 +4,10 @@ import io
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -166,6 +168,15 @@ def test_earlier_results_are_not_painted_again(photos, model, faststy):
     fails_with(faststy("stylize", "painted", "-m", model, "-o", "painted"), "is an input")
 
 
+def test_links_in_a_circle_are_told(photos, model, faststy):
+    Path("circle").symlink_to("circle")
+    Path("photos/circle.png").symlink_to("circle.png")
+    fails_with(faststy("stylize", "photos", "-m", model, "-o", "circle"), "circle/a.png: cannot be")
+    status, out, err = faststy("stylize", "photos", "-m", model, "-o", "photos/out", "--json")
+    assert (status, len(json.loads(out)["painted"])) == (1, 2)
+    assert "photos/circle.png: cannot be read (Too many levels of symbolic links)" in err
+
+
 def test_standard_input_to_standard_output(photos, model, faststy):
     for path, format in [("photos/a.png", "PNG"), ("photos/sub/b.jpg", "JPEG"), ("c.gif", "PNG")]:
         status, out, err = faststy("stylize", "-", "-m", model, stdin=Path(path).read_bytes())
@@ -176,6 +187,40 @@ def test_standard_input_to_standard_output(photos, model, faststy):
     data = Path("c.gif").read_bytes()
     assert faststy("stylize", "-", "-o", "d.webp", "-m", model, stdin=data) == (0, b"", "")
     assert Image.open("d.webp").format == "WEBP"
+
+
+@pytest.mark.skipif(not Path("/dev/fd").exists(), reason="there is no /dev/fd")
+def test_a_pipe_by_name(photos, model, faststy):
+    def piped():
+        end, begin = os.pipe()
+        os.write(begin, Path("photos/a.png").read_bytes())
+        os.close(begin)
+        return end
+
+    end = piped()
+    assert faststy("stylize", f"/dev/fd/{end}", "-m", model, "-o", "b.png") == (0, b"", "")
+    os.close(end)
+    assert faststy("stylize", "photos/a.png", "-m", model, "-o", "c.png")[0] == 0
+    assert Path("b.png").read_bytes() == Path("c.png").read_bytes()
+    end = piped()
+    sentence = f"/dev/fd/{end} has no name; name the output by -o painted.png"
+    fails_with(faststy("stylize", f"/dev/fd/{end}", "-m", model), sentence)
+    os.close(end)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="shells of another kind")
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ("stylize - -o b.png <&-", "standard input is closed; name a picture"),
+        ("stylize photos/a.png -o - >&-", "standard output is closed; name a file by -o"),
+        ("video - -o b.mp4 <&-", "standard input is closed; pipe a video into it, or name a file"),
+    ],
+)
+def test_closed_streams_are_told(photos, arguments, sentence):
+    command = f"{sys.executable} -m faststy {arguments}"
+    done = subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (2, f"faststy: {sentence}\n")
 
 
 def test_save_map(photos, model, faststy):
@@ -348,7 +393,32 @@ def test_strips_that_are_too_wide_for_the_limit_are_told(photos, model, faststy)
     assert faststy("stylize", "large.png", *limits, f"{needed}M")[2] == ""
 
 
-@pytest.mark.parametrize("size", ["0", "much", "-2G", "1.2.3G", ""])
+@pytest.mark.skipif(not strips.is_available(), reason="libvips is not installed")
+@pytest.mark.skipif(os.name != "posix", reason="there is no such signal")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_leaves_nothing_half_written(photos, model, number):
+    noise = np.random.default_rng(0).integers(0, 256, (3000, 3000, 3), np.uint8)
+    Image.fromarray(noise).save("large.png", compress_level=0)
+    Path("out").mkdir()
+    command = [sys.executable, "-m", "faststy", "stylize", "large.png", "-m", str(model)]
+    running = subprocess.Popen([*command, "-o", "out/large.png", "--memory", "500M"])
+    deadline = time.monotonic() + 60
+    while not (found := os.listdir("out")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    running.send_signal(number)
+    assert running.wait(60) == 128 + number
+    assert found  # what was being written
+    assert os.listdir("out") == []
+
+
+@pytest.mark.parametrize("option", ["--strength", "--repair"])
+def test_a_dial_that_is_no_number(photos, model, faststy, option):
+    status, _, err = faststy("stylize", "c.gif", "-m", model, "-o", "o.png", option, "nan")
+    assert status == 2
+    assert f"Invalid value for '{option}': 'nan' is no finite number." in err
+
+
+@pytest.mark.parametrize("size", ["0", "0.5", "9" * 400, "much", "-2G", "1.2.3G", ""])
 def test_memory_that_is_no_size(photos, model, faststy, size):
     status, _, err = faststy("stylize", "c.gif", "-m", model, "-o", "o.png", "--memory", size)
     assert status == 2

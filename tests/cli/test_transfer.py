@@ -128,3 +128,11 @@ def test_an_unknown_encoder_or_device(told):
         assert status == 2
         assert value in err
         assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("weight", ["nan", "inf"])
+def test_a_weight_that_is_no_number_paints_nothing(place, told, weight):
+    status, out, err = told("photo.png", "style.png", "-o", "o.png", "--style-weight", weight)
+    assert (status, out) == (2, "")
+    assert f"'{weight}' is no finite number." in err
+    assert not (place / "o.png").exists()

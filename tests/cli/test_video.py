@@ -167,6 +167,7 @@ def test_what_is_left_out_is_told(film, model, faststy):
 def test_mistakes_are_one_sentence_and_leave_nothing(film, model, faststy):
     film("a.mp4", frames=2)
     Path("song.mp3").write_bytes(b"ID3" + bytes(2000))
+    Path("circle.mp4").symlink_to("circle.mp4")
     before = sorted(os.listdir())
     for arguments, sentence in [
         (("missing.mp4",), "missing.mp4: cannot be read (No such file or directory)"),
@@ -177,6 +178,7 @@ def test_mistakes_are_one_sentence_and_leave_nothing(film, model, faststy):
         (("a.mp4", "--codec", "nonsense"), "there is no encoder for 'nonsense' here"),
         (("a.mp4", "--style", "ran"), "unknown style 'ran'"),
         (("a.mp4", "--start", "3", "--end", "2"), "there is nothing between 3 s and 2 s"),
+        (("circle.mp4",), "circle.mp4: cannot be read (Too many levels of symbolic links)"),
         (("a.mp4", "--start", "9" * 15), "start and end lie within 1e+09 s; 1e+15 s does not"),
         (("a.mp4", "--end", "9" * 400), "start and end lie within 1e+09 s; inf s does not"),
         (("a.mp4", "-m", "none.safetensors"), "none.safetensors"),
@@ -194,6 +196,25 @@ def test_mistakes_are_one_sentence_and_leave_nothing(film, model, faststy):
     status, _, err = faststy("shots/%d.png", "--fps", "0.0001")
     assert status == 2
     assert "0.0001 is not in the range 0.01<=x<=1000" in err
+    status, _, err = faststy("a.mp4", "--strength", "nan")
+    assert status == 2
+    assert "Invalid value for '--strength': 'nan' is no finite number." in err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are Unicode there")
+def test_a_name_that_is_no_text_is_told_all_the_same(film, model, tmp_path):
+    film("a.mp4", frames=3)
+    name = os.fsdecode(b"a\xff.mp4")
+    os.rename(tmp_path / "a.mp4", tmp_path / name)
+    command = [sys.executable, "-m", "faststy", "video", name, "-m", str(model)]
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}  # as in most of the locales
+    for flags, told in [((), r"a\udcff_rain.mp4  3 frames"), (("--json",), "")]:
+        done = subprocess.run(
+            [*command, *flags], cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith(told)
+    assert json.loads(done.stdout)["output"] == os.fsdecode(b"a\xff_rain.mp4")
 
 
 def test_ctrl_c_leaves_a_film_that_plays(film, model, tmp_path):

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from faststy.errors import FaststyError
+from faststy.stylization import clips
 from faststy.stylization.clips import BT709, StoppedError, open_clip
 
 RED, GREEN, BLUE, WHITE = [200, 40, 40], [40, 180, 40], [40, 40, 190], [210, 210, 200]
@@ -199,6 +200,50 @@ def test_a_film_that_is_cut_off_gives_what_it_has(film):
         assert 20 < len(frames) < 80
         if name == "a.mkv":
             assert "cut off at" in clip.damage
+
+
+def test_a_film_that_is_whole_is_not_called_cut_off(tmp_path):
+    for name, times in [("still.mkv", [0, 1, 2, 3, 500]), ("late.mkv", [2000, 2004, 2008, 2012])]:
+        with av.open(str(tmp_path / name), "w") as file:
+            stream = file.add_stream("libx264", rate=25, options={"bf": "2"})  # which dts waits for
+            stream.width, stream.height = 64, 48
+            stream.codec_context.time_base = Fraction(1, 100)
+            for time in times:
+                frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), time % 251, np.uint8))
+                frame.pts, frame.time_base = time, Fraction(1, 100)
+                file.mux(stream.encode(frame))
+            file.mux(stream.encode(None))
+        _, found, clip = read(tmp_path / name)
+        assert found == [(time - times[0]) / 100 for time in times]
+        assert clip.damage is None
+
+
+def test_a_part_of_a_film_without_times(film):
+    frames, times, clip = read(film("a.h264", frames=20), start=0.4, end=0.6)
+    assert times == pytest.approx([0, 0.04, 0.08, 0.12, 0.16])
+    whole = read(clip.name)[0]
+    np.testing.assert_array_equal(frames, whole[10:15])
+
+
+def test_a_stream_that_appears_on_the_way_is_passed_by(film, monkeypatch):
+    class Growing:
+        """PyAV with a file that got another stream: by chance it asks for that at the end."""
+
+        def __init__(self, file):
+            self._file = file
+
+        def __getattr__(self, name):
+            return getattr(self._file, name)
+
+        def demux(self, *streams):
+            yield from self._file.demux(*streams)
+            raise IndexError("list index out of range")
+
+    opened = clips._open
+    monkeypatch.setattr(clips, "_open", lambda *given: Growing(opened(*given)))
+    frames, _, clip = read(film("a.ts", frames=10))
+    assert len(frames) == 10
+    assert clip.damage is None
 
 
 def test_damage_in_the_middle_is_told(film):

@@ -102,6 +102,28 @@ def test_a_drawing_that_no_sample_meets(stylizer, photo, save, tmp_path):
 
 
 @needs_libvips
+@pytest.mark.parametrize("stroke", [2, 4])
+def test_a_square_that_the_samples_of_large_strokes_cover(save, photo, tmp_path, stroke):
+    side = stroke * tiles.SAMPLES * tiles.SAMPLE_SIDE  # 2048, 4096: squares that people have
+    picture = photo.resize((side, side))
+    found = strips._samples(strips.look_at(save("a.png", picture), tmp_path / "b.png"), stroke)
+    torch.testing.assert_close(found, tiles.samples(picture, stroke), atol=0, rtol=0)
+
+
+@needs_libvips
+@pytest.mark.parametrize("name", ["a.png", "a.tiff"])
+def test_16_bits_are_read_as_pillow_reads_them(tmp_path, name):
+    import pyvips
+
+    values = np.random.default_rng(0).integers(0, 65536, (1111, 1090, 3), np.uint16)
+    deep = pyvips.Image.new_from_array(values).copy(interpretation="rgb16")
+    deep.write_to_file(str(tmp_path / name))
+    picture = strips.look_at(tmp_path / name, tmp_path / "b.png")
+    truth = np.asarray(read_picture(tmp_path / name).rgb)
+    np.testing.assert_array_equal(strips._Reader(picture).rows(0, 1111), truth)
+
+
+@needs_libvips
 @pytest.mark.parametrize("target", ["b.png", "b.jpg"])
 def test_profile_and_metadata_are_kept(stylizer, save, tmp_path, target):
     exif = Image.Exif()

@@ -240,6 +240,43 @@ def test_sound_in_a_layout_that_an_encoder_does_not_take(film, tmp_path, layout,
     assert np.sqrt(np.mean(samples**2)) > 0.02
 
 
+@pytest.mark.parametrize("suffix", [".webm", ".mkv"])
+def test_sound_that_changes_its_kind(film, tmp_path, suffix):
+    first = film("a.ts", frames=25, audio="aac")
+    with (
+        av.open(str(film("b.ts", audio="aac", layout="stereo"))) as file,
+        av.open(str(tmp_path / "late.ts"), "w") as late,
+    ):
+        copies = [late.add_stream_from_template(stream) for stream in file.streams]
+        for packet in file.demux():
+            if packet.dts is not None:
+                packet.pts, packet.dts = packet.pts + 90_000, packet.dts + 90_000  # a second
+                packet.stream = copies[packet.stream.index]
+                late.mux(packet)
+    source = tmp_path / "c.ts"
+    source.write_bytes(first.read_bytes() + (tmp_path / "late.ts").read_bytes())
+    report = paint_video(Echo(), source, tmp_path / f"d{suffix}")
+    assert report.frames == 35
+    samples, _ = sound_of(tmp_path / f"d{suffix}")
+    assert len(samples) / 48000 == pytest.approx(1.4, abs=0.15)
+    assert np.sqrt(np.mean(samples[-9600:] ** 2)) > 0.1  # the second part is heard, too
+
+
+@pytest.mark.parametrize("damage", [b"\0\0", b"\xff\xf1\x50\x80\x2f\x7f\xff"])
+def test_damaged_sound_does_not_cost_the_video(film, tmp_path, damage):
+    source = film("a.ts", frames=50, audio="aac")
+    data = bytearray(source.read_bytes())
+    starts = [i for i in range(0, len(data), 188) if data[i + 1 : i + 3] == b"\x41\x01"]
+    header = data.index(b"\xff\xf1", starts[len(starts) // 2])  # of a frame of AAC
+    data[header : header + len(damage)] = damage  # no header, or one of what FFmpeg cannot
+    source.write_bytes(data)
+    report = paint_video(Echo(), source, tmp_path / "b.mp4")
+    assert (report.frames, report.audio) == (50, "copied")
+    assert report.damage == "1 packets of its sound or subtitles are damaged"
+    assert len(frames_of(tmp_path / "b.mp4")) == 50
+    assert sound_of(tmp_path / "b.mp4")[0].size / 48000 == pytest.approx(2, abs=0.2)
+
+
 def test_what_fails_at_the_video_and_at_its_sound_is_told_apart(film, tmp_path, monkeypatch):
     from faststy.stylization import video_file
 
