@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -33,6 +32,7 @@ from faststy.tensors import device_named, to_image, to_tensor
 from faststy.training.config import TrainConfig
 from faststy.training.log import Progress
 from faststy.training.loop import train
+from faststy.training.picture_cache import remove_cache
 
 SLICES = 4  # of each run, at most,
 LEAST_SLICE = 20.0  # seconds: to go on with a run takes some, too
@@ -146,7 +146,7 @@ def sweep(
                 done = train(run, show, resume=True, until=until)
             except FaststyError:
                 if not record.path.exists():  # nothing was begun: leave nothing behind
-                    shutil.rmtree(out / "cache", ignore_errors=True)
+                    remove_cache(out / "cache")
                     with suppress(OSError):
                         out.rmdir()
                 raise
@@ -162,7 +162,7 @@ def sweep(
             record.shown = until
             record.write()
     if config.cache is None:
-        shutil.rmtree(out / "cache", ignore_errors=True)  # only needed to go on
+        remove_cache(out / "cache")  # only needed to go on
     return result(finished=True)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import shutil
 import time
 from collections.abc import Callable, Generator
 from contextlib import closing
@@ -42,7 +41,7 @@ from faststy.training.folder import open_run, recorded_batch, refuse_another
 from faststy.training.guards import Guards
 from faststy.training.log import Log, Progress
 from faststy.training.pairs import Pairs
-from faststy.training.picture_cache import PictureCache
+from faststy.training.picture_cache import PictureCache, remove_cache
 from faststy.training.preview import paint_preview
 from faststy.training.report import write_report
 from faststy.training.schedule import Schedule
@@ -294,7 +293,7 @@ def _train(
     log.attempt(step, "preview", show)
     log.attempt(step, "report", lambda: write_report(run))
     if finished and config.cache is None:
-        shutil.rmtree(run / "cache", ignore_errors=True)  # only needed to go on
+        remove_cache(run / "cache")  # only needed to go on
     return result(finished)
 
 

@@ -241,3 +241,15 @@ def test_the_suggestion_is_nearest_to_the_best_of_both():
     dominated = point(99, 0.95, 0.3)
     assert suggest([*curve, dominated]) != dominated
     assert suggest(curve[:1]) == curve[0]
+
+
+def test_the_folder_and_what_else_was_in_it_are_kept(config, tmp_path):
+    mine = tmp_path / "sweep" / "cache" / "mine.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    with pytest.raises(FaststyError, match="must be a folder"):
+        sweep(config(content=str(tmp_path / "nothing")), [3.0])
+    assert mine.exists()
+    assert sweep(config(steps=2), [3.0]).finished
+    assert mine.exists()
+    assert [path.name for path in mine.parent.iterdir()] == ["mine.txt"]
