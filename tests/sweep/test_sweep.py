@@ -253,3 +253,16 @@ def test_the_folder_and_what_else_was_in_it_are_kept(config, tmp_path):
     assert sweep(config(steps=2), [3.0]).finished
     assert mine.exists()
     assert [path.name for path in mine.parent.iterdir()] == ["mine.txt"]
+
+
+def test_a_style_folder_may_hold_pictures_that_cannot_be_read(config, pictures, tmp_path):
+    style = tmp_path / "waves"
+    (style / "more").mkdir(parents=True)
+    (style / "a_broken.jpg").write_bytes(b"")
+    (style / "more" / "waves.png").write_bytes((pictures / "painted_waves.png").read_bytes())
+    found = sweep(config(style=(str(style),), steps=2), [3.0])
+    alone = sweep(config(out=str(tmp_path / "alone"), steps=2), [3.0])
+    assert found.points[0].style == alone.points[0].style
+    assert {path.name for path in found.skipped} == {"a_broken.jpg", "broken.jpg"}
+    pages = [found.page, found.points[0].run / "report.html"]
+    assert all('alt="the style picture"' in page.read_text() for page in pages)
