@@ -234,7 +234,12 @@ class _Record:
             values = _read(path)
         elif (out / "config.toml").exists():
             raise FaststyError(f"{out}: holds a training run, not a sweep; choose another --out")
-        weights = _checked(values.get("style_weights") if style_weights is None else style_weights)
+        try:
+            weights = _checked(
+                values.get("style_weights") if style_weights is None else style_weights
+            )
+        except (TypeError, ValueError) as error:
+            raise FaststyError(f"{path}: damaged; choose another --out") from error
         if len(config.style) != 1:
             raise FaststyError("a sweep takes one style, a picture or a folder of them")
         if config.style_share is not None:

@@ -199,6 +199,10 @@ def test_weights_are_shared_with_no_other_folder(config):
     assert load_checkpoint(checkpoint_path(run))[0].step == 1
     with pytest.raises(FaststyError, match="holds a training run, not a sweep"):
         sweep(config(out=str(run)), [3.0], resume=True)
+    for text in ('{"style_weights": ["a"]}', '{"style_weights": 5}'):
+        (Path(config().out) / "sweep.json").write_text(text)
+        with pytest.raises(FaststyError, match=r"sweep\.json: damaged"):
+            sweep(config(), None, resume=True)
     (Path(config().out) / "sweep.json").write_text("[")
     with pytest.raises(FaststyError, match="damaged or not of a sweep"):
         sweep(config(), None, resume=True)

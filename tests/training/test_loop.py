@@ -543,7 +543,7 @@ def test_a_model_of_no_run_is_not_written_over(config, tmp_path):
     model.parent.mkdir()
     model.write_bytes(b"mine")
     for resume in (False, True):
-        with pytest.raises(FaststyError, match="no config.toml"):
+        with pytest.raises(FaststyError, match=r"no config\.toml"):
             train(config(), resume=resume)
     assert [path.name for path in model.parent.iterdir()] == ["model.safetensors"]
     assert model.read_bytes() == b"mine"
