@@ -221,7 +221,14 @@ def usable(device: torch.device) -> bool:
 def choose(
     suites: Sequence[str], device: torch.device, quick: bool, pattern: str = ""
 ) -> dict[str, list[Case]]:
-    """Cases of `suites` (of all, if none) whose name has the regular expression `pattern`."""
+    """Cases of `suites` (of all, if none) whose name has the regular expression `pattern`.
+
+    Raises FaststyError where it is none.
+    """
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise FaststyError(f"{pattern!r}: no regular expression ({error})") from error
     chosen = {}
     for suite in [s for s in SUITES if s in suites or not suites]:
         found = [c for c in cases(suite, device, quick) if re.search(pattern, str(c))]

@@ -90,7 +90,11 @@ def command(
     where = device_named(device)
     judge = load_encoder(encoder).to(where)
     style_size = style_size or net.info.style_size or TrainConfig.style_size
-    targets = {name: style_grams(path, style_size, judge, where) for name, path in pictures.items()}
+    skipped: dict[Path, str] = {}
+    targets = {
+        name: style_grams(path, style_size, judge, where, skipped)
+        for name, path in pictures.items()
+    }
 
     console = Console(stderr=True)
     columns = (TextColumn("painting"), BarColumn(), MofNCompleteColumn(), Remaining())
@@ -101,6 +105,7 @@ def command(
             progress.update(task, completed=done)
 
         result = evaluate(net, photos, targets, judge, where, size=size, on_progress=show)
+    result.skipped |= skipped
     for reason in result.skipped.values():
         click.echo(f"skipped {reason}", err=True)
     if as_json:

@@ -74,6 +74,8 @@ def command(
     recorded = Path(flags["out"]) / "config.toml"
     if resume and config is None and recorded.exists():
         config = recorded
+    elif resume and config is None and not style:
+        raise FaststyError(f"{flags['out']}: holds no sweep to go on with; is --out right?")
     settings = read_config(config, style=(style,) if style else None, **flags)
     with display(None, "faststy sweep") as show:
 

@@ -100,6 +100,7 @@ def command(
     from faststy.training.distributed import told_rank
     from faststy.training.loop import train
 
+    flags["out"] = flags["out"] or None  # "" is no folder either
     out = Path(flags["out"] or "run")
     recorded = out / "config.toml"
     if resume and config is None and recorded.exists():

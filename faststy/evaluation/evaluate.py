@@ -139,20 +139,35 @@ def match_styles(names: Sequence[str], pictures: Sequence[Path]) -> dict[str, Pa
 
 
 def style_grams(
-    source: Path, short_side: int, encoder: nn.Module, device: torch.device
+    source: Path,
+    short_side: int,
+    encoder: nn.Module,
+    device: torch.device,
+    skipped: dict[Path, str] | None = None,
 ) -> list[Tensor]:
     """The Gram matrices [1, C, C] per tap of a style picture; of a folder those of its training.
 
-    Raises FaststyError for pictures that cannot be read.
+    In place of a picture of the folder that cannot be used stands the next, as in training, and
+    `skipped` gets the reason. Raises FaststyError where there is none.
     """
     paths = list_pictures(source) if source.is_dir() else [source]
+    unusable: dict[Path, str] = {}
     grams = []
-    for path in (paths[index] for index in style_sample(len(paths))):
-        picture = scale_down(read_picture(path).rgb, short_side)
-        if min(picture.size) < SMALLEST:
-            raise FaststyError(f"{path}: too small for a style; {SMALLEST} px is the least")
+    for index in style_sample(len(paths)):
+        for path in (p for p in [*paths[index:], *paths[:index]] if p not in unusable):
+            try:
+                picture = scale_down(read_picture(path).rgb, short_side)
+                if min(picture.size) < SMALLEST:
+                    raise FaststyError(f"{path}: too small for a style; {SMALLEST} px is the least")
+                break
+            except FaststyError as error:
+                unusable[path] = str(error)
+        else:
+            raise FaststyError(unusable[paths[0]])
         with torch.inference_mode():
             grams.append([ops.gram(tap) for tap in encoder(_channels_last(picture, device))])
+    if skipped is not None:
+        skipped |= unusable
     return [torch.cat(tap).mean(0, keepdim=True) for tap in zip(*grams, strict=True)]
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -33,6 +32,7 @@ from faststy.tensors import device_named, to_image, to_tensor
 from faststy.training.config import TrainConfig
 from faststy.training.log import Progress
 from faststy.training.loop import train
+from faststy.training.picture_cache import remove_cache
 
 SLICES = 4  # of each run, at most,
 LEAST_SLICE = 20.0  # seconds: to go on with a run takes some, too
@@ -146,7 +146,7 @@ def sweep(
                 done = train(run, show, resume=True, until=until)
             except FaststyError:
                 if not record.path.exists():  # nothing was begun: leave nothing behind
-                    shutil.rmtree(out / "cache", ignore_errors=True)
+                    remove_cache(out / "cache")
                     with suppress(OSError):
                         out.rmdir()
                 raise
@@ -162,7 +162,7 @@ def sweep(
             record.shown = until
             record.write()
     if config.cache is None:
-        shutil.rmtree(out / "cache", ignore_errors=True)  # only needed to go on
+        remove_cache(out / "cache")  # only needed to go on
     return result(finished=True)
 
 
@@ -234,7 +234,12 @@ class _Record:
             values = _read(path)
         elif (out / "config.toml").exists():
             raise FaststyError(f"{out}: holds a training run, not a sweep; choose another --out")
-        weights = _checked(values.get("style_weights") if style_weights is None else style_weights)
+        try:
+            weights = _checked(
+                values.get("style_weights") if style_weights is None else style_weights
+            )
+        except (TypeError, ValueError) as error:
+            raise FaststyError(f"{path}: damaged; choose another --out") from error
         if len(config.style) != 1:
             raise FaststyError("a sweep takes one style, a picture or a folder of them")
         if config.style_share is not None:

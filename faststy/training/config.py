@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import dataclass, fields, replace
-from math import isfinite
+from math import inf, isfinite
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +170,7 @@ def _typed(name: str, value: Any, annotation: str) -> Any:
         if isinstance(items, list) and all(isinstance(item, str) for item in items):
             return tuple(items)
     elif kind == "float" and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
+        return float(value) if abs(value) < sys.float_info.max else inf
     elif type(value).__name__ == kind:  # bool is no int here
         return value
     raise FaststyError(f"{name} is {value!r}, which is not of type {kind.split('[')[0]}")

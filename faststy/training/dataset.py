@@ -24,6 +24,8 @@ from faststy.training.picture_cache import PictureCache
 
 T = TypeVar("T")
 
+DRAWN_AGAIN = 20  # times; where all photos are flat, a flat one is taken after all
+
 
 def generator(seed: int, step: int, stream: int = 0) -> torch.Generator:
     """The random numbers of one step; `stream` tells independent users apart."""
@@ -111,6 +113,29 @@ def random_square(
     return square_of(picture, box, flip=below(rng, 2) == 1)
 
 
+def photo_square(
+    pictures: Pictures, size: int, zoom: tuple[float, float], rng: torch.Generator
+) -> Square:
+    """As `random_square`, drawn again where it is all one colour, some times at most.
+
+    Of a flat photo every norm of the generator divides by next to nothing: gradients overflow, and
+    the whole step would be skipped. There is nothing to learn from one, either.
+    """
+    square = random_square(pictures, size, zoom, rng)
+    for _ in range(DRAWN_AGAIN):
+        if not is_flat(square.pixels):
+            break
+        square = random_square(pictures, size, zoom, rng)
+    return square
+
+
+def is_flat(pixels: Tensor) -> bool:
+    """Whether all pixels of [3, H, W] are the same."""
+    first = pixels[:, :1, :1]
+    # A few pixels tell of most pictures that they are not.
+    return bool((pixels[:, ::16, ::16] == first).all()) and bool((pixels == first).all())
+
+
 def square_of(picture: Tensor, box: tuple[int, int, int], flip: bool) -> Square:
     """The square `box` of a uint8 [3, H, W] picture."""
     top, left, side = box
@@ -127,7 +152,7 @@ def random_crops(
     device: torch.device = CPU,
 ) -> Tensor:
     """Those in `mine` of `count` random crops, as [n, 3, size, size] in 0...1, channels_last."""
-    squares = [random_square(pictures, size, zoom, own) for own in of_samples(count, rng, mine)]
+    squares = [photo_square(pictures, size, zoom, own) for own in of_samples(count, rng, mine)]
     return crops_of(squares, size, device)
 
 

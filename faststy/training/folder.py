@@ -18,6 +18,11 @@ def refuse_another(run: Path, config: TrainConfig, *, resume: bool) -> None:
     """Do not write over another run, nor go on with other settings. Raises FaststyError."""
     recorded = run / "config.toml"
     if not recorded.exists():
+        if (run / "model.safetensors").exists():
+            raise FaststyError(
+                f"{run}: holds a model.safetensors but no config.toml, so it is of no run that "
+                "could be gone on with; choose another --out"
+            )
         return
     if not resume:
         raise FaststyError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import shutil
 import time
 from collections.abc import Callable, Generator
 from contextlib import closing
@@ -20,7 +19,7 @@ from faststy.assets import photos as bundled_photos
 from faststy.errors import FaststyError
 from faststy.model_file import Model, ModelInfo, save_model
 from faststy.nn.encoder import load_encoder
-from faststy.tensors import device_named
+from faststy.tensors import device_named, is_out_of_memory
 from faststy.training.checkpoint import (
     Position,
     Tensors,
@@ -42,7 +41,7 @@ from faststy.training.folder import open_run, recorded_batch, refuse_another
 from faststy.training.guards import Guards
 from faststy.training.log import Log, Progress
 from faststy.training.pairs import Pairs
-from faststy.training.picture_cache import PictureCache
+from faststy.training.picture_cache import PictureCache, remove_cache
 from faststy.training.preview import paint_preview
 from faststy.training.report import write_report
 from faststy.training.schedule import Schedule
@@ -98,13 +97,21 @@ def train(
 
     Raises:
         FaststyError: nothing to train on, an unwritable folder, a run that is already there or has
-            other settings, a worker that was lost.
+            other settings, a worker that was lost, too little memory.
     """
     batch = config.batch or (recorded_batch(Path(config.out)) if resume else None)
     batch = batch or default_batch(config.device)
     config = replace(config, batch=batch)
-    with joined(batch, config.out, config.device) as world:
-        return _train(config, batch, on_progress, world, resume, until)
+    try:
+        with joined(batch, config.out, config.device) as world:
+            return _train(config, batch, on_progress, world, resume, until)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise FaststyError(
+            f"not enough memory for steps of {batch} crops of {config.size} px with the "
+            f"{config.model} model; use a smaller --batch, --size or --model and another --out"
+        ) from error
 
 
 def _train(
@@ -175,8 +182,10 @@ def _train(
         position, tensors = decode(begun)
         load(position, tensors)
     if world.leads:
+        refuse_another(run, config, resume=resume)  # that was begun meanwhile
         open_run(run, config)  # only now: settings that cannot be trained leave nothing behind
-    log = Log(run / "log.jsonl" if world.leads else None, position.step)
+    # Without a checkpoint even what was told of step 0 is told again.
+    log = Log(run / "log.jsonl" if world.leads else None, position.step if found else -1)
     if damage is not None:
         log.tell(position.step, damage)
     if began_as is not None:
@@ -294,7 +303,7 @@ def _train(
     log.attempt(step, "preview", show)
     log.attempt(step, "report", lambda: write_report(run))
     if finished and config.cache is None:
-        shutil.rmtree(run / "cache", ignore_errors=True)  # only needed to go on
+        remove_cache(run / "cache")  # only needed to go on
     return result(finished)
 
 

@@ -31,6 +31,7 @@ RESERVE = 1 << 30  # bytes left free on the disk: a checkpoint matters more than
 SMALLEST = 16  # px: there is nothing to learn from less, and the encoder needs 8
 HEADER = struct.Struct("<8sIII")  # magic, height, width, CRC-32 of the pixels
 MAGIC = b"faststy1"
+PLACE = "[0-9a-f]" * 30  # the name of a file; its first two digits are its folder's
 
 
 def load_tensor(path: Path, short_side: int | None, data: bytes | None = None) -> Tensor:
@@ -44,6 +45,18 @@ def load_tensor(path: Path, short_side: int | None, data: bytes | None = None) -
         size = f"{image.width} x {image.height}"
         raise FaststyError(f"{path}: {size} px is too small to learn from; {SMALLEST} is the least")
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def remove_cache(folder: Path) -> None:
+    """Remove what caches have left in `folder`, and the folder itself if nothing else is in it."""
+    for shelf in folder.glob("[0-9a-f][0-9a-f]"):
+        for place in [*shelf.glob(PLACE), *shelf.glob(f".{PLACE}-*")]:
+            with suppress(OSError):
+                place.unlink()
+        with suppress(OSError):
+            shelf.rmdir()
+    with suppress(OSError):
+        folder.rmdir()
 
 
 class PictureCache:

@@ -166,7 +166,9 @@ def _side_by_side(folder: Path, styles: list[Any], rows: list[Row]) -> str:
     pictures = []
     for style in styles[:4]:
         path = Path(str(style))
-        image = _image(_first_picture(path), 640, "the style picture")
+        files = [path] if path.is_file() else _pictures_in(path, recursive=True)
+        images = (_image(file, 640, "the style picture") for file in files)
+        image = next(filter(None, images), "")  # the first that can be read
         if image:
             pictures.append(f"<figure>{image}<figcaption>{escape(path.name)}</figcaption></figure>")
     parts = []
@@ -243,25 +245,19 @@ def _typical_speed(rows: list[Row]) -> float:
 # --- pictures ---------------------------------------------------------------------------------
 
 
-def _image(path: Path | None, longest: int, alt: str) -> str:
+def _image(path: Path, longest: int, alt: str) -> str:
     """The picture as an <img>, or nothing where it cannot be read."""
-    if path is None:
-        return ""
     try:
         return embed(path, longest, alt)
     except FaststyError:
         return ""
 
 
-def _pictures_in(folder: Path) -> list[Path]:
+def _pictures_in(folder: Path, *, recursive: bool = False) -> list[Path]:
     try:
-        return list_pictures(folder, recursive=False)
+        return list_pictures(folder, recursive=recursive)
     except FaststyError:
         return []
-
-
-def _first_picture(path: Path) -> Path | None:
-    return path if path.is_file() else next(iter(_pictures_in(path)), None)
 
 
 # --- curves -----------------------------------------------------------------------------------

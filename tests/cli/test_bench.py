@@ -71,6 +71,7 @@ def test_no_time() -> None:
     ("arguments", "why"),
     [
         (["--filter=nonsense"], "no case of .* matches 'nonsense'"),
+        (["--filter=("], r"'\(': no regular expression"),
         (["--plot"], "--plot needs --json"),
         (["--tune"], "there are no Triton kernels to tune on cpu"),
         (["--compare=gone.json"], r"gone\.json: cannot be read"),

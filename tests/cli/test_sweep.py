@@ -75,7 +75,7 @@ def test_a_sweep_in_words_then_as_json(place, told):
         (("absent.png", "--style-weights", "5"), "absent.png: cannot be read"),
         (("style.png", "--style-weights", "5", "--content", "absent"), "absent: --content must be"),
         (("style.png", "--style-weights", "5", "--out", "style.png/x"), "style.png/x"),
-        (("--resume",), "style is ''"),
+        (("--resume",), "sweep: holds no sweep to go on with; is --out right?"),
     ],
 )
 def test_bad_input_is_one_sentence_and_nothing_is_left(place, told, arguments, sentence):

@@ -289,3 +289,19 @@ def test_one_picture_is_neither_best_nor_worst(result):
     one = Evaluation(result.entries[:1])
     assert "worst" not in evaluation_page(one, "model", lambda entry: pytest.fail("shown"))
     assert all(math.isfinite(float(cell)) for cell in table(one)[0][2:5])
+
+
+def test_what_cannot_be_read_of_a_style_is_skipped_as_in_training(folder, encoder, tmp_path):
+    noise = np.random.default_rng(3).integers(0, 256, (40, 40, 3), np.uint8)
+    (tmp_path / "a.png").write_bytes(b"")
+    Image.fromarray(noise[:8, :8]).save(tmp_path / "b.png")
+    with pytest.raises(FaststyError, match=r"a\.png"):
+        style_grams(tmp_path, 40, encoder, CPU)
+    for i in (0, 9):
+        Image.fromarray(noise[i:]).save(tmp_path / f"c{i}.png")
+    skipped = {}
+    grams = style_grams(tmp_path, 40, encoder, CPU, skipped)
+    trained = StyleTarget.of(Pictures.found(tmp_path, 40), encoder, CPU).grams
+    for ours, theirs in zip(grams, trained, strict=True):
+        torch.testing.assert_close(ours[0], theirs)
+    assert [path.name for path in skipped] == ["a.png", "b.png"]

@@ -199,6 +199,10 @@ def test_weights_are_shared_with_no_other_folder(config):
     assert load_checkpoint(checkpoint_path(run))[0].step == 1
     with pytest.raises(FaststyError, match="holds a training run, not a sweep"):
         sweep(config(out=str(run)), [3.0], resume=True)
+    for text in ('{"style_weights": ["a"]}', '{"style_weights": 5}'):
+        (Path(config().out) / "sweep.json").write_text(text)
+        with pytest.raises(FaststyError, match=r"sweep\.json: damaged"):
+            sweep(config(), None, resume=True)
     (Path(config().out) / "sweep.json").write_text("[")
     with pytest.raises(FaststyError, match="damaged or not of a sweep"):
         sweep(config(), None, resume=True)
@@ -241,3 +245,28 @@ def test_the_suggestion_is_nearest_to_the_best_of_both():
     dominated = point(99, 0.95, 0.3)
     assert suggest([*curve, dominated]) != dominated
     assert suggest(curve[:1]) == curve[0]
+
+
+def test_the_folder_and_what_else_was_in_it_are_kept(config, tmp_path):
+    mine = tmp_path / "sweep" / "cache" / "mine.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    with pytest.raises(FaststyError, match="must be a folder"):
+        sweep(config(content=str(tmp_path / "nothing")), [3.0])
+    assert mine.exists()
+    assert sweep(config(steps=2), [3.0]).finished
+    assert mine.exists()
+    assert [path.name for path in mine.parent.iterdir()] == ["mine.txt"]
+
+
+def test_a_style_folder_may_hold_pictures_that_cannot_be_read(config, pictures, tmp_path):
+    style = tmp_path / "waves"
+    (style / "more").mkdir(parents=True)
+    (style / "a_broken.jpg").write_bytes(b"")
+    (style / "more" / "waves.png").write_bytes((pictures / "painted_waves.png").read_bytes())
+    found = sweep(config(style=(str(style),), steps=2), [3.0])
+    alone = sweep(config(out=str(tmp_path / "alone"), steps=2), [3.0])
+    assert found.points[0].style == alone.points[0].style
+    assert {path.name for path in found.skipped} == {"a_broken.jpg", "broken.jpg"}
+    pages = [found.page, found.points[0].run / "report.html"]
+    assert all('alt="the style picture"' in page.read_text() for page in pages)

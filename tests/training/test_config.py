@@ -149,6 +149,12 @@ def test_stages_in_order(stages):
     assert TrainConfig(style=("a",), stages=stages).stages == stages
 
 
+def test_a_whole_number_that_no_float_can_hold(tmp_path):
+    toml(tmp_path, f"style = 'a'\nseconds = 1{'0' * 400}")
+    with pytest.raises(FaststyError, match="seconds is inf; it must be finite"):
+        read_config(tmp_path / "settings.toml")
+
+
 def test_files_that_are_no_toml(tmp_path):
     (tmp_path / "bytes.toml").write_bytes(b"style = '\xff'")
     toml(tmp_path, "style = ")

@@ -95,6 +95,18 @@ def test_a_picture_smaller_than_the_crop_is_enlarged(tmp_path):
     assert crop_box(20, 40, 64, ZOOM, generator(0, 0))[2] == 20
 
 
+def test_a_crop_of_one_colour_is_drawn_again(tmp_path):
+    half = np.zeros((70, 200, 3), np.uint8)
+    half[:, 140:] = np.random.default_rng(0).integers(0, 256, (70, 60, 3), np.uint8)
+    Image.fromarray(half).save(tmp_path / "half.png")
+    pictures = Pictures.found(tmp_path, 70)
+    every = torch.cat([crops(pictures, 1, step) for step in range(20)])
+    assert (every.std((1, 2, 3)) > 0).all()
+    Image.new("RGB", (90, 70), (9, 8, 7)).save(tmp_path / "half.png")
+    flat = crops(Pictures.found(tmp_path, 70), 1, 0)  # there is no other
+    torch.testing.assert_close(flat, flat[:, :, :1, :1].expand_as(flat))
+
+
 def test_pictures_are_scaled_down_never_up(tmp_path):
     picture = noise(tmp_path / "a.png", size=(90, 70))
     assert torch.equal(load_tensor(tmp_path / "a.png", None), picture)

@@ -527,3 +527,53 @@ def test_styles_of_the_same_name_are_told_apart():
         "a-2",
         "a-3",
     ]
+
+
+def test_too_little_memory_is_said_in_a_sentence(config, monkeypatch):
+    def take(self, drawn, style_weight):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 B")
+
+    monkeypatch.setattr(Trainer, "take", take)
+    with pytest.raises(FaststyError, match="not enough memory for steps of 1 crops of 64 px"):
+        train(config())
+
+
+def test_a_model_of_no_run_is_not_written_over(config, tmp_path):
+    model = tmp_path / "run" / "model.safetensors"
+    model.parent.mkdir()
+    model.write_bytes(b"mine")
+    for resume in (False, True):
+        with pytest.raises(FaststyError, match=r"no config\.toml"):
+            train(config(), resume=resume)
+    assert [path.name for path in model.parent.iterdir()] == ["model.safetensors"]
+    assert model.read_bytes() == b"mine"
+
+
+def test_a_run_that_another_process_has_begun_meanwhile_is_left_alone(config, monkeypatch):
+    begun = []
+
+    def start(trainer, base, photo):
+        monkeypatch.undo()
+        begun.append(train(config(seed=5)))
+
+    monkeypatch.setattr(loop, "start", start)
+    with pytest.raises(FaststyError, match="holds a training run"):
+        train(config())
+    assert read_config(begun[0].run / "config.toml").seed == 5
+
+
+def test_what_is_told_at_the_start_is_told_once(config, monkeypatch):
+    class Killed(Exception):
+        pass
+
+    def kill(progress):
+        raise Killed
+
+    begins = config(base="auto", model="fast", steps=2)
+    with pytest.raises(Killed):
+        train(begins, kill)
+    result = train(begins, resume=True)
+    lines = (result.run / "log.jsonl").read_text().splitlines()
+    told = [event for line in lines if (event := json.loads(line).get("event"))]
+    assert len(told) == 1
+    assert told[0].startswith("begins as")

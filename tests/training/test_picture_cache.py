@@ -11,7 +11,7 @@ from PIL import Image
 from faststy.errors import FaststyError
 from faststy.training import picture_cache
 from faststy.training.dataset import Pictures, generator, random_crops
-from faststy.training.picture_cache import HEADER, PictureCache, load_tensor
+from faststy.training.picture_cache import HEADER, PictureCache, load_tensor, remove_cache
 
 
 @pytest.fixture
@@ -229,3 +229,20 @@ def test_the_first_frame_of_an_animation_and_no_giants(tmp_path, place, monkeypa
     reasons = {path.name: why for path, why in pictures.skipped.items()}
     assert "megapixels, more than the limit" in reasons["huge.png"]
     assert "too small to learn from" in reasons["tiny.png"]
+
+
+def test_what_is_removed_is_the_caches_own(folder, place):
+    cached(folder, place)
+    own = next(path for path in place.rglob("*") if path.is_file())
+    (own.parent / f".{own.name}-1-2").touch()  # of a killed run
+    foreign = [place / "mine.txt", place / "ab" / "mine.txt", place / "ab.jpg"]
+    for path in foreign:
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    remove_cache(place)
+    assert sorted(path for path in place.rglob("*") if path.is_file()) == sorted(foreign)
+    assert sorted(place.iterdir()) == [place / "ab", place / "ab.jpg", place / "mine.txt"]
+    cached(folder, place / "new")
+    remove_cache(place / "new")
+    remove_cache(place / "new")  # nothing there is no error
+    assert not (place / "new").exists()
