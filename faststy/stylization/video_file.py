@@ -44,6 +44,7 @@ _SETTINGS: dict[str, tuple[str, int, dict[str, str]]] = {
     "hevc_nvenc": ("cq", 27, {"preset": "p4", "rc": "vbr", "b": "0"}),
     "av1_nvenc": ("cq", 32, {"preset": "p4", "rc": "vbr", "b": "0"}),
 }
+_SMALLEST = {"libsvtav1": 32}  # px a side; it waits for ever for smaller ones
 _BITS_PER_PIXEL = 0.2  # for encoders without such a setting
 _AUDIO_ENCODERS = {"opus": "libopus", "mp3": "libmp3lame"}
 _FINEST_TIME = {"mpeg4": Fraction(1, 60_000)}  # its format has 16 bits for it
@@ -201,6 +202,12 @@ class VideoFile:
 
     def _open_encoder(self) -> None:
         """Before anything else can fail: what fails here is the video's."""
+        least = _SMALLEST.get(self.encoder, 0)
+        if min(self.size) < least:
+            raise FaststyError(
+                f"{self.name}: {self.encoder} needs sides of at least {least} px, "
+                f"got {self._clip.width} x {self._clip.height}; use --codec h264"
+            )
         try:
             with _ordinary_priority():
                 self._video.codec_context.open()

@@ -401,7 +401,9 @@ def test_a_signal_leaves_nothing_half_written(photos, model, number):
     Image.fromarray(noise).save("large.png", compress_level=0)
     Path("out").mkdir()
     command = [sys.executable, "-m", "faststy", "stylize", "large.png", "-m", str(model)]
+    before = signal.signal(number, signal.SIG_DFL)  # under nohup SIGHUP is ignored
     running = subprocess.Popen([*command, "-o", "out/large.png", "--memory", "500M"])
+    signal.signal(number, before)
     deadline = time.monotonic() + 60
     while not (found := os.listdir("out")) and time.monotonic() < deadline:
         time.sleep(0.01)

@@ -144,6 +144,15 @@ def test_every_codec(film, tmp_path, codec):
     assert report.encoder == ENCODERS.get(codec, codec)
 
 
+@pytest.mark.parametrize("size", [(200, 30), (16, 64)])
+def test_av1_of_few_lines_is_refused(film, tmp_path, size):
+    """Its encoder would wait for ever."""
+    source = film("a.mkv", frames=2, size=size, codec="ffv1", pixels="yuv444p")
+    with pytest.raises(FaststyError, match=r"at least 32 px, got .* use --codec h264"):
+        paint_video(Echo(), source, tmp_path / "b.mp4", codec="av1")
+    assert not (tmp_path / "b.mp4").exists()
+
+
 @pytest.mark.skipif(not hasattr(os, "sched_getscheduler"), reason="Linux has such priorities")
 def test_no_encoder_raises_our_priority(film, tmp_path, capfd):
     seen = set()
