@@ -1,5 +1,9 @@
-"""The one exception for mistakes that a user can make and mend."""
+"""The exceptions for what a user can mend."""
 
 
 class FaststyError(Exception):
     """One clear sentence: what is wrong, where, and what to do."""
+
+
+class UnwritableError(FaststyError):
+    """A file cannot be written, and the next one would fare no better."""

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from faststy.errors import FaststyError
+from faststy.errors import FaststyError, UnwritableError
 
 TEMPORARY = ".faststy-tmp"
 
@@ -18,7 +18,7 @@ TEMPORARY = ".faststy-tmp"
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A binary file that becomes `path` by rename when the block ends well, and vanishes otherwise.
 
-    Raises FaststyError, with the reason, when the folder cannot be written or the disk is full.
+    Raises UnwritableError, with the reason, when the folder cannot be written or the disk is full.
     """
     temporary: str | None = None
     try:
@@ -33,7 +33,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         os.replace(temporary, path)
         temporary = None
     except OSError as error:
-        raise FaststyError(f"{path}: cannot be written ({error.strerror or error})") from error
+        raise UnwritableError(f"{path}: cannot be written ({error.strerror or error})") from error
     finally:
         if temporary is not None:
             with suppress(OSError):

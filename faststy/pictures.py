@@ -265,7 +265,9 @@ def encode_picture(picture: Picture | Image.Image, format: str) -> bytes:
 
 
 def list_pictures(folder: str | os.PathLike[str], *, recursive: bool = True) -> list[Path]:
-    """The picture files in `folder`, by suffix, in sorted order; hidden ones are left out.
+    """The picture files in `folder`, by suffix, in sorted order.
+
+    Hidden ones are left out, and what is no file, as a pipe, whose reader may wait for ever.
 
     Raises:
         FaststyError: no such folder, no permission, or no picture in it.
@@ -284,13 +286,20 @@ def list_pictures(folder: str | os.PathLike[str], *, recursive: bool = True) -> 
             found += [
                 Path(where, name)
                 for name in names
-                if not name.startswith(".") and Path(name).suffix.lower() in _READABLE_SUFFIXES
+                if not name.startswith(".")
+                and Path(name).suffix.lower() in _READABLE_SUFFIXES
+                and not _is_special(Path(where, name))
             ]
     except (OSError, ValueError) as error:
         raise FaststyError(f"{os.fspath(folder)}: cannot be read ({_reason(error)})") from error
     if not found:
         raise FaststyError(f"{os.fspath(folder)}: no pictures in this folder")
     return sorted(found)
+
+
+def _is_special(path: Path) -> bool:
+    """Whether `path` is a pipe, a socket or a device; a broken link is not, and is told of."""
+    return path.exists() and not path.is_file() and not path.is_dir()
 
 
 def style_sample(count: int) -> range:

@@ -522,6 +522,15 @@ def test_list_pictures(tmp_path):
     assert [p.name for p in list_pictures(tmp_path, recursive=False)] == ["a.png", "b.JPG"]
 
 
+@pytest.mark.skipif(os.name != "posix", reason="there are no named pipes")
+def test_list_pictures_leaves_pipes_out_and_broken_links_in(tmp_path):
+    (tmp_path / "a.png").touch()
+    (tmp_path / "link.png").symlink_to("a.png")
+    (tmp_path / "broken.png").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "pipe.png")
+    assert [p.name for p in list_pictures(tmp_path)] == ["a.png", "broken.png", "link.png"]
+
+
 def test_list_pictures_of_nothing(tmp_path):
     (tmp_path / "notes.txt").touch()
     with pytest.raises(FaststyError, match="no pictures in this folder"):

@@ -150,7 +150,7 @@ def command(
     faststy stylize holiday/ -m run/model.safetensors -o painted --strength 0.8
     cat photo.jpg | faststy stylize - -m run/model.safetensors > painted.jpg
     """
-    from faststy.errors import FaststyError
+    from faststy.errors import FaststyError, UnwritableError
     from faststy.pictures import encode_picture, heat_map, read_picture
     from faststy.stylization.stylizer import Stylizer, mixing_weights
 
@@ -211,12 +211,13 @@ def command(
                 )
                 job = replace(job, map_target=None)
             heat = encode_picture(heat_map(lost), "PNG") if save_map and lost is not None else None
+        except UnwritableError:  # it ends the run: the next one would fare no better
+            raise
         except FaststyError as error:
             if len(jobs) == 1:
                 raise
             summary.skipped.append({"input": job.name, "reason": str(error)})
             continue
-        # A file that cannot be written ends the run: the next one would fare no better.
         _write(job.target, data)
         if heat is not None:
             _write(job.map_target, heat)

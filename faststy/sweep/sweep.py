@@ -249,8 +249,13 @@ class _Record:
             same_length = values.get("length") == record.length
             same_weights = values.get("style_weights") == weights
             if same_length:
-                record.done = {str(k): float(v) for k, v in values["done"].items()}
-            if same_length and same_weights:
+                record.done = {
+                    key: float(share)
+                    for key, share in values["done"].items()
+                    if (run_folder(out, float(key)) / "config.toml").exists()
+                }
+            whole = len(record.done) == len(values.get("done", ()))  # no folder was removed
+            if same_length and same_weights and whole:
                 record.shown = float(values["shown"])
                 record.points = [_point(out, **point) for point in values["points"]]
         except (AttributeError, KeyError, TypeError, ValueError) as error:

@@ -20,6 +20,7 @@ STAGES = ("perceptual", "adversarial", "repair")
 MODELS = ("nano", "fast", "quality")  # the sizes of faststy.nn.generator, named without torch
 PRECISIONS = ("auto", "float32", "bfloat16")
 DEFAULT_SECONDS = 180.0
+LARGEST_WEIGHT = 1_000_000  # of a term: with more, gradients overflow and nothing is learned
 BATCH, GPU_BATCH = 2, 16  # a GPU takes hardly longer for sixteen crops than for two
 
 
@@ -85,7 +86,8 @@ class TrainConfig:
         self._require(share is None or 0 < share < 1, "style_share", "between 0 and 1")
         for field in fields(self):
             if field.name.endswith("_weight"):
-                self._require(getattr(self, field.name) >= 0, field.name, "0 or more")
+                usable = 0 <= getattr(self, field.name) <= LARGEST_WEIGHT
+                self._require(usable, field.name, f"in 0...{LARGEST_WEIGHT:,}")
         ordered = tuple(stage for stage in STAGES if stage in self.stages)
         starts = ordered[:1] == STAGES[:1]
         self._require(ordered == tuple(self.stages) and starts, "stages", STAGE_RULE)

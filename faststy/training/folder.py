@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -12,6 +14,37 @@ from faststy.training.config import TrainConfig, read_config
 
 # What may differ when a run goes on: its length, and where and how it is done.
 FREE = ("steps", "seconds", "out", "device", "cache", "checkpoint_every", "tensorboard")
+
+
+class Claim:
+    """Holds the folder of a run, once it is there, so that no second process writes into it.
+
+    The system lets go of it when the process ends, however it ends. Where folders cannot be held
+    (Windows, some network drives) nothing is.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self.run, self._handle = run, -1
+
+    def close(self) -> None:
+        if self._handle >= 0:
+            os.close(self._handle)
+
+    def take(self) -> None:
+        """Hold the folder, if it is there by now. Raises FaststyError where another holds it."""
+        if self._handle >= 0 or os.name != "posix" or not self.run.is_dir():
+            return
+        import fcntl
+
+        with suppress(OSError):
+            self._handle = os.open(self.run, os.O_RDONLY)
+            try:
+                fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise FaststyError(
+                    f"{self.run}: another process trains this run; wait for its end, "
+                    "or choose another --out"
+                ) from None
 
 
 def refuse_another(run: Path, config: TrainConfig, *, resume: bool) -> None:

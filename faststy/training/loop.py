@@ -37,7 +37,7 @@ from faststy.training.crops import whole
 from faststy.training.dataset import Pictures, generator, prefetch, random_crops
 from faststy.training.distributed import Alone, default_batch, joined
 from faststy.training.draws import Draws
-from faststy.training.folder import open_run, recorded_batch, refuse_another
+from faststy.training.folder import Claim, open_run, recorded_batch, refuse_another
 from faststy.training.guards import Guards
 from faststy.training.log import Log, Progress
 from faststy.training.pairs import Pairs
@@ -103,8 +103,11 @@ def train(
     batch = batch or default_batch(config.device)
     config = replace(config, batch=batch)
     try:
-        with joined(batch, config.out, config.device) as world:
-            return _train(config, batch, on_progress, world, resume, until)
+        with (
+            joined(batch, config.out, config.device) as world,
+            closing(Claim(Path(config.out))) as claim,
+        ):
+            return _train(config, batch, on_progress, world, claim, resume, until)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
@@ -119,11 +122,14 @@ def _train(
     batch: int,
     on_progress: Callable[[Progress], None] | None,
     world: Alone,
+    claim: Claim,
     resume: bool,
     until: float,
 ) -> TrainResult:
     began = time.monotonic()
     run = Path(config.out)
+    if world.leads:
+        claim.take()
     model_path, checkpoint = run / "model.safetensors", checkpoint_path(run)
     refuse_another(run, config, resume=resume)
     device = device_named(world.device(config.device))
@@ -184,6 +190,7 @@ def _train(
     if world.leads:
         refuse_another(run, config, resume=resume)  # that was begun meanwhile
         open_run(run, config)  # only now: settings that cannot be trained leave nothing behind
+        claim.take()
     # Without a checkpoint even what was told of step 0 is told again.
     log = Log(run / "log.jsonl" if world.leads else None, position.step if found else -1)
     if damage is not None:

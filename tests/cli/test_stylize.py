@@ -1,5 +1,6 @@
 """`faststy stylize`: what is read, what is written where, and what is said when it goes wrong."""
 
+import errno
 import io
 import json
 import os
@@ -391,6 +392,28 @@ def test_strips_that_are_too_wide_for_the_limit_are_told(photos, model, faststy)
         f"faststy: large.png takes about {needed}M of memory, more than --memory 500M\n",
     )
     assert faststy("stylize", "large.png", *limits, f"{needed}M")[2] == ""
+
+
+@pytest.mark.skipif(not strips.is_available(), reason="libvips is not installed")
+def test_a_disk_that_is_full_ends_strips_of_several_pictures_at_the_first(
+    photos, model, faststy, monkeypatch
+):
+    noise = np.random.default_rng(0).integers(0, 256, (1024, 1100, 3), np.uint8)
+    for name in ("large1.png", "large2.png"):
+        Image.fromarray(noise).save(name)
+    tried = []
+
+    def full(raw, picture, format, descriptor):
+        tried.append(picture.path.name)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(strips, "_encode", full)
+    pair = ("large1.png", "large2.png", "-o", "o", "-m", model, "--memory", "500M")
+    status, _, err = faststy("stylize", *pair)
+    assert status == 2
+    assert err.endswith("large1.png: cannot be written (No space left on device)\n")
+    assert tried == ["large1.png"]
+    assert list(Path("o").iterdir()) == []
 
 
 @pytest.mark.skipif(not strips.is_available(), reason="libvips is not installed")

@@ -268,6 +268,7 @@ def told(monkeypatch, capsys):
         (("style.png", "--size", "100"), "size is 100; it must be 64...1024, in steps of 8"),
         (("style.png", "--style-share", "1"), "style-share is 1.0; it must be between 0 and 1"),
         (("style.png", "--seed", "-1"), "seed is -1; it must be 0 or more"),
+        (("style.png", "--style-weight", "1e60"), "style-weight is 1e+60; it must be in 0...1,000"),
         (("style.png", "--steps", "5", "--seconds", "5"), "steps is 5; it must be absent when"),
         (("style.png", "--stages", "repair"), "stages is 'repair'; it must be perceptual"),
         (("style.png", "--encoder", "vgg16"), "unknown encoder 'vgg16'"),

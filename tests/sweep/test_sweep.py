@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import signal
 from pathlib import Path
 
@@ -176,6 +177,13 @@ def test_a_finished_sweep_can_get_another_λ_and_be_made_longer(config, monkeypa
     assert trained == [8.0]
     assert [p.steps for p in sweep(config(steps=6), None, resume=True).points] == [6, 6, 6]
     assert read_config(Path(config().out) / "config.toml").steps == 6
+
+
+def test_a_run_whose_folder_was_removed_is_trained_again(config):
+    before = sweep(config(), [3.0, 20.0])
+    shutil.rmtree(before.points[1].run)
+    assert sweep(config(), None, resume=True).points == before.points
+    assert before.points[1].model.exists()
 
 
 def test_a_sweep_goes_on_from_another_folder(config, pictures, tmp_path, monkeypatch):

@@ -562,6 +562,21 @@ def test_a_run_that_another_process_has_begun_meanwhile_is_left_alone(config, mo
     assert read_config(begun[0].run / "config.toml").seed == 5
 
 
+@pytest.mark.skipif(os.name != "posix", reason="folders cannot be held")
+def test_no_second_process_goes_on_with_a_run_that_is_being_trained(config):
+    again = config(steps=4)
+    refused = []
+
+    def other(progress):
+        with pytest.raises(FaststyError, match="another process trains this run") as error:
+            train(again, resume=True)
+        refused.append(error)
+
+    train(again, other)
+    assert refused
+    assert train(config(steps=5), resume=True).steps == 5  # at its end the folder is let go
+
+
 def test_what_is_told_at_the_start_is_told_once(config, monkeypatch):
     class Killed(Exception):
         pass
