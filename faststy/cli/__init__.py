@@ -30,6 +30,13 @@ class Commands(click.Group):
         names = {m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_")}
         return [n for n in FIRST if n in names] + sorted(names.difference(FIRST))
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if "" in args and not ctx.resilient_parsing:  # a path of it would be this folder
+            raise click.UsageError("an argument is empty; is it a variable that is not set?")
+        return super().resolve_command(ctx, args)
+
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in self.list_commands(ctx):
             return None

@@ -138,6 +138,17 @@ def test_an_unknown_command_is_a_usage_error():
     assert "No such command 'nonsense'" in done.stderr
 
 
+@pytest.mark.parametrize(
+    "arguments", [("stylize", ""), ("train", "a.jpg", "--out", ""), ("styles", "--sheet", "")]
+)
+def test_an_empty_argument_is_not_this_folder(call, tmp_path, monkeypatch, arguments):
+    monkeypatch.chdir(tmp_path)
+    status, out, err = call(*arguments)
+    assert (status, out) == (2, "")
+    assert "an argument is empty; is it a variable that is not set?" in err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_version():
     done = run("--version")
     assert done.stdout == f"faststy, version {faststy.__version__}\n"
