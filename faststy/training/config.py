@@ -51,6 +51,7 @@ class TrainConfig:
     variation_weight: float = 0.0
     stability_weight: float = 1.0
     lattice_weight: float = 1.5  # of the fine details within the stability term: against a grid
+    patches_weight: float = 1.0  # against patches of colour in calm places
     paired_weight: float = 10.0
     learning_rate: float = 2e-3
     encoder: str = "faststy"

@@ -4,7 +4,7 @@ Notation: `x` photo, `o = G(x)` painting, `s` style picture, `f` encoder feature
 map.
 The generator minimises
 
-    content + λ·(style + colour) + adversarial·V + stability + tv + paired
+    content + λ·(style + colour) + adversarial·V + stability + patches + tv + paired
 
 and the repairer, with the generator held, `content weighted by M + λ·(style + excess) + V + map`.
 """
@@ -22,6 +22,8 @@ from faststy.nn.lost_content import CONTENT_TAP as CONTENT_TAP
 from faststy.nn.lost_content import lost_content as lost_content
 
 EPS = 1e-6
+PATCH = 24  # px, side of the cells of `patchiness`: as wide as a few strokes
+ALIKE = 0.1  # cells of the photo nearer than about that in colour and contrast (of 1) are alike
 
 Whole = Callable[[Tensor], Tensor]
 
@@ -75,6 +77,24 @@ def colour_moments(x: Tensor) -> Tensor:
 def colour_loss(painted: Tensor, target: Tensor) -> Tensor:
     """Relative distance of the colour moments of `painted` [N, 3, H, W] from `target` [4, 4]."""
     return ops.gram_loss(colour_moments(painted), target)
+
+
+def patchiness(painted: Tensor, photo: Tensor) -> Tensor:
+    """How differently places are painted that are alike in the photo, [N]; both [N, 3, H, W].
+
+    The mean of `|c − d|² / 2` over pairs of cells, `c` and `d` their mean colours in the painting,
+    weighted by how alike they are in the photo: `exp(−e² / 2·ALIKE²)`, `e` the distance of their
+    mean colours and contrasts there. A quadratic form of the graph Laplacian of the likeness.
+    """
+    with torch.autocast(painted.device.type, enabled=False):
+        colours = F.avg_pool2d(painted.float(), PATCH).flatten(2)
+        seen = F.avg_pool2d(photo, PATCH)
+        variance = (F.avg_pool2d(photo.square(), PATCH) - seen.square()).sum(1, keepdim=True)
+        looks = torch.cat([seen, variance.clamp_min(0).sqrt()], dim=1).flatten(2).mT
+        apart = torch.cdist(looks, looks, compute_mode="donot_use_mm_for_euclid_dist")
+        alike = torch.exp(apart.square() / (-2 * ALIKE**2))
+        laplacian = torch.diag_embed(alike.sum(1)) - alike
+        return (colours @ laplacian * colours).sum((1, 2)) / alike.sum((1, 2))
 
 
 def total_variation(painted: Tensor, reference: float) -> Tensor:

@@ -41,6 +41,7 @@ MEANING = {
     "style_share": "what λ multiplies, over the total without the adversarial term",
     "variation": "differences of neighbouring pixels, over the style picture's",
     "stability": "how far G(W(x)) is from W(G(x)) for a small motion W",
+    "patches": "how differently places are painted that are alike in the photo",
     "adversarial": "what the discriminator's verdict costs the generator",
     "discriminator": "what its mistakes cost the discriminator",
     "map": "error of the predicted lost-content map",

@@ -29,6 +29,7 @@ WEIGHED = (*ops.TERMS, "style_excess")  # by `Draws.weights`
 REPAIR_WEIGHTS = {"repair": 4.0, "style": 0.2, "style_excess": 0.3, "adversarial": 0.05, "map": 1.0}
 REPAIR_SLACK = 1.03  # the repair may cost this factor of style distance before it is punished,
 FREE = 0.005  # and this much of the distance itself, or a painting near its style had no room
+EVEN = 0.05**2  # added to the patches of a style, of which an even one has none
 MAX_GRADIENT = 50.0  # norm; usual ones are 5 to 30, so only bursts are clipped
 
 
@@ -40,11 +41,12 @@ class StyleTarget:
     grams: list[Tensor]  # [C, C] per tap
     colours: Tensor  # [4, 4]
     variation: float
+    patches: float  # variance of its colours from cell to cell, see `objective.patchiness`
 
     @classmethod
     def of(cls, pictures: Pictures, encoder: nn.Module, device: torch.device) -> StyleTarget:
         """Average the targets of (a spread of) the pictures of a style."""
-        taps_of, colours, variation = [], [], []
+        taps_of, colours, variation, patches = [], [], [], []
         for index in style_sample(len(pictures)):
             s = pictures.get(index).to(device).float().div_(255)[None]
             s = s.contiguous(memory_format=torch.channels_last)
@@ -52,9 +54,11 @@ class StyleTarget:
                 taps_of.append(objective.style_targets(encoder(s)))
                 colours.append(ops.gram(objective.colour_moments(s))[0])
                 variation.append(objective.total_variation(s, 1.0))
+                patches.append(objective.patchiness(s, torch.zeros_like(s)).mean())
         grams = [torch.stack(tap).mean(0) for tap in zip(*taps_of, strict=True)]
         mean_colours = torch.stack(colours).mean(0)
-        return cls(pictures, grams, mean_colours, float(torch.stack(variation).mean()))
+        means = (float(torch.stack(values).mean()) for values in (variation, patches))
+        return cls(pictures, grams, mean_colours, *means)
 
 
 class Moved(NamedTuple):
@@ -110,6 +114,7 @@ class Trainer:
         self.skipped = torch.zeros((), device=device)  # updates whose gradient was not finite
         self._grams = [torch.stack(tap) for tap in zip(*(s.grams for s in styles), strict=True)]
         self._colours = torch.stack([s.colours for s in styles])
+        self._patches = torch.tensor([s.patches + EVEN for s in styles], device=device)
         self._variation = sum(s.variation for s in styles) / len(styles)
         # Collectives stay out of graphs.
         recorded = device.type == "cuda" and self.world.alone
@@ -224,6 +229,10 @@ class Trainer:
         )
         terms = _named(losses.terms * shares, self._weights(drawn.stage, 1.0))
         total = losses.total
+        if config.patches_weight > 0:
+            patches = objective.patchiness(painted, photo) / self._patches[index]
+            terms["patches"] = patches.mean() * shares[0]
+            total = total + config.patches_weight * terms["patches"]
         if moved is not None:
             terms["stability"] = self._stability(moved, painted)
             total = total + config.stability_weight * terms["stability"]

@@ -51,6 +51,54 @@ def falls(loss, x):
     assert loss(x.detach() - 1e-3 * slope / slope.norm() * x.detach().norm()) < before
 
 
+# ------------------------------------------------------------------------------- patches
+
+
+def patchiness(painted, photo):
+    """In float64, pair by pair."""
+    size = objective.PATCH
+    found = []
+    for o, x in zip(painted.double(), photo.double(), strict=True):
+        rows, columns = o.shape[1] // size, o.shape[2] // size
+        cells = [
+            (slice(None), slice(i * size, (i + 1) * size), slice(j * size, (j + 1) * size))
+            for i in range(rows)
+            for j in range(columns)
+        ]
+        colours = [o[cell].mean((1, 2)) for cell in cells]
+        looks = []
+        for cell in cells:
+            contrast = x[cell].var((1, 2), correction=0).sum().sqrt()
+            looks.append(torch.cat([x[cell].mean((1, 2)), contrast[None]]))
+        error = weight = 0.0
+        for c, e in zip(colours, looks, strict=True):
+            for d, f in zip(colours, looks, strict=True):
+                alike = torch.exp(-(e - f).square().sum() / (2 * objective.ALIKE**2))
+                error = error + alike * (c - d).square().sum() / 2
+                weight = weight + alike
+        found.append(error / weight)
+    return torch.stack(found)
+
+
+def test_patches_are_what_is_painted_differently_where_the_photo_is_alike():
+    # Of a height and a width that are no whole number of cells.
+    painted, photo = torch.rand(2, 3, 80, 100), torch.rand(2, 3, 80, 100) * 0.4
+    photo[:, :, :48, :48] += 0.5
+    found = objective.patchiness(painted, photo)
+    torch.testing.assert_close(found.double(), patchiness(painted, photo), atol=1e-9, rtol=1e-4)
+
+
+def test_patches_cost_nothing_where_the_photo_differs_or_the_cells_agree():
+    photo = torch.zeros(1, 3, 48, 96)
+    photo[..., 48:] = 1.0
+    stroke = torch.randn(1, 3, 24, 24).repeat(1, 1, 2, 4)  # strokes within cells are free
+    assert objective.patchiness(stroke, photo) < 1e-6
+    two = stroke + 0.5 * photo
+    assert objective.patchiness(two, photo) < 1e-6
+    assert objective.patchiness(two, torch.zeros_like(photo)) > 0.1
+    falls(lambda x: objective.patchiness(x, photo).sum(), torch.rand(1, 3, 48, 96))
+
+
 # ------------------------------------------------------------------------------- content, paired
 
 

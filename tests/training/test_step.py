@@ -14,7 +14,7 @@ from faststy.training import objective
 from faststy.training.config import TrainConfig
 from faststy.training.dataset import Pictures
 from faststy.training.picture_cache import load_tensor
-from faststy.training.step import StyleTarget, Trainer
+from faststy.training.step import EVEN, StyleTarget, Trainer
 
 CPU = torch.device("cpu")
 
@@ -107,6 +107,8 @@ def test_a_style_is_remembered_by_grams_colours_and_roughness(folder, encoder, t
     )
     rough = s.diff(dim=2).square().mean() + s.diff(dim=3).square().mean()
     assert target.variation == pytest.approx(float(rough), rel=1e-3)
+    cells = F.avg_pool2d(s, 24).flatten(2)
+    assert target.patches == pytest.approx(float(cells.var(2, correction=0).sum()), rel=1e-3)
 
 
 def test_a_folder_of_styles_is_averaged(folder, encoder, targets):
@@ -149,6 +151,7 @@ def test_the_total_is_the_weighted_sum(make, photo):
         adversarial_weight=0.4,
         variation_weight=0.2,
         stability_weight=0.6,
+        patches_weight=1.7,
         paired_weight=0.9,
     )
     pair = (photo, photo.flip(1))
@@ -160,6 +163,7 @@ def test_the_total_is_the_weighted_sum(make, photo):
         "adversarial": 0.4,
         "variation": 0.2,
         "stability": 0.6,
+        "patches": 1.7,
         "paired": 0.9,
     }
     assert terms.keys() == {*weights, "total", "discriminator"}
@@ -172,6 +176,8 @@ def test_the_terms_are_those_of_the_objective(make, photo, targets):
     painted = trainer.generator(photo, torch.ones(2, 1)).detach()
     terms = trainer.perceptual(0, photo, 1.0)
     assert "stability" not in terms
+    patches = objective.patchiness(painted, photo).mean() / (targets[0].patches + EVEN)
+    torch.testing.assert_close(terms["patches"], patches)
     colour = objective.colour_loss(painted, targets[0].colours)
     torch.testing.assert_close(terms["colour"], colour)
     taps = trainer.encoder(painted.requires_grad_())  # may pass black and white in training
