@@ -97,6 +97,12 @@ def patchiness(painted: Tensor, photo: Tensor) -> Tensor:
         return (colours @ laplacian * colours).sum((1, 2)) / alike.sum((1, 2))
 
 
+def patches_of(picture: Tensor) -> Tensor:
+    """The patchiness of pictures [N, 3, H, W] in which all cells may be alike: [N]."""
+    cell = min(PATCH, *picture.shape[-2:])
+    return F.avg_pool2d(picture, cell).flatten(2).var(2, correction=0).sum(1)
+
+
 def total_variation(painted: Tensor, reference: float) -> Tensor:
     """Mean squared difference of neighbouring pixels, divided by that of the style picture."""
     dy = (painted[..., 1:, :] - painted[..., :-1, :]).square().mean()

@@ -41,7 +41,7 @@ class StyleTarget:
     grams: list[Tensor]  # [C, C] per tap
     colours: Tensor  # [4, 4]
     variation: float
-    patches: float  # variance of its colours from cell to cell, see `objective.patchiness`
+    patches: float  # variance of its colours from cell to cell, see `objective.patches_of`
 
     @classmethod
     def of(cls, pictures: Pictures, encoder: nn.Module, device: torch.device) -> StyleTarget:
@@ -54,7 +54,7 @@ class StyleTarget:
                 taps_of.append(objective.style_targets(encoder(s)))
                 colours.append(ops.gram(objective.colour_moments(s))[0])
                 variation.append(objective.total_variation(s, 1.0))
-                patches.append(objective.patchiness(s, torch.zeros_like(s)).mean())
+                patches.append(objective.patches_of(s).mean())
         grams = [torch.stack(tap).mean(0) for tap in zip(*taps_of, strict=True)]
         mean_colours = torch.stack(colours).mean(0)
         means = (float(torch.stack(values).mean()) for values in (variation, patches))

@@ -88,6 +88,13 @@ def test_patches_are_what_is_painted_differently_where_the_photo_is_alike():
     torch.testing.assert_close(found.double(), patchiness(painted, photo), atol=1e-9, rtol=1e-4)
 
 
+def test_the_patches_of_a_picture_are_those_of_a_photo_that_is_alike_everywhere():
+    picture = torch.rand(2, 3, 80, 100)
+    expected = objective.patchiness(picture, torch.zeros_like(picture))
+    torch.testing.assert_close(objective.patches_of(picture), expected)
+    assert objective.patches_of(torch.rand(1, 3, 20, 90)).isfinite().all()  # narrower than a cell
+
+
 def test_patches_cost_nothing_where_the_photo_differs_or_the_cells_agree():
     photo = torch.zeros(1, 3, 48, 96)
     photo[..., 48:] = 1.0
