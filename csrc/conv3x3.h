@@ -249,8 +249,29 @@ void write_tiles(const Conv& conv, const Tile* tiles, int64_t count, const float
   }
 }
 
-// Tiles first … last − 1, at most TILES; v and m are room for their transforms.
-void convolve(const Conv& conv, int64_t first, int64_t last, float* v, float* m, double* moments) {
+// A tile of 6 x 6 positions copied to room [36, c]: zero beyond the borders, and where `gate`, if there
+// is one, is not positive.
+void copy_tile(const Input& input, const float* const* rows, const int64_t* cols, float* room) {
+  for (int i = 0; i < 6; ++i) {
+    for (int j = 0; j < 6; ++j, room += input.c) {
+      if (rows[i] == nullptr || cols[j] < 0) {
+        std::fill_n(room, input.c, 0.f);
+        continue;
+      }
+      const float* from = rows[i] + cols[j];
+      if (input.gate == nullptr) {
+        std::copy_n(from, input.c, room);
+        continue;
+      }
+      const float* gate = input.gate + (from - input.x);
+      for (int64_t c = 0; c < input.c; ++c) room[c] = gate[c] > 0.f ? from[c] : 0.f;
+    }
+  }
+}
+
+// Tiles first … last − 1, at most TILES; v and m are room for their transforms, `room` for a tile.
+void convolve(const Conv& conv, int64_t first, int64_t last, float* v, float* m, float* room,
+              double* moments) {
   Tile tiles[TILES];
   const int64_t count = last - first;
   int64_t pixels = 0;
@@ -261,9 +282,19 @@ void convolve(const Conv& conv, int64_t first, int64_t last, float* v, float* m,
     for (const Input& input : conv.inputs) {
       const float* rows[6];
       int64_t cols[6];
+      bool copied = input.gate != nullptr;
       for (int i = 0; i < 6; ++i) {
-        rows[i] = input.x + (tile.n * conv.height + conv.rows[tile.y + i]) * conv.width * input.c;
-        cols[i] = conv.cols[tile.x + i] * input.c;
+        const int64_t row = conv.rows[tile.y + i], col = conv.cols[tile.x + i];
+        rows[i] = row < 0 ? nullptr : input.x + (tile.n * conv.rows_in + row) * conv.cols_in * input.c;
+        cols[i] = col * input.c;
+        copied |= row < 0 || col < 0;
+      }
+      if (copied) {
+        copy_tile(input, rows, cols, room);
+        for (int i = 0; i < 6; ++i) {
+          rows[i] = room + 6 * i * input.c;
+          cols[i] = i * input.c;
+        }
       }
       int64_t c = read_channels<LANES>(rows, cols, 0, input.c, to, conv.c);
       if constexpr (LANES > 8) c = read_channels<8>(rows, cols, c, input.c, to, conv.c);

@@ -521,11 +521,6 @@ Tensor conv3x3_train_input_grad(Tensor dy, Tensor turned, std::optional<Tensor> 
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_FRAGMENT(faststy_native, m) {
-  m.def("conv3x3_train_fwd(Tensor x, Tensor weight, Tensor? bias, bool reflect, bool relu) -> Tensor");
-  m.def("conv3x3_train_input_grad(Tensor dy, Tensor turned, Tensor? gate, bool padded) -> Tensor");
-}
-
 STABLE_TORCH_LIBRARY_IMPL(faststy_native, CUDA, m) {
   m.impl("conv3x3_fwd", TORCH_BOX(&conv3x3_fwd));
   m.impl("conv3x3_train_fwd", TORCH_BOX(&conv3x3_train_fwd));

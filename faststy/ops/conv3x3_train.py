@@ -1,8 +1,9 @@
 """3x3 convolutions of nets in training: of a net that learns, and of one that does not.
 
 On a GPU the extension takes few channels in half precision (csrc/conv3x3_cuda.cu): cuDNN fills its
-tiles badly with these, and pads, adds biases and activates in passes of their own. All others are
-torch's, with what follows in one pass of Triton's.
+tiles badly with these, and pads, adds biases and activates in passes of their own. On a CPU it
+takes float32 in channels_last, by minimal filtering (csrc/conv3x3_cpu.cpp): nets that are frozen,
+and gradients of inputs. All others are torch's, with what follows in one pass of Triton's on a GPU.
 """
 
 from __future__ import annotations
@@ -15,13 +16,15 @@ from torch import Tensor
 from faststy.ops import checks
 from faststy.ops.autograd import once_differentiable
 from faststy.ops.bias_activation import Activation, bias_activation
+from faststy.ops.conv3x3 import weight_layout
 from faststy.ops.convolution import activate_, convolve
 from faststy.ops.dispatch import HALVES, by_extension, define
 from faststy.ops.max_pool import max_pool
 from faststy.ops.reference import CHANNELS_LAST, PLANAR
 from faststy.ops.reflection_pad import reflection_pad
 
-MOST = 64  # channels, on either side
+MOST = 64  # channels on either side, on a GPU
+LEAST = 72 * 16  # pixels on a CPU: fewer do not pay for the transforms of the weights
 
 
 def reflected_conv3x3(
@@ -44,13 +47,10 @@ def reflected_conv3x3(
     _check(x, weight, bias)
     if min(x.shape[2:]) < 2:
         raise ValueError(f"x: expected two rows and columns or more, got {list(x.shape)}")
-    dtype = weight.dtype
-    if x.is_cuda and torch.is_autocast_enabled("cuda"):
-        dtype = torch.get_autocast_dtype("cuda")
-    if dtype != torch.bfloat16 or not _fits(x, weight, True):
+    if not _fits(x, weight, True):
         return convolve(reflection_pad(x), weight, bias, activation)
-    x = x.to(dtype, memory_format=CHANNELS_LAST)
-    if bias is not None and activation is not None:  # one pass after it, there and back
+    x = x.to(_precision(x, weight), memory_format=CHANNELS_LAST)
+    if x.is_cuda and bias is not None and activation is not None:  # one pass, there and back
         y = _ReflectedConv3x3.apply(x, weight, None)  # type: ignore[no-untyped-call]
         return bias_activation(y, bias, activation)
     y = _ReflectedConv3x3.apply(x, weight, bias)  # type: ignore[no-untyped-call]
@@ -77,7 +77,7 @@ def frozen_conv3x3(
         TypeError, ValueError: a wrong dtype, rank, shape or device.
     """
     _check(x, weight, bias)
-    if weight.dtype not in HALVES or not _fits(x, weight, False):
+    if weight.requires_grad or not _fits(x, weight, False):
         return convolve(x, weight, bias, "relu" if relu else None, padding=1, pool=pool)
     x = x.to(weight.dtype, memory_format=CHANNELS_LAST)
     y: Tensor = _FrozenConv3x3.apply(x, weight, bias, relu)  # type: ignore[no-untyped-call]
@@ -96,25 +96,44 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
 
 
 def _fits(x: Tensor, weight: Tensor, learns: bool) -> bool:
-    """Whether the extension takes these channels, there and back; where it learns, weights also."""
-    k, c = weight.shape[:2]
-    few = c <= (48 if learns else MOST)
-    few |= learns and c == 96 and k <= 32 and not x.requires_grad  # two frames' cells
-    return few and k <= MOST and x.numel() > 0 and by_extension("conv3x3_train", x)
+    """Whether the extension takes these, there and back; where it learns, weights also."""
+    (k, c), dtype = weight.shape[:2], _precision(x, weight)
+    if x.is_cuda:
+        few = c <= (48 if learns else MOST)
+        few |= learns and c == 96 and k <= 32 and not x.requires_grad  # two frames' cells
+        suited = few and k <= MOST
+        suited &= dtype == torch.bfloat16 if learns else weight.dtype in HALVES
+    else:
+        suited = dtype == x.dtype == torch.float32 and x.is_contiguous(memory_format=CHANNELS_LAST)
+        suited &= len(x) * x.shape[2:].numel() >= LEAST
+        suited &= not torch.compiler.is_compiling()  # which knows torch's, and exports them
+    return suited and x.numel() > 0 and by_extension("conv3x3_train", x)
+
+
+def _precision(x: Tensor, weight: Tensor) -> torch.dtype:
+    """That of autocast, if it is on, or of the weights."""
+    device = x.device.type
+    if torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return weight.dtype
 
 
 def _turned(weight: Tensor) -> Tensor:
     """The filters [C, K, 3, 3] that gradients of inputs are convolved with."""
-    return weight.flip(2, 3).transpose(0, 1).contiguous(memory_format=CHANNELS_LAST)
+    return weight.flip(2, 3).transpose(0, 1).contiguous(memory_format=weight_layout(weight))
 
 
 class _ReflectedConv3x3(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        half = weight.to(x.dtype, memory_format=CHANNELS_LAST)
-        ctx.save_for_backward(x, half)
         ctx.dtypes = weight.dtype, None if bias is None else bias.dtype
-        return torch.ops.faststy.conv3x3_train_fwd(x, half, bias, True, False)  # type: ignore[no-any-return]
+        weight = weight.to(x.dtype, memory_format=weight_layout(weight))
+        ctx.save_for_backward(x, weight)
+        if not x.is_cuda:
+            # What is flat stays flat; minimal filtering would vary it by rounding, of which the
+            # norms that follow make strokes.
+            return convolve(reflection_pad(x), weight, bias)
+        return torch.ops.faststy.conv3x3_train_fwd(x, weight, bias, True, False)  # type: ignore[no-any-return]
 
     @staticmethod
     @once_differentiable
@@ -136,7 +155,7 @@ class _ReflectedConv3x3(torch.autograd.Function):
 class _FrozenConv3x3(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, relu: bool) -> Tensor:
-        weight = weight.contiguous(memory_format=CHANNELS_LAST)
+        weight = weight.contiguous(memory_format=weight_layout(weight))
         y: Tensor = torch.ops.faststy.conv3x3_train_fwd(x, weight, bias, False, relu)
         ctx.save_for_backward(weight, *[y] * relu)
         return y

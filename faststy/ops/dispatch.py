@@ -39,6 +39,7 @@ KERNELS: dict[str, str | None] = {
     "discriminator_loss": None,
     "conv3x3": "faststy.kernels.conv3x3",
     "conv3x3_train": None,
+    "conv3x3_train_weight_grad": None,
     "upsample": "faststy.kernels.upsample",
     "blur_cells": "faststy.kernels.upsample",
     "blur_cells_frames": "faststy.kernels.upsample",
@@ -49,15 +50,22 @@ KERNELS: dict[str, str | None] = {
 # What the extension computes in float64, too.
 NATIVE_FLOAT64 = ("gram", "gram_loss", "instance_norm")
 # What it computes in float32 alone, on a CPU.
-NATIVE_FLOAT32 = ("conv3x3", "upsample", "blur_cells", "repair_hints", "repair_apply")
+NATIVE_FLOAT32 = (
+    "conv3x3",
+    "conv3x3_train",
+    "upsample",
+    "blur_cells",
+    "repair_hints",
+    "repair_apply",
+)
 # What it also computes on a CUDA device, before Triton does, and of which arguments, by raw op.
-NATIVE_FIRST = ("conv3x3", "conv3x3_train", "from_pixels")
+NATIVE_FIRST = ("conv3x3", "conv3x3_train", "conv3x3_train_weight_grad", "from_pixels")
 LIMITS: dict[str, Callable[..., bool]] = {}
 HALVES = (torch.float16, torch.bfloat16)
 CAPABILITY = 8  # of CUDA devices, major: what the extension is compiled for
 # Bytes of a multiprocessor's shared memory that convolutions ask for: an A100 has them and an H100,
 # a GeForce has 100 KiB.
-ROOM = {"conv3x3": 160 << 10, "conv3x3_train": 160 << 10}
+ROOM = dict.fromkeys(("conv3x3", "conv3x3_train", "conv3x3_train_weight_grad"), 160 << 10)
 
 
 class Implementation(NamedTuple):
@@ -160,8 +168,15 @@ def by_kernels(x: Tensor, values: int = 0) -> bool:
 
 
 def by_extension(op: str, x: Tensor) -> bool:
-    """Whether the extension takes `op`, which torch has, too, on a GPU's tensors like `x`."""
-    return x.is_cuda and IMPL in ("auto", "native") and choose(op, "cuda").name == "native"
+    """Whether the extension takes `op`, which torch has, too, on tensors like `x`."""
+    device = x.device.type
+    asked = IMPL in ("auto", "native") and device in ("cpu", "cuda")
+    return asked and _is_native(op, device)
+
+
+@cache
+def _is_native(op: str, device: str) -> bool:
+    return choose(op, device).name == "native"
 
 
 def implementations() -> list[Implementation]:

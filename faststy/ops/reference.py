@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.grad import conv2d_weight
 
 LEAKY_SLOPE = 0.2
 
@@ -407,10 +408,9 @@ def conv3x3_train_input_grad(
 def conv3x3_train_weight_grad(dy: Tensor, x: Tensor) -> Tensor:
     """[K, C, 3, 3], at least float32, of a convolution whose borders reflect."""
     x = F.pad(x, (1, 1, 1, 1), "reflect").to(wide(x.dtype))
-    dy, (h, w) = dy.to(x.dtype), dy.shape[2:]
-    taps = [x[..., i : i + h, j : j + w] for i in range(3) for j in range(3)]
-    dw = torch.stack([torch.einsum("nkhw,nchw->kc", dy, tap) for tap in taps], dim=-1)
-    return dw.view(*dw.shape[:2], 3, 3).contiguous(memory_format=CHANNELS_LAST)
+    shape = (dy.shape[1], x.shape[1], 3, 3)
+    dw: Tensor = conv2d_weight(x, shape, dy.to(x.dtype))  # type: ignore[no-untyped-call]
+    return dw.contiguous(memory_format=CHANNELS_LAST)
 
 
 # --------------------------------------------------------------------------- painting

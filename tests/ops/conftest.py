@@ -26,9 +26,12 @@ def implementation(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     if INTERPRETED:
         pytest.importorskip("triton")
         monkeypatch.setattr(dispatch, "IMPL", "triton")
-    dispatch._find.cache_clear()
+    forget = (dispatch._find.cache_clear, dispatch._is_native.cache_clear)
+    for cache_clear in forget:
+        cache_clear()
     yield
-    dispatch._find.cache_clear()
+    for cache_clear in forget:
+        cache_clear()
 
 
 @pytest.fixture(autouse=True)

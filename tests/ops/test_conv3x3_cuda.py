@@ -20,12 +20,17 @@ REWRITTEN = {
     r"__shared__ float": "static float",
     r"WARPS = 8": "WARPS = 2",
     r"MERGERS = 128": "MERGERS = 32",
-    r"STABLE_TORCH_LIBRARY_FRAGMENT\(faststy_native, m\) \{": (
+    r"STABLE_TORCH_LIBRARY_IMPL\(faststy_native, CUDA, m\)": (
         "STABLE_TORCH_LIBRARY_FRAGMENT(faststy_convolved, m) {\n"
         '  m.def("conv3x3_fwd(Tensor[] inputs, Tensor weight, Tensor? scale, Tensor? bias, '
-        'Tensor? residual, float slope, bool moments) -> (Tensor, Tensor)");'
+        'Tensor? residual, float slope, bool moments) -> (Tensor, Tensor)");\n'
+        '  m.def("conv3x3_train_fwd(Tensor x, Tensor weight, Tensor? bias, bool reflect, '
+        'bool relu) -> Tensor");\n'
+        '  m.def("conv3x3_train_input_grad(Tensor dy, Tensor turned, Tensor? gate, '
+        'bool padded) -> Tensor");\n'
+        "}\n"
+        "STABLE_TORCH_LIBRARY_IMPL(faststy_convolved, CPU, m)"
     ),
-    r"LIBRARY_IMPL\(faststy_native, CUDA, m\)": "LIBRARY_IMPL(faststy_convolved, CPU, m)",
 }
 
 

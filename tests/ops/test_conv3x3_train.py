@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from faststy import ops
 from faststy.ops import conv3x3_train, dispatch
+from faststy.ops.conv3x3 import weight_layout
 
 CASES = [
     (2, 3, 16, 30, 45),
@@ -13,8 +14,10 @@ CASES = [
     (3, 16, 32, 9, 7),
     (1, 32, 48, 20, 33),
     (1, 5, 7, 1, 1),
-    (1, 80, 80, 6, 5),  # too many for the extension
+    (2, 17, 3, 4, 9),
+    (1, 80, 80, 6, 5),  # too many for the extension on a GPU
 ]
+LAST = torch.channels_last
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 6e-2, torch.float16: 1e-2}
 
 
@@ -24,12 +27,18 @@ def float32_is_float32(monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
+@pytest.fixture(autouse=True)
+def few_pixels_are_enough(monkeypatch):
+    """For the extension, on a CPU."""
+    monkeypatch.setattr(conv3x3_train, "LEAST", 0)
+
+
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize(("n", "c", "k", "h", "w"), CASES)
 def test_frozen(n, c, k, h, w, relu, dtype, device):
     torch.manual_seed(n + c)
-    x = torch.randn(n, c, h, w, device=device).to(dtype).requires_grad_()
+    x = torch.randn(n, c, h, w, device=device).to(dtype, memory_format=LAST).requires_grad_()
     weight = (torch.randn(k, c, 3, 3, device=device) / (3 * c**0.5)).to(dtype)
     bias = torch.randn(k, device=device).to(dtype)
     y = ops.frozen_conv3x3(x, weight, bias, relu=relu)
@@ -55,12 +64,12 @@ def test_frozen(n, c, k, h, w, relu, dtype, device):
         (2, 96, 24, 5, 6),
         (1, 27, 24, 2, 2),
         (1, 16, 12, 20, 3),
-        (1, 100, 5, 3, 3),  # too many for the extension
+        (1, 100, 5, 3, 3),  # too many for the extension on a GPU
     ],
 )
 def test_reflected(n, c, k, h, w, dtype, device):
     torch.manual_seed(n + c)
-    x = torch.randn(n, c, h, w, device=device).to(dtype).requires_grad_()
+    x = torch.randn(n, c, h, w, device=device).to(dtype, memory_format=LAST).requires_grad_()
     weight = (torch.randn(k, c, 3, 3, device=device) / (3 * c**0.5)).to(dtype).requires_grad_()
     bias = torch.randn(k, device=device).to(dtype).requires_grad_()
     wide = [t.detach().double().requires_grad_() for t in (x, weight, bias)]
@@ -83,10 +92,10 @@ def whole_numbers(*shape, device, most=1):
 
 
 @pytest.fixture(params=["", "extension"])
-def route(request, monkeypatch):
-    """As chosen here, and as if there were the extension for this device."""
-    if request.param:
-        monkeypatch.setattr(conv3x3_train, "by_extension", lambda op, x: True)
+def route(request, monkeypatch, device):
+    """As chosen here, and as if the extension took bfloat16 on this device."""
+    if request.param and device.type == "cpu":
+        monkeypatch.setattr(conv3x3_train, "_fits", lambda x, weight, learns: x.shape[1] < 64)
 
 
 @pytest.mark.usefixtures("route")
@@ -156,19 +165,38 @@ def test_autocast_and_empty_batches(device):
 
 
 def test_opcheck(device):
-    last = torch.channels_last
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     x, weight, bias = torch.randn(2, 4, 6, 5), torch.randn(6, 4, 3, 3), torch.randn(6)
-    x, weight = (t.to(device, dtype, memory_format=last) for t in (x, weight))
+    x, weight = x.to(device, dtype, memory_format=LAST), weight.to(device, dtype)
+    weight = weight.contiguous(memory_format=weight_layout(weight))
     raw = torch.ops.faststy
     for reflect, relu in ((True, False), (False, True)):
         given = (x, weight, bias.to(device, dtype), reflect, relu)
         torch.library.opcheck(raw.conv3x3_train_fwd, given)
-    turned = weight.flip(2, 3).transpose(0, 1).contiguous(memory_format=last)
-    dy = torch.randn(2, 6, 6, 5).to(x).contiguous(memory_format=last)
+    turned = conv3x3_train._turned(weight)
+    dy = torch.randn(2, 6, 6, 5).to(x).contiguous(memory_format=LAST)
     for gate, padded in ((None, True), (dy, False)):
         torch.library.opcheck(raw.conv3x3_train_input_grad, (dy, turned, gate, padded))
     torch.library.opcheck(raw.conv3x3_train_weight_grad, (dy, x))
+
+
+def test_on_a_cpu_the_extension_takes_float32_in_channels_last():
+    if dispatch.choose("conv3x3_train", "cpu").name != "native":
+        pytest.skip("the extension is not built")
+    x = torch.randn(1, 6, 8, 9, requires_grad=True)
+    weight, bias = torch.randn(5, 6, 3, 3), torch.randn(5)
+    last = x.contiguous(memory_format=LAST)
+    assert "FrozenConv3x3" in type(ops.frozen_conv3x3(last, weight, bias).grad_fn).__name__
+    assert "ReflectedConv3x3" in type(ops.reflected_conv3x3(last, weight, bias).grad_fn).__name__
+    learns = weight.clone().requires_grad_()
+    others = (
+        ops.frozen_conv3x3(x, weight, bias),
+        ops.frozen_conv3x3(last, learns, bias),  # a net that is distilled is differentiated twice
+        ops.reflected_conv3x3(x, weight, bias),
+    )
+    with torch.autocast("cpu", torch.bfloat16):
+        others += (ops.frozen_conv3x3(last, weight, bias), ops.reflected_conv3x3(last, weight))
+    assert all("Conv3x3" not in type(y.grad_fn).__name__ for y in others)
 
 
 @pytest.mark.gpu

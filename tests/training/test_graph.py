@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from faststy.nn.encoder import PerceptualEncoder, load_encoder
-from faststy.ops import convolution, reference
+from faststy.ops import conv3x3_train, convolution, reference
 from faststy.training.config import TrainConfig
 from faststy.training.dataset import Pictures
 from faststy.training.graph import Recorder
@@ -138,6 +138,7 @@ def test_the_ops_of_a_gpu_neither_wait_nor_change_what_is_learned(
 ):
     """Those that a CPU leaves to torch, by their definitions: where they are put, and how."""
     monkeypatch.setattr(PerceptualEncoder, "_check", lambda encoder, x: None)
+    monkeypatch.setattr(conv3x3_train, "by_extension", lambda op, x: False)
     gradients, seen = [], set()
     for on_gpu in (False, True):
         if on_gpu:
