@@ -10,7 +10,7 @@ import dataclasses
 import io
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
@@ -264,10 +264,15 @@ def encode_picture(picture: Picture | Image.Image, format: str) -> bytes:
     return buffer.getvalue()
 
 
+def _is_of_a_run(names: Collection[str]) -> bool:
+    return "sweep.json" in names or {"config.toml", "log.jsonl"}.issubset(names)
+
+
 def list_pictures(folder: str | os.PathLike[str], *, recursive: bool = True) -> list[Path]:
     """The picture files in `folder`, by suffix, in sorted order.
 
-    Hidden ones are left out, and what is no file, as a pipe, whose reader may wait for ever.
+    Hidden ones are left out, and what is no file, as a pipe, whose reader may wait for ever; so are
+    folders below in which a training or a sweep shows what it has learned.
 
     Raises:
         FaststyError: no such folder, no permission, or no picture in it.
@@ -282,6 +287,9 @@ def list_pictures(folder: str | os.PathLike[str], *, recursive: bool = True) -> 
             os.stat(folder)
             raise FaststyError(f"{os.fspath(folder)}: not a folder")
         for where, folders, names in os.walk(folder, onerror=stop):
+            if Path(where) != Path(folder) and _is_of_a_run(names):
+                folders.clear()
+                continue
             folders[:] = [name for name in folders if recursive and not name.startswith(".")]
             found += [
                 Path(where, name)

@@ -522,6 +522,22 @@ def test_list_pictures(tmp_path):
     assert [p.name for p in list_pictures(tmp_path, recursive=False)] == ["a.png", "b.JPG"]
 
 
+def test_list_pictures_leaves_out_what_a_training_or_a_sweep_shows(tmp_path):
+    runs = ("run/config.toml", "run/log.jsonl", "run/samples/1.png", "sweep/sweep.json")
+    for name in (
+        "a.png",
+        "run/preview.png",
+        *runs,
+        "sweep/x/b.png",
+        "set/config.toml",
+        "set/c.png",
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).touch()
+    assert [p.name for p in list_pictures(tmp_path)] == ["a.png", "c.png"]
+    assert [p.name for p in list_pictures(tmp_path / "run")] == ["preview.png", "1.png"]
+
+
 @pytest.mark.skipif(os.name != "posix", reason="there are no named pipes")
 def test_list_pictures_leaves_pipes_out_and_broken_links_in(tmp_path):
     (tmp_path / "a.png").touch()

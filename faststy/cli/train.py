@@ -88,8 +88,8 @@ def command(
 
     \b
     faststy train painting.jpg
-    faststy train monet/ --content photos/ --seconds 600 --model quality --out monet
-    faststy train --resume --out monet
+    faststy train monet/ --content photos/ --seconds 600 --model quality --out run-monet
+    faststy train --resume --out run-monet
     torchrun --nproc-per-node=8 -m faststy train painting.jpg --batch 64
 
     The run's folder holds model.safetensors, preview.png, report.html, log.jsonl and config.toml.

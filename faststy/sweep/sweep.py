@@ -30,6 +30,7 @@ from faststy.sweep.page import sweep_page
 from faststy.sweep.tradeoff import Mark, tradeoff_picture
 from faststy.tensors import device_named, to_image, to_tensor
 from faststy.training.config import TrainConfig
+from faststy.training.folder import refuse_sources
 from faststy.training.log import Progress
 from faststy.training.loop import train
 from faststy.training.picture_cache import remove_cache
@@ -104,6 +105,7 @@ def sweep(
             or has other settings.
     """
     out = Path(config.out)
+    refuse_sources(out, config)
     record = _Record.opened(out, config, style_weights, resume=resume)
     runs = [
         replace(
@@ -346,7 +348,7 @@ def contact_sheet(points: Sequence[Point], photos: Sequence[Path], device: str) 
     models = [load_model(point.model).to(where) for point in points]
     for path in photos:
         try:
-            rgb = read_picture(path).rgb
+            rgb = read_picture(path).in_srgb().rgb
         except FaststyError:
             continue
         photo = ImageOps.fit(rgb, (SHOWN_SIZE, SHOWN_SIZE), Image.Resampling.LANCZOS)

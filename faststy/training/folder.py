@@ -8,7 +8,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 from faststy.errors import FaststyError
-from faststy.files import remove_leftovers
+from faststy.files import remove_leftovers, without_links
 from faststy.training.checkpoint import checkpoint_path
 from faststy.training.config import TrainConfig, read_config
 
@@ -45,6 +45,20 @@ class Claim:
                     f"{self.run}: another process trains this run; wait for its end, "
                     "or choose another --out"
                 ) from None
+
+
+def refuse_sources(out: Path, config: TrainConfig) -> None:
+    """Do not write among the pictures that are learned: they would be learned, too.
+
+    Raises FaststyError.
+    """
+    for source in (*config.style, config.content, config.pairs):
+        if (
+            source is not None
+            and Path(source).is_dir()
+            and without_links(Path(source)) == (without_links(out))
+        ):
+            raise FaststyError(f"{out}: is a folder of pictures to learn from; name another --out")
 
 
 def refuse_another(run: Path, config: TrainConfig, *, resume: bool) -> None:
