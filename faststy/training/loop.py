@@ -37,7 +37,13 @@ from faststy.training.crops import whole
 from faststy.training.dataset import Pictures, generator, prefetch, random_crops
 from faststy.training.distributed import Alone, default_batch, joined
 from faststy.training.draws import Draws
-from faststy.training.folder import Claim, open_run, recorded_batch, refuse_another
+from faststy.training.folder import (
+    Claim,
+    open_run,
+    recorded_batch,
+    refuse_another,
+    refuse_sources,
+)
 from faststy.training.guards import Guards
 from faststy.training.log import Log, Progress
 from faststy.training.pairs import Pairs
@@ -131,6 +137,7 @@ def _train(
     if world.leads:
         claim.take()
     model_path, checkpoint = run / "model.safetensors", checkpoint_path(run)
+    refuse_sources(run, config)
     refuse_another(run, config, resume=resume)
     device = device_named(world.device(config.device))
     events = Events(config.tensorboard and world.leads)
@@ -243,8 +250,9 @@ def _train(
             drawn = drawn.to(device)
             terms = trainer.take(drawn, style_weight)
             step += 1
-            log.add(stage, terms)
-            style_weights.append(style_weight)
+            if world.leads:
+                log.add(stage, terms)
+                style_weights.append(style_weight)
             for event in guards.watch(step, stage, terms, drawn.photo):
                 log.tell(step, event)
             for event in weight.watch(step, fraction, terms):

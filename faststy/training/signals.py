@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as a wish to stop after the step."""
+"""SIGINT, SIGTERM and SIGHUP as a wish to stop after the step."""
 
 from __future__ import annotations
 
@@ -8,15 +8,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # the last, where there is one, when a terminal is closed
+
 
 @contextmanager
 def stop_signals() -> Iterator[threading.Event]:
-    """An event that SIGINT and SIGTERM set; a second signal acts as usual."""
+    """An event that these signals set; a second one acts as usual. What is ignored stays so."""
     stopped = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stopped
         return
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
+    previous = {number: signal.getsignal(number) for number in numbers}
+    previous = {n: handler for n, handler in previous.items() if handler is not signal.SIG_IGN}
 
     def stop(number: int, frame: FrameType | None) -> None:
         stopped.set()

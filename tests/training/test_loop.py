@@ -22,6 +22,7 @@ from faststy.training.config import STAGES, TrainConfig, read_config
 from faststy.training.dataset import prefetch
 from faststy.training.folder import was_made_by
 from faststy.training.loop import style_names, train
+from faststy.training.signals import stop_signals
 from faststy.training.step import Trainer
 
 
@@ -282,6 +283,31 @@ def test_a_run_that_is_there_is_not_overwritten(config, tmp_path):
     with pytest.raises(FaststyError, match="holds a training run; go on with --resume or"):
         train(config(steps=3))
     assert {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()} == before
+
+
+def test_what_a_run_shows_is_not_learned(config, tmp_path):
+    with pytest.raises(FaststyError, match="is a folder of pictures to learn from; name another"):
+        train(config(out=config().content))
+    inside = config(out=f"{config().content}/run", steps=2)
+    learned = loop._content(inside, picture_cache.PictureCache())
+    train(inside)
+    assert (tmp_path / inside.out / "preview.png").exists()
+    assert loop._content(inside, picture_cache.PictureCache()).paths == learned.paths
+    assert train(replace(inside, steps=3), resume=True).steps == 3
+
+
+def test_an_ignored_signal_stays_ignored_and_a_closed_terminal_stops():
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        with stop_signals() as stopped:
+            signal.raise_signal(signal.SIGTERM)
+            assert not stopped.is_set()
+            signal.raise_signal(signal.SIGHUP)
+            assert stopped.is_set()
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_resuming_nothing_starts_anew(config):
