@@ -100,3 +100,16 @@ def film(tmp_path: Path) -> Callable[..., Path]:
         return write_film(tmp_path / name, **options)
 
     return write
+
+
+@pytest.fixture
+def dim_profile() -> bytes:
+    """sRGB's profile, with half as much light in its green."""
+    from PIL import ImageCms
+
+    place = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    green = place.index(b"gXYZ", 128)
+    at = int.from_bytes(place[green + 4 : green + 8], "big")
+    values = np.frombuffer(place[at + 8 : at + 20], ">i4") // 2
+    changed: bytes = place[: at + 8] + values.astype(">i4").tobytes() + place[at + 20 :]
+    return changed

@@ -151,7 +151,7 @@ def _write_page(path: Path, result: Evaluation, model: Path, net: Any, size: int
     device = next(net.generator.parameters()).device
 
     def show(entry: Entry) -> tuple[Image.Image, Image.Image]:
-        photo = scale_down(read_picture(entry.photo).rgb, size)
+        photo = scale_down(read_picture(entry.photo).in_srgb().rgb, size)
         painted, repaired = paint(net, to_tensor(photo).to(device), entry.style)
         return photo, to_image((painted if repaired is None else repaired)[0])
 

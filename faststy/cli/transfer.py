@@ -82,7 +82,7 @@ def command(
     format_of(out)  # an output that cannot be written is said before the work
     check_output(out, (photo, style), makes_folders=True)
     began = time.monotonic()
-    source, painting = read_picture(photo), read_picture(style)
+    source, painting = (read_picture(path).in_srgb() for path in (photo, style))
 
     import torch
 

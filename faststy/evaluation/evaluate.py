@@ -156,7 +156,7 @@ def style_grams(
     for index in style_sample(len(paths)):
         for path in (p for p in [*paths[index:], *paths[:index]] if p not in unusable):
             try:
-                picture = scale_down(read_picture(path).rgb, short_side)
+                picture = scale_down(read_picture(path).in_srgb().rgb, short_side)
                 if min(picture.size) < SMALLEST:
                     raise FaststyError(f"{path}: too small for a style; {SMALLEST} px is the least")
                 break
@@ -197,7 +197,7 @@ def evaluate(
     result, total = Evaluation(), len(photos) * len(styles)
     for number, path in enumerate(photos):
         try:
-            picture = scale_down(read_picture(path).rgb, size)
+            picture = scale_down(read_picture(path).in_srgb().rgb, size)
             if min(picture.size) < SMALLEST:
                 raise FaststyError(f"{path}: smaller than {SMALLEST} px")
         except FaststyError as error:

@@ -426,7 +426,7 @@ class PictureClip(Clip):
         if not self._paths:
             raise FaststyError(f"{name}: there is no frame in it at or after {float(start):g} s")
         self._short_side = size
-        first = scale_down(read_picture(self._paths[0]).rgb, size)
+        first = scale_down(read_picture(self._paths[0]).in_srgb().rgb, size)
         self.width, self.height = first.size
         if min(first.size) < SMALLEST:
             raise FaststyError(
@@ -438,7 +438,7 @@ class PictureClip(Clip):
     def frames(self) -> Iterator[npt.NDArray[np.uint8]]:
         for i, path in enumerate(self._paths):
             try:
-                picture = read_picture(path)
+                picture = read_picture(path).in_srgb()
             except FaststyError as error:
                 self.damage = f"it ends before {error}"
                 return

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import mmap
 import os
 import shutil
 import struct
@@ -30,17 +29,17 @@ MEMORY = 1 << 30  # bytes of decoded pictures kept in memory, of all sources tog
 RESERVE = 1 << 30  # bytes left free on the disk: a checkpoint matters more than a picture
 SMALLEST = 16  # px: there is nothing to learn from less, and the encoder needs 8
 HEADER = struct.Struct("<8sIII")  # magic, height, width, CRC-32 of the pixels
-MAGIC = b"faststy1"
+MAGIC = b"faststy2"
 PLACE = "[0-9a-f]" * 30  # the name of a file; its first two digits are its folder's
 
 
 def load_tensor(path: Path, short_side: int | None, data: bytes | None = None) -> Tensor:
-    """A picture as uint8 [3, H, W], scaled down (never up) to `short_side`. Raises FaststyError.
+    """A picture as uint8 [3, H, W], sRGB, scaled down (never up) to `short_side`.
 
-    `data` are the bytes of the file where they have been read already.
+    `data` are the bytes of the file where they have been read already. Raises FaststyError.
     """
     picture = read_picture(path if data is None else data, name=str(path))
-    image = scale_down(picture.rgb, short_side)
+    image = scale_down(picture.in_srgb().rgb, short_side)
     if min(image.size) < SMALLEST:
         size = f"{image.width} x {image.height}"
         raise FaststyError(f"{path}: {size} px is too small to learn from; {SMALLEST} is the least")
@@ -132,24 +131,24 @@ class PictureCache:
     def _read(self, place: Path, check: bool) -> Tensor | None:
         """Map a file of the folder; a damaged one is removed."""
         try:
-            with place.open("rb") as file:
-                # Private, so that the tensor is writable as far as NumPy and torch can tell.
-                data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        except (OSError, ValueError):  # ValueError: empty
+            size = place.stat().st_size
+            # Mapped, without a descriptor that stays open as Python's mmap keeps one.
+            data = torch.from_file(str(place), shared=False, size=size, dtype=torch.uint8)
+        except (OSError, RuntimeError):  # RuntimeError: torch's, of the system
             return None
+        numbers = data.numpy().data
         try:
-            magic, height, width, checksum = HEADER.unpack_from(data)
-            if magic != MAGIC or len(data) != HEADER.size + 3 * height * width:
+            magic, height, width, checksum = HEADER.unpack_from(numbers)
+            if magic != MAGIC or size != HEADER.size + 3 * height * width:
                 raise ValueError
-            if check and zlib.crc32(memoryview(data)[HEADER.size :]) != checksum:
+            if check and zlib.crc32(numbers[HEADER.size :]) != checksum:
                 raise ValueError
         except (ValueError, struct.error):
             self.rebuilt += 1
             with suppress(OSError):
                 place.unlink()
             return None
-        pixels = np.frombuffer(data, np.uint8, offset=HEADER.size)
-        return torch.from_numpy(pixels.reshape(height, width, 3)).permute(2, 0, 1)
+        return data[HEADER.size :].view(height, width, 3).permute(2, 0, 1)
 
     def _write(self, place: Path, picture: Tensor) -> bool:
         """Make a file of the folder; a full disk is noted, and the folder is left alone then."""

@@ -56,6 +56,21 @@ def decoded(monkeypatch):
     return seen
 
 
+def test_colours_are_those_of_the_pictures_profile(tmp_path, dim_profile):
+    green = np.full((40, 40, 3), (100, 200, 100), np.uint8)
+    Image.fromarray(green).save(tmp_path / "a.png", icc_profile=dim_profile)
+    assert load_tensor(tmp_path / "a.png", 40)[1].unique().item() < 160
+
+
+def test_kept_pictures_need_no_open_files(folder, place):
+    pictures = Pictures.found(folder, 40, PictureCache(place, always=True))
+    before = len(os.listdir("/proc/self/fd"))
+    held = [pictures.get(i) for i in range(4) for _ in range(20)]
+    assert len(os.listdir("/proc/self/fd")) == before
+    held[0].zero_()  # which changes nothing but this copy
+    assert pictures.get(0).any()
+
+
 def test_a_picture_comes_back_as_it_was_decoded(folder, place, decoded):
     expected = [load_tensor(folder / f"{i}.png", 40) for i in range(4)]
     for _ in range(2):
