@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 import threading
@@ -48,6 +49,7 @@ class LiveServer(ThreadingHTTPServer):
     """
 
     daemon_threads = True
+    allow_reuse_address = os.name == "posix"  # elsewhere two programs would share a port
     request_queue_size = MOST_CONNECTIONS
 
     def __init__(self, live: Live, *, source: str, thumbnails: list[bytes], port: int = 0) -> None:

@@ -252,10 +252,12 @@ class Stylizer:
             ahead: how many frames wait at each side, at least 1; by default 2, on a GPU 5.
             stop: once set, the stream ends, as by `close()`, also while `frames` gives nothing.
 
-        Raises what :meth:`painter` raises, before a frame is read.
+        Raises what :meth:`painter` raises, before a frame is read, and ValueError for less `ahead`.
         """
         from faststy.stylization.realtime import stream
 
+        if ahead is not None and ahead < 1:
+            raise ValueError(f"ahead is {ahead}; expected at least 1")
         return stream(frames, painter or self.painter(**dials), ahead, stop)
 
     def check_dials(self, strength: float, repair: float | None) -> None:

@@ -287,13 +287,15 @@ class _Copied:
 
     def __init__(self, target: av.stream.Stream) -> None:
         self.target = target
-        self._last: int | None = None
+        # Several subtitles may begin at one time, of sound each part has its own.
+        self._step = 0 if target.type == "subtitle" else 1
+        self._least: int | None = None  # time that the next packet may have
 
     def take(self, packet: Packet, offset: Fraction) -> list[Packet]:
         """What to write for `packet`, whose times lie `offset` seconds late."""
-        if packet.dts is None or (self._last is not None and packet.dts <= self._last):
+        if packet.dts is None or (self._least is not None and packet.dts < self._least):
             return []  # a damaged stream must not cost the video
-        self._last = packet.dts
+        self._least = packet.dts + self._step
         shift = round(offset / packet.time_base)
         packet.dts -= shift
         packet.pts = None if packet.pts is None else packet.pts - shift

@@ -285,6 +285,11 @@ def test_an_exception_of_the_frames_comes_in_its_place(stylizer):
         next(painted)
 
 
+def test_a_stream_needs_room_for_a_frame(stylizer):
+    with pytest.raises(ValueError, match="ahead is 0; expected at least 1"):
+        stylizer.stream([frame(h=8, w=8)], ahead=0)
+
+
 def test_a_stream_reads_no_further_than_it_may(stylizer):
     read = []
 

@@ -340,6 +340,36 @@ def test_subtitles_that_the_format_cannot_hold_are_told(film, tmp_path):
         assert [bytes(p) for p in file.demux(subtitles=0) if p.size] == [b"Hello"]
 
 
+def test_subtitles_that_begin_together_stay(film, tmp_path):
+    source = film("a.mkv", frames=30)
+    lines = [(0.1, 0.4, "One"), (0.1, 0.4, "Two"), (0.6, 0.9, "Last")]
+    text = tmp_path / "lines.ass"
+    text.write_text(
+        "[Script Info]\nScriptType: v4.00+\n\n[Events]\n"
+        + "".join(f"Dialogue: 0,0:00:0{a:.2f},0:00:0{b:.2f},,,0,0,0,,{c}\n" for a, b, c in lines)
+    )
+    both = tmp_path / "both.mkv"
+    with av.open(str(source)) as old, av.open(str(text)) as added, av.open(str(both), "w") as file:
+        for container in (old, added):
+            file.add_stream_from_template(container.streams[0])
+        for container, target in reversed([*zip((old, added), file.streams, strict=True)]):
+            for packet in container.demux():
+                if packet.dts is not None:
+                    packet.stream = target
+                    file.mux(packet)
+    paint_video(Echo(), both, tmp_path / "b.mkv")
+    with av.open(str(tmp_path / "b.mkv")) as file:
+        said = [bytes(p).rpartition(b",")[2] for p in file.demux(subtitles=0) if p.size]
+    assert said == [b"One", b"Two", b"Last"]
+
+
+def test_a_link_stays_a_link(film, tmp_path):
+    (tmp_path / "link.mp4").symlink_to("real.mp4")
+    paint_video(Echo(), film("a.mp4", frames=3), tmp_path / "link.mp4")
+    assert (tmp_path / "link.mp4").is_symlink()
+    assert (tmp_path / "real.mp4").stat().st_size > 100
+
+
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
 def test_tags_of_the_video_stream_stay(film, tmp_path, suffix):
     source = film("a.mkv", frames=30, audio="aac")
