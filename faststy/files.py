@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -18,11 +19,12 @@ TEMPORARY = ".faststy-tmp"
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A binary file that becomes `path` by rename when the block ends well, and vanishes otherwise.
 
-    Raises UnwritableError, with the reason, when the folder cannot be written or the disk is full.
+    Raises FaststyError, with the reason, for a name that cannot be; UnwritableError when the folder
+    cannot be written or the disk is full.
     """
     temporary: str | None = None
     try:
-        handle, temporary = tempfile.mkstemp(TEMPORARY, f".{path.name}.", path.parent)
+        handle, temporary = tempfile.mkstemp(TEMPORARY, ".", path.parent)
         with os.fdopen(handle, "wb") as file:
             yield file
             file.flush()
@@ -33,7 +35,9 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         os.replace(temporary, path)
         temporary = None
     except OSError as error:
-        raise UnwritableError(f"{path}: cannot be written ({error.strerror or error})") from error
+        alone = error.errno in (errno.ENAMETOOLONG, errno.EINVAL)  # another name would do
+        kind = FaststyError if alone else UnwritableError
+        raise kind(f"{path}: cannot be written ({error.strerror or error})") from error
     finally:
         if temporary is not None:
             with suppress(OSError):

@@ -7,7 +7,7 @@ import textwrap
 
 import pytest
 
-from faststy.errors import FaststyError
+from faststy.errors import FaststyError, UnwritableError
 from faststy.files import check_output, replacing, write_bytes, write_text
 
 
@@ -55,6 +55,16 @@ def test_text_is_utf8_and_lines_end_as_written(tmp_path):
     assert (tmp_path / "λ.txt").read_bytes() == "λ\n·\n".encode()
 
 
+def test_a_name_may_be_as_long_as_the_system_allows_and_no_longer(tmp_path):
+    longest = tmp_path / ("a" * os.pathconf(tmp_path, "PC_NAME_MAX"))
+    write_bytes(longest, b"x")
+    assert longest.read_bytes() == b"x"
+    with pytest.raises(FaststyError, match="name too long") as caught:
+        write_bytes(tmp_path / (longest.name + "a"), b"x")
+    assert not isinstance(caught.value, UnwritableError)  # others can be written
+    assert names(tmp_path) == [longest.name]
+
+
 def test_a_folder_that_is_not_there_is_an_error_of_the_user(tmp_path):
     with pytest.raises(FaststyError, match=r"a\.bin: cannot be written \(No such file") as caught:
         write_bytes(tmp_path / "absent" / "a.bin", b"x")
@@ -87,7 +97,7 @@ def test_a_full_disk_leaves_the_old_content_and_nothing_else(tmp_path):
     program = textwrap.dedent("""
         import resource, signal, sys
         from pathlib import Path
-        from faststy.errors import FaststyError
+        from faststy.errors import FaststyError, UnwritableError
         from faststy.files import write_bytes
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,16 +68,19 @@ def command(
     """
     from faststy.cli._live import display
     from faststy.sweep.sweep import sweep
-    from faststy.training.config import read_config
+    from faststy.training.config import TrainConfig, read_config
     from faststy.training.log import Progress
 
-    flags["out"] = flags["out"] or "sweep"
-    recorded = Path(flags["out"]) / "config.toml"
-    if resume and config is None and recorded.exists():
-        config = recorded
-    elif resume and config is None and not style:
-        raise FaststyError(f"{flags['out']}: holds no sweep to go on with; is --out right?")
+    if config is None:
+        flags["out"] = flags["out"] or "sweep"
+        recorded = Path(flags["out"]) / "config.toml"
+        if resume and recorded.exists():
+            config = recorded
+        elif resume and not style:
+            raise FaststyError(f"{flags['out']}: holds no sweep to go on with; is --out right?")
     settings = read_config(config, style=(style,) if style else None, **flags)
+    if flags["out"] is None and settings.out == TrainConfig.out:
+        settings = replace(settings, out="sweep")
     with display(None, "faststy sweep") as show:
 
         def on_progress(label: str, progress: Progress) -> None:

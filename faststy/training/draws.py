@@ -67,7 +67,7 @@ class Draws:
     def to(self, device: torch.device) -> Draws:
         """On `device`; of a CUDA device the host does not wait for the copies."""
         drawn = self.pinned() if device.type == "cuda" else self
-        return drawn.map(lambda t: t.to(device, non_blocking=True))
+        return drawn.map(lambda t: t.to(device, non_blocking=device.type == "cuda"))
 
     def copy_(self, other: Draws) -> None:
         """Put the numbers of `other`, of the same key, in place of these."""

@@ -16,7 +16,7 @@ class Reading:
     """
 
     def __init__(self, values: Tensor) -> None:
-        self._values = values.detach().to("cpu", non_blocking=True, copy=True)
+        self._values = values.detach().to("cpu", non_blocking=values.is_cuda, copy=True)
         self._copied = torch.cuda.Event() if values.is_cuda else None  # type: ignore[no-untyped-call]
         if self._copied is not None:
             self._copied.record()

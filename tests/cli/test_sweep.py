@@ -64,6 +64,15 @@ def test_a_sweep_in_words_then_as_json(place, told):
     assert paint.endswith(f"-m sweep/style-weight-{values['suggested']:g}/model.safetensors")
 
 
+def test_the_folder_may_be_named_in_the_file(place, told):
+    (place / "s.toml").write_text('stages = ["perceptual"]\nsteps = 1\nout = "mine"\n')
+    arguments = ("style.png", "--style-weights", "3", "--content", "content", *TINY)
+    status, _, err = told(*arguments, "--config", "s.toml")
+    assert status == 0, err
+    assert (place / "mine" / "sweep.html").exists()
+    assert not (place / "sweep").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -75,6 +84,10 @@ def test_a_sweep_in_words_then_as_json(place, told):
         (("absent.png", "--style-weights", "5"), "absent.png: cannot be read"),
         (("style.png", "--style-weights", "5", "--content", "absent"), "absent: --content must be"),
         (("style.png", "--style-weights", "5", "--out", "style.png/x"), "style.png/x"),
+        (
+            ("style.png", "--style-weights", "5", "--content", "content", "--out", "content"),
+            "content: is a folder of pictures to learn from; name another --out",
+        ),
         (("--resume",), "sweep: holds no sweep to go on with; is --out right?"),
     ],
 )

@@ -85,7 +85,9 @@ def wait_for_steps(process, log, goal):
 
 
 def steps(log):
-    return [json.loads(line)["step"] for line in log.read_text().splitlines()]
+    """Those whose terms are in the log, where events stand, too."""
+    entries = [json.loads(line) for line in log.read_text().splitlines()]
+    return [entry["step"] for entry in entries if "event" not in entry]
 
 
 # Imports once; then each training process is a child, killed by SIGKILL while it runs: on its way
