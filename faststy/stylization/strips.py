@@ -172,9 +172,9 @@ def paint_file(
 def _samples(picture: Large, stroke: int) -> Tensor:
     """What `tiles.samples` takes of a picture in memory, in a pass from top to bottom, or two."""
     side = tiles.sample_side(*picture.size, stroke)
-    corners = tiles.sample_corners(*picture.size, side)
+    corners = tiles.sample_corners(*picture.size, stroke)
     reader = _Reader(picture)
-    if corners is None:  # a square that large strokes' samples cover whole
+    if corners is None:  # large strokes' samples would cover all
         return torch.from_numpy(reader.rows(0, picture.size[1]))[None]
     parts = []
     for top in dict.fromkeys(y for _, y in corners):

@@ -33,7 +33,9 @@ PER_PIXEL = 8  # bytes for a pixel of the picture and of its painting
 PER_PIXEL_WHOLE = 250  # bytes while a picture is painted as a whole; 200 were measured at 1080p
 PER_PIXEL_IN_TILES = 200  # bytes while a tile is painted, for each pixel that it sees
 LEVELS = 6  # of the pyramid that strength works in
-SAMPLES, SAMPLE_SIDE = 4, 256  # statistics are of 4 x 4 samples of this side
+# Statistics are of 2 x 2 samples of this side, so few and large since what the nets see beyond the
+# border of one is made up.
+SAMPLES, SAMPLE_SIDE = 2, 512
 
 
 class _Group(NamedTuple):
@@ -194,7 +196,7 @@ def samples(picture: Image.Image, stroke: int = 1) -> Tensor:
     they are `thinned` instead.
     """
     side, width = sample_side(*picture.size, stroke), picture.width
-    corners = sample_corners(*picture.size, side)
+    corners = sample_corners(*picture.size, stroke)
     if corners is None:
         return torch.from_numpy(np.array(picture))[None]
     parts = [np.asarray(picture.crop((x, y, x + side, y + side))) for x, y in corners]
@@ -211,22 +213,29 @@ def thinned(row: Callable[[int], npt.NDArray[np.uint8]], width: int, height: int
     return torch.from_numpy(np.concatenate(rows))[None]
 
 
-def sample_side(width: int, height: int, stroke: int) -> int:
-    """Sides of samples for strokes of this size, which need to see more; none overlap for that."""
-    side = stroke * SAMPLE_SIDE
-    while side > SAMPLE_SIDE and SAMPLES * side > min(width, height):
-        side //= 2
-    return side
+def sample_side(width: int, height: int, stroke: int = 1) -> int:
+    """Sides of samples for strokes of this size, which need to see more."""
+    return min(stroke * SAMPLE_SIDE, width, height)
 
 
-def sample_corners(
-    width: int, height: int, side: int = SAMPLE_SIDE
-) -> list[tuple[int, int]] | None:
-    """Left and top of each sample, from top to bottom; None where all of a picture is taken."""
-    if width * height <= SAMPLES**2 * side**2 or min(width, height) < side:
+def sample_corners(width: int, height: int, stroke: int = 1) -> list[tuple[int, int]] | None:
+    """Left and top of each sample, from top to bottom; None where all of a picture is taken.
+
+    They are spread evenly and do not overlap. Long pictures have more in a row, of their height.
+    """
+    most = (SAMPLES * stroke * SAMPLE_SIDE) ** 2  # pixels
+    if width * height <= most:
         return None
-    steps = np.linspace(0, 1, SAMPLES)
-    return [(int((width - side) * x), int((height - side) * y)) for y in steps for x in steps]
+    side = sample_side(width, height, stroke)
+    short = min(SAMPLES, min(width, height) // side)
+    long = min(max(width, height) // side, most // side**2 // short)
+    across, down = (long, short) if width > height else (short, long)
+    return [(x, y) for y in _spread(height, side, down) for x in _spread(width, side, across)]
+
+
+def _spread(length: int, side: int, count: int) -> list[int]:
+    """Where `count` parts of `side` begin, each in the middle of its share of `length`."""
+    return [length * (2 * i + 1) // (2 * count) - side // 2 for i in range(count)]
 
 
 def paint_tiles(
