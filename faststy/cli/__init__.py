@@ -13,12 +13,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from types import FrameType
+from typing import Any
 
 import click
 
 from faststy import __version__
 from faststy.errors import FaststyError
 
+STOPPED = 130  # exit status after Ctrl-C, as shells have it
 # As a newcomer meets them; any other file in this folder follows in alphabetical order.
 FIRST = ("train", "sweep", "stylize", "video", "live", "transfer", "styles", "info")
 
@@ -36,6 +38,13 @@ class Commands(click.Group):
         if "" in args and not ctx.resilient_parsing:  # a path of it would be this folder
             raise click.UsageError("an argument is empty; is it a variable that is not set?")
         return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            click.echo("faststy: stopped", err=True)
+            ctx.exit(STOPPED)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in self.list_commands(ctx):

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from faststy.cli import _options
+from faststy.cli import STOPPED, _options
 
 if TYPE_CHECKING:
     from faststy.stylization.realtime import Dials
@@ -142,7 +142,7 @@ def command(
     become PNG. An input is never overwritten.
 
     Pictures that cannot be read are skipped and listed. Exit status: 0 when all were painted,
-    1 when some were skipped, 2 when nothing could be painted or written.
+    1 when some were skipped, 2 when nothing could be painted or written, 130 after Ctrl-C.
 
     \b
     faststy stylize photo.jpg --style ink
@@ -174,54 +174,62 @@ def command(
     }
     summary = Summary(model, weights, str(stylizer.device))
     begin = time.perf_counter()
-    for job, progress in _with_progress(jobs):
-        start = time.perf_counter()
-        try:
-            if mask is None and size is None and not save_map:
-                painted_size = _paint_in_strips(stylizer, job, memory, progress, dials)
-                if painted_size is not None:
-                    seconds = time.perf_counter() - start
-                    summary.painted.append(_entry(job, painted_size, seconds))
-                    continue
-            source = io.BytesIO(sys.stdin.buffer.read()) if job.source is None else job.source
-            if isinstance(source, io.BytesIO) or not job.is_piped:
-                _warn_if_held(stylizer, job, source, size, memory, dials)
-            photo = read_picture(source, name=job.name)
-            painting = stylizer.paint(
-                photo,
-                style=weights,
-                strength=strength,
-                repair=repair,
-                keep_color=keep_color,
-                mask=mask_picture,
-                size=size,
-                stroke=stroke,
-                memory=memory,
-                progress=progress,
-            )
-            format = _format(job, photo.format)
-            del photo  # a large one makes room
-            data = encode_picture(painting.picture, format)
-            lost = painting.lost_content
-            if save_map and lost is None:
-                click.echo(
-                    f"faststy: {job.name}: painted in tiles, there is no map to save; "
-                    "give more --memory",
-                    err=True,
+    stopped = False
+    try:
+        for job, progress in _with_progress(jobs):
+            start = time.perf_counter()
+            try:
+                if mask is None and size is None and not save_map:
+                    painted_size = _paint_in_strips(stylizer, job, memory, progress, dials)
+                    if painted_size is not None:
+                        seconds = time.perf_counter() - start
+                        summary.painted.append(_entry(job, painted_size, seconds))
+                        continue
+                source = io.BytesIO(sys.stdin.buffer.read()) if job.source is None else job.source
+                if isinstance(source, io.BytesIO) or not job.is_piped:
+                    _warn_if_held(stylizer, job, source, size, memory, dials)
+                photo = read_picture(source, name=job.name)
+                painting = stylizer.paint(
+                    photo,
+                    style=weights,
+                    strength=strength,
+                    repair=repair,
+                    keep_color=keep_color,
+                    mask=mask_picture,
+                    size=size,
+                    stroke=stroke,
+                    memory=memory,
+                    progress=progress,
                 )
-                job = replace(job, map_target=None)
-            heat = encode_picture(heat_map(lost), "PNG") if save_map and lost is not None else None
-        except UnwritableError:  # it ends the run: the next one would fare no better
-            raise
-        except FaststyError as error:
-            if len(jobs) == 1:
+                format = _format(job, photo.format)
+                del photo  # a large one makes room
+                data = encode_picture(painting.picture, format)
+                lost = painting.lost_content
+                if save_map and lost is None:
+                    click.echo(
+                        f"faststy: {job.name}: painted in tiles, there is no map to save; "
+                        "give more --memory",
+                        err=True,
+                    )
+                    job = replace(job, map_target=None)
+                heat = (
+                    encode_picture(heat_map(lost), "PNG") if save_map and lost is not None else None
+                )
+            except UnwritableError:  # it ends the run: the next one would fare no better
                 raise
-            summary.skipped.append({"input": job.name, "reason": str(error)})
-            continue
-        _write(job.target, data)
-        if heat is not None:
-            _write(job.map_target, heat)
-        summary.painted.append(_entry(job, painting.picture.size, time.perf_counter() - start))
+            except FaststyError as error:
+                if len(jobs) == 1:
+                    raise
+                summary.skipped.append({"input": job.name, "reason": str(error)})
+                continue
+            _write(job.target, data)
+            if heat is not None:
+                _write(job.map_target, heat)
+            summary.painted.append(_entry(job, painting.picture.size, time.perf_counter() - start))
+    except KeyboardInterrupt:
+        stopped = True
+        whole = len(summary.painted)
+        click.echo(f"faststy: stopped; {whole} of {len(jobs)} pictures are painted", err=True)
     summary.seconds = round(time.perf_counter() - begin, 3)
 
     if summary.skipped:
@@ -230,6 +238,8 @@ def command(
             click.echo(f"  {entry['reason']}", err=True)
     if as_json:
         click.echo(json.dumps(vars(summary)))
+    if stopped:
+        sys.exit(STOPPED)
     if not summary.painted:
         raise FaststyError(f"none of {len(jobs)} pictures could be painted")
     if summary.skipped:

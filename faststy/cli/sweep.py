@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from faststy.cli import STOPPED
 from faststy.errors import FaststyError
 
 if TYPE_CHECKING:
     from faststy.sweep.sweep import SweepResult
 
-STOPPED = 130  # the exit status of a program that was interrupted
 LISTED = 50  # events that are told at the end
 
 

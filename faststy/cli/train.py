@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from faststy.cli import STOPPED
 from faststy.errors import FaststyError
 from faststy.training.config import BATCH, GPU_BATCH, PRECISIONS, TrainConfig
 
 if TYPE_CHECKING:
     from faststy.training.loop import TrainResult
 
-STOPPED = 130  # the exit status of a program that was interrupted
 LISTED = 50  # skipped pictures, and events, that are told at the end
 DEFAULT = {field.name: field.default for field in fields(TrainConfig)}
 
@@ -143,7 +143,10 @@ def _tell(result: TrainResult, as_json: bool) -> None:
         }
         click.echo(json.dumps(values, ensure_ascii=False))
     if not result.finished:
-        click.echo(f"stopped; go on with: faststy train --resume --out {result.run}", err=True)
+        resume = f"faststy train --resume --out {result.run}"
+        if result.steps:
+            click.echo(f"for the model as it is: {resume} --steps {result.steps}", err=True)
+        click.echo(f"stopped; go on with: {resume}", err=True)
         raise SystemExit(STOPPED)
     if not as_json:
         click.echo(

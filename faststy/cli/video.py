@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from faststy.cli import _options
+from faststy.cli import STOPPED, _options
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from faststy.stylization.video import VideoReport
 
 STREAM = "-"
-STOPPED = 130  # the exit status of a program that was interrupted
 
 
 def _seconds(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:

@@ -240,6 +240,7 @@ class VideoClip(Clip):
         self.length = None if end is None else end - start
         self._start = start
         self._is_timeless = bool(self._file.format.flags & _NO_TIMES)
+        self._goes_on = False  # after the end
         self._undecodable = 0
         self._seen = Fraction(0)  # how far the packets of any stream went
         self._decoded = self._decode()
@@ -316,8 +317,12 @@ class VideoClip(Clip):
         return _turned(pixels, self._turn)
 
     def _decode(self) -> Iterator[tuple[Fraction, av.VideoFrame]]:
-        """The frames between start and end with their times; fills `packets` and `damage`."""
+        """The frames between start and end with their times; fills `packets` and `damage`.
+
+        Of a clip with gaps, the frame that is seen at the start, though it began before, is first.
+        """
         time = (-self._start if self._is_timeless else 0) - 1 / self.rate
+        earlier: av.VideoFrame | None = None
         for packet in self._demux():
             if packet is not None and packet.stream is not self._stream:
                 self._keep(packet)
@@ -332,10 +337,18 @@ class VideoClip(Clip):
                     time += 1 / self.rate
                 else:
                     time = frame.pts * (frame.time_base or self.time_base) - self.offset
-                if (self._start and time < 0) or (self.length is not None and time >= self.length):
+                if self._start and time < 0:
+                    earlier = frame
+                    continue
+                if earlier is not None and time > 1 / self.rate:
+                    yield Fraction(0), earlier
+                earlier = None
+                if self.length is not None and time >= self.length:
                     continue
                 self._undecodable += frame.is_corrupt
                 yield max(time, Fraction(0)), frame
+        if earlier is not None and self._goes_on:
+            yield Fraction(0), earlier
         self._judge()
 
     def _demux(self) -> Iterator[Packet | None]:
@@ -350,6 +363,7 @@ class VideoClip(Clip):
                 if time is None or self.length is None or time < self.length:
                     yield packet
                     continue
+                self._goes_on |= packet.stream is self._stream
                 running.discard(packet.stream.index)  # other streams may lie behind in the file
                 if not running or time > self.length + 10:
                     break

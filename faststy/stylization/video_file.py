@@ -45,6 +45,7 @@ _SETTINGS: dict[str, tuple[str, int, dict[str, str]]] = {
     "av1_nvenc": ("cq", 32, {"preset": "p4", "rc": "vbr", "b": "0"}),
 }
 _SMALLEST = {"libsvtav1": 32}  # px a side; it waits for ever for smaller ones
+_MOST_CRF = {"libx264": 51, "libx265": 51}  # the others take up to 63
 _BITS_PER_PIXEL = 0.2  # for encoders without such a setting
 _AUDIO_ENCODERS = {"opus": "libopus", "mp3": "libmp3lame"}
 _FINEST_TIME = {"mpeg4": Fraction(1, 60_000)}  # its format has 16 bits for it
@@ -170,6 +171,8 @@ class VideoFile:
         setting, default, options = _SETTINGS.get(self.encoder, ("", 0, {}))
         if crf is not None and not setting:
             raise FaststyError(f"--crf does not go with the encoder {self.encoder}")
+        if crf is not None and crf > (most := _MOST_CRF.get(self.encoder, 63)):
+            raise FaststyError(f"--crf goes from 0 to {most} for {self.encoder}, got {crf}")
         if setting:
             options = {**options, setting: str(default if crf is None else crf)}
         encoder = av.Codec(self.encoder, "w")

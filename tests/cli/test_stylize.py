@@ -436,6 +436,32 @@ def test_a_signal_leaves_nothing_half_written(photos, model, number):
     assert os.listdir("out") == []
 
 
+def test_interrupted_it_tells_what_is_painted(photos, model, faststy, monkeypatch):
+    painted = []
+
+    def interrupted(self, photo, **dials):
+        if painted:
+            raise KeyboardInterrupt
+        painted.append(photo.name)
+        return real(self, photo, **dials)
+
+    real = Stylizer.paint
+    monkeypatch.setattr(Stylizer, "paint", interrupted)
+    status, out, err = faststy("stylize", ".", "-o", "o", "-m", model, "--json")
+    assert status == 130
+    assert [entry["input"] for entry in json.loads(out)["painted"]] == painted
+    assert len([path for path in Path("o").rglob("*") if path.is_file()]) == 1
+    assert "faststy: stopped; 1 of " in err
+
+
+def test_interrupted_elsewhere_it_says_so(photos, model, faststy, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Stylizer, "load", interrupted)
+    assert faststy("stylize", "c.gif", "-m", model) == (130, b"", "faststy: stopped\n")
+
+
 @pytest.mark.parametrize("option", ["--strength", "--repair"])
 def test_a_dial_that_is_no_number(photos, model, faststy, option):
     status, _, err = faststy("stylize", "c.gif", "-m", model, "-o", "o.png", option, "nan")

@@ -163,6 +163,23 @@ def test_seekable_streams_and_pipes(film, name, start):
     feeder.join()
 
 
+@pytest.mark.parametrize(
+    ("start", "end", "times", "places"),
+    [
+        (0.5, 2.0, [0, 0.5, 0.54, 0.58], [2, 3, 4, 5]),
+        (1.5, 2.5, [0], [5]),  # nothing changes
+        (1.0, 2.0, [0, 0.04, 0.08], [3, 4, 5]),
+    ],
+)
+def test_what_is_seen_at_the_start_is_there_where_a_clip_has_gaps(film, start, end, times, places):
+    """As recordings of a screen: a frame stays until something changes."""
+    path = film("a.mkv", frames=7, times=[0, 4, 8, 100, 104, 108, 300])
+    whole = read(path)[0]
+    frames, found, _ = read(path, start=start, end=end)
+    assert found == pytest.approx(times, abs=1e-3)
+    np.testing.assert_array_equal(frames, [whole[place] for place in places])
+
+
 def test_pictures_in_a_row(tmp_path):
     for i in (8, 9, 10, 11):
         Image.new("RGB", (20, 30), (i, 0, 0)).save(tmp_path / f"f_{i:02d}.png")

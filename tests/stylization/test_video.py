@@ -452,6 +452,7 @@ def test_mistakes_are_one_sentence_and_leave_nothing(film, tmp_path):
         ("b.mp4", {"codec": "nonsense"}, "there is no encoder for 'nonsense' here; use h264"),
         ("b.mp4", {"codec": "aac"}, "'aac' is no codec for video"),
         ("b.webm", {"codec": "h264"}, "this format cannot hold h264"),
+        ("b.mp4", {"codec": "h265", "crf": 52}, "--crf goes from 0 to 51 for libx265, got 52"),
         ("b.mp4", {"codec": "mpeg4", "crf": 3}, "--crf does not go with the encoder mpeg4"),
         ("old.mp4", {"start": 5.0}, "there is no frame in it at or after 5 s"),
     ]:
