@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-import tempfile
+import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,26 +22,31 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     Raises FaststyError, with the reason, for a name that cannot be; UnwritableError when the folder
     cannot be written or the disk is full.
     """
-    temporary: str | None = None
+    with scratch(path.parent) as temporary:
+        try:
+            with open(temporary, "xb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except OSError as error:
+            alone = error.errno in (errno.ENAMETOOLONG, errno.EINVAL)  # another name would do
+            kind = FaststyError if alone else UnwritableError
+            raise kind(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+@contextmanager
+def scratch(folder: Path) -> Iterator[Path]:
+    """A path in `folder` for a file that is needed within the block, and vanishes with it.
+
+    It is named before it is there: whatever ends the block, it is known what to remove.
+    """
+    path = folder / f".{secrets.token_hex(8)}{TEMPORARY}"
     try:
-        handle, temporary = tempfile.mkstemp(TEMPORARY, ".", path.parent)
-        with os.fdopen(handle, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes private files
-        os.replace(temporary, path)
-        temporary = None
-    except OSError as error:
-        alone = error.errno in (errno.ENAMETOOLONG, errno.EINVAL)  # another name would do
-        kind = FaststyError if alone else UnwritableError
-        raise kind(f"{path}: cannot be written ({error.strerror or error})") from error
+        yield path
     finally:
-        if temporary is not None:
-            with suppress(OSError):
-                os.unlink(temporary)
+        with suppress(OSError):
+            path.unlink()
 
 
 def write_bytes(path: Path, data: bytes) -> None:

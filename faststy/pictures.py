@@ -26,6 +26,7 @@ PIXEL_LIMIT = 300_000_000
 
 # EPS and WMF would start other programs; formats without a signature match random bytes.
 _READABLE = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "JPEG2000", "TIFF", "BMP", "GIF", "PPM")
+_SEVERAL = ("PNG", "WEBP", "AVIF", "TIFF", "GIF")  # may be in a file of these; MPO's are one photo
 _READABLE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".avif", ".jp2", ".j2k"),
     *(".tif", ".tiff", ".bmp", ".dib", ".gif", ".ppm", ".pgm", ".pbm", ".pnm"),
@@ -190,6 +191,14 @@ def write_picture(picture: Picture | Image.Image, path: str | os.PathLike[str]) 
             be written (no permission, disk full).
     """
     write_data(encode_picture(picture, format_of(path)), path)
+
+
+def frames_in(path: str | os.PathLike[str]) -> int:
+    """How many pictures the file at `path` holds, of which `read_picture` gives the first."""
+    with contextlib.suppress(Exception), without_pillow_limit(), _open(path) as image:
+        if image.format in _SEVERAL:
+            return int(getattr(image, "n_frames", 1))
+    return 1
 
 
 def write_data(data: bytes, path: str | os.PathLike[str]) -> None:

@@ -223,6 +223,7 @@ def command(
                 summary.skipped.append({"input": job.name, "reason": str(error)})
                 continue
             _write(job.target, data)
+            _tell_what_is_left_out(job)
             if heat is not None:
                 _write(job.map_target, heat)
             summary.painted.append(_entry(job, painting.picture.size, time.perf_counter() - start))
@@ -244,6 +245,20 @@ def command(
         raise FaststyError(f"none of {len(jobs)} pictures could be painted")
     if summary.skipped:
         sys.exit(1)
+
+
+def _tell_what_is_left_out(job: Job) -> None:
+    """All but the first picture of an animation, or of a file with pages."""
+    from faststy.pictures import frames_in
+
+    if job.source is None or job.is_piped:
+        return
+    if (count := frames_in(job.source)) > 1:
+        moves = job.source.suffix.lower() in (".gif", ".apng")
+        rest = "; faststy video paints all" if moves else ""
+        click.echo(
+            f"faststy: {job.name}: of its {count} pictures the first is painted{rest}", err=True
+        )
 
 
 def _paint_in_strips(

@@ -8,7 +8,6 @@ wait on the disk, 3 bytes a pixel beside the target, until all are there and the
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from PIL import ExifTags, Image
 from torch import Tensor
 
 from faststy.errors import FaststyError
-from faststy.files import TEMPORARY, replacing, without_links
+from faststy.files import replacing, scratch, without_links
 from faststy.pictures import format_of, kept_exif, without_pillow_limit
 from faststy.stylization import tiles
 from faststy.stylization.statistics import is_flat
@@ -150,11 +149,7 @@ def paint_file(
     side = side_within(limit, halo, picture.size[0])
     painter = stylizer.painter(**dials)
     target.parent.mkdir(parents=True, exist_ok=True)
-    with (
-        replacing(without_links(target)) as file,
-        tempfile.TemporaryDirectory(TEMPORARY, ".", dir=folder) as at,
-    ):
-        raw = os.path.join(at, "painted")
+    with replacing(without_links(target)) as file, scratch(folder) as raw:
 
         def attempt(side: int | None) -> None:
             assert side is not None
@@ -255,7 +250,7 @@ class _Reader:
         return FaststyError(f"{self._picture.path}: damaged or cut off ({_last_line(error)})")
 
 
-def _encode(raw: str, picture: Large, format: str, descriptor: int) -> None:
+def _encode(raw: Path, picture: Large, format: str, descriptor: int) -> None:
     """Encodes the file `raw`, all rows one after the other, into an open file."""
     import pyvips
 
@@ -266,7 +261,7 @@ def _encode(raw: str, picture: Large, format: str, descriptor: int) -> None:
     if format == "TIFF" and width * height * 3 > 1 << 31:
         options["bigtiff"] = True
     try:
-        image = pyvips.Image.rawload(raw, width, height, 3, access="sequential")
+        image = pyvips.Image.rawload(os.fspath(raw), width, height, 3, access="sequential")
         image = image.copy(interpretation="srgb")
         for name, data in (("icc-profile-data", picture.icc_profile), ("exif-data", picture.exif)):
             if data is not None:

@@ -462,6 +462,17 @@ def test_interrupted_elsewhere_it_says_so(photos, model, faststy, monkeypatch):
     assert faststy("stylize", "c.gif", "-m", model) == (130, b"", "faststy: stopped\n")
 
 
+def test_what_is_left_of_an_animation_is_told(photos, model, faststy):
+    frames = [Image.new("RGB", (20, 20), (i, 99, 9 * i)) for i in range(6)]
+    for name in ("a.gif", "a.tif"):
+        frames[0].save(name, save_all=True, append_images=frames[1:])
+    status, _, err = faststy("stylize", "a.gif", "a.tif", "-o", "o", "-m", model)
+    assert status == 0
+    assert "a.gif: of its 6 pictures the first is painted; faststy video paints all\n" in err
+    assert "a.tif: of its 6 pictures the first is painted\n" in err
+    assert faststy("stylize", "c.gif", "-o", "c.png", "-m", model)[2] == ""
+
+
 @pytest.mark.parametrize("option", ["--strength", "--repair"])
 def test_a_dial_that_is_no_number(photos, model, faststy, option):
     status, _, err = faststy("stylize", "c.gif", "-m", model, "-o", "o.png", option, "nan")
