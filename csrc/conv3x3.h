@@ -285,7 +285,8 @@ void convolve(const Conv& conv, int64_t first, int64_t last, float* v, float* m,
       bool copied = input.gate != nullptr;
       for (int i = 0; i < 6; ++i) {
         const int64_t row = conv.rows[tile.y + i], col = conv.cols[tile.x + i];
-        rows[i] = row < 0 ? nullptr : input.x + (tile.n * conv.rows_in + row) * conv.cols_in * input.c;
+        const float* plane = input.x + tile.n * conv.rows_in * conv.cols_in * input.c;
+        rows[i] = row < 0 ? nullptr : plane + row * conv.cols_in * input.c;
         cols[i] = col * input.c;
         copied |= row < 0 || col < 0;
       }

@@ -97,17 +97,20 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
 
 def _fits(x: Tensor, weight: Tensor, learns: bool) -> bool:
     """Whether the extension takes these, there and back; where it learns, weights also."""
+    if not (x.is_cuda or x.is_cpu) or x.numel() == 0:
+        return False
     (k, c), dtype = weight.shape[:2], _precision(x, weight)
     if x.is_cuda:
         few = c <= (48 if learns else MOST)
         few |= learns and c == 96 and k <= 32 and not x.requires_grad  # two frames' cells
         suited = few and k <= MOST
         suited &= dtype == torch.bfloat16 if learns else weight.dtype in HALVES
+    elif torch.compiler.is_compiling():  # it knows torch's, and exports them
+        return False
     else:
         suited = dtype == x.dtype == torch.float32 and x.is_contiguous(memory_format=CHANNELS_LAST)
         suited &= len(x) * x.shape[2:].numel() >= LEAST
-        suited &= not torch.compiler.is_compiling()  # which knows torch's, and exports them
-    return suited and x.numel() > 0 and by_extension("conv3x3_train", x)
+    return suited and by_extension("conv3x3_train", x)
 
 
 def _precision(x: Tensor, weight: Tensor) -> torch.dtype:
