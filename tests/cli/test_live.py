@@ -95,7 +95,7 @@ def test_a_camera_that_opens_and_gives_nothing_does_not_block_ctrl_c(tmp_path, m
         wait_for(lambda: struct.unpack("i", fcntl.ioctl(end, termios.FIONREAD, b"1234")) == (0,))
         running.send_signal(signal.SIGINT)
         out, _ = running.communicate(timeout=20)
-        assert (running.returncode, out) == (1, "")
+        assert (running.returncode, out) == (130, "")
     finally:
         running.kill()
         os.close(end)

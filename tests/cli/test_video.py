@@ -223,7 +223,7 @@ def test_ctrl_c_leaves_a_film_that_plays(film, model, tmp_path):
     command = [sys.executable, "-m", "faststy", "video", source, "-m", model, "-o", target]
     running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
-    while not list(tmp_path.glob(".b.mp4*")) and time.monotonic() < deadline:
+    while not list(tmp_path.glob(".*.faststy-tmp")) and time.monotonic() < deadline:
         time.sleep(0.05)
     time.sleep(0.5)
     running.send_signal(signal.SIGINT)
@@ -243,7 +243,7 @@ def test_ctrl_c_leaves_a_film_that_plays_when_the_input_pauses(film, model, tmp_
         running.stdin.write(data[: len(data) * 2 // 3])
         running.stdin.flush()
         deadline = time.monotonic() + 60
-        while not list(tmp_path.glob(".b.mp4*")) and time.monotonic() < deadline:
+        while not list(tmp_path.glob(".*.faststy-tmp")) and time.monotonic() < deadline:
             time.sleep(0.05)
         time.sleep(1.5)  # until it waits for more
         running.send_signal(signal.SIGINT)
