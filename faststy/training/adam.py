@@ -65,10 +65,19 @@ class Adam:
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
         skip = (~torch.isfinite(loss.detach() + norm)).float()
         self.count += 1 - skip
-        torch._fused_adam_(
-            self.weights, gradients, self.means, self.squares, [], [self.count] * len(gradients),
-            lr=self._rate, beta1=self.betas[0], beta2=self.betas[1], weight_decay=0.0, eps=EPS,
-            amsgrad=False, maximize=False, found_inf=skip,
-            grad_scale=(norm / max_norm).clamp_min(1.0),  # gradients are divided by it
-        )  # fmt: skip
+        self._move(gradients, (norm / max_norm).clamp_min(1.0), skip)
         return skip
+
+    def _move(self, gradients: list[Tensor], scale: Tensor, skip: Tensor) -> None:
+        """Move by `gradients` / `scale`, one per weight, unless `skip` is 1."""
+        self._move_by_adam(self.weights, gradients, scale, skip)
+
+    def _move_by_adam(
+        self, weights: list[Tensor], gradients: list[Tensor], scale: Tensor, skip: Tensor
+    ) -> None:
+        """Those of the weights that have means and squares, in their order."""
+        torch._fused_adam_(
+            weights, gradients, self.means, self.squares, [], [self.count] * len(weights),
+            lr=self._rate, beta1=self.betas[0], beta2=self.betas[1], weight_decay=0.0, eps=EPS,
+            amsgrad=False, maximize=False, found_inf=skip, grad_scale=scale,
+        )  # fmt: skip

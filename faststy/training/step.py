@@ -23,6 +23,7 @@ from faststy.training.dataset import Pictures
 from faststy.training.distributed import Alone
 from faststy.training.draws import Draws, crop, draw, erased, moves, warp
 from faststy.training.graph import Recorder, Terms
+from faststy.training.muon import Muon
 from faststy.training.precision import computing_in, in_precision, precision_named
 
 WEIGHED = (*ops.TERMS, "style_excess")  # by `Draws.weights`
@@ -106,7 +107,7 @@ class Trainer:
             net.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         rate = config.learning_rate
         self.optimisers = {
-            "generator": Adam(self.generator, rate, (0.9, 0.99)),
+            "generator": Muon(self.generator, rate, (0.9, 0.99)),
             "discriminator": Adam(self.discriminator, rate / 2, (0.5, 0.99)),
             "repairer": Adam(self.repairer, 2 * rate, (0.9, 0.99)),
         }

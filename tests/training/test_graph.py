@@ -107,9 +107,9 @@ def all_tensors(trainer):
     found = [t for net in (*trainer.nets.values(), trainer.encoder) for t in net.parameters()]
     found += [t for net in (*trainer.nets.values(), trainer.encoder) for t in net.buffers()]
     for optimiser in trainer.optimisers.values():
-        found += [*optimiser.state_dict().values(), optimiser._rate]
-    values = tree_leaves(list(vars(trainer).values()))
-    return found + [t for t in values if isinstance(t, torch.Tensor)]
+        found += tree_leaves(vars(optimiser))
+    values = found + tree_leaves(list(vars(trainer).values()))
+    return [t for t in values if isinstance(t, torch.Tensor)]
 
 
 def move_of(trainer, stage):
