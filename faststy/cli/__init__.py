@@ -54,6 +54,11 @@ class Commands(click.Group):
         return command
 
 
+def counted(number: int, thing: str) -> str:
+    """1 picture, 2 pictures."""
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
 @click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="faststy")
 def group() -> None:

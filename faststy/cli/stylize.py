@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from faststy.cli import STOPPED, _options
+from faststy.cli import STOPPED, _options, counted
 
 if TYPE_CHECKING:
     from faststy.stylization.realtime import Dials
@@ -230,11 +230,15 @@ def command(
     except KeyboardInterrupt:
         stopped = True
         whole = len(summary.painted)
-        click.echo(f"faststy: stopped; {whole} of {len(jobs)} pictures are painted", err=True)
+        click.echo(
+            f"faststy: stopped; {whole} of {counted(len(jobs), 'picture')} painted", err=True
+        )
     summary.seconds = round(time.perf_counter() - begin, 3)
 
     if summary.skipped:
-        click.echo(f"faststy: skipped {len(summary.skipped)} of {len(jobs)} pictures:", err=True)
+        click.echo(
+            f"faststy: skipped {len(summary.skipped)} of {counted(len(jobs), 'picture')}:", err=True
+        )
         for entry in summary.skipped:
             click.echo(f"  {entry['reason']}", err=True)
     if as_json:
@@ -242,9 +246,21 @@ def command(
     if stopped:
         sys.exit(STOPPED)
     if not summary.painted:
-        raise FaststyError(f"none of {len(jobs)} pictures could be painted")
+        raise FaststyError(f"none of {counted(len(jobs), 'picture')} could be painted")
+    if sys.stderr.isatty() and not as_json:
+        _tell_where(summary)
     if summary.skipped:
         sys.exit(1)
+
+
+def _tell_where(summary: Summary) -> None:
+    """To a person, who may not have named the output."""
+    outputs = [Path(entry["output"]) for entry in summary.painted if entry["output"] != STREAM]
+    if len(outputs) == 1:
+        click.echo(outputs[0], err=True)
+    elif outputs:
+        folder = os.path.commonpath([path.parent for path in outputs]) or os.curdir
+        click.echo(f"{counted(len(outputs), 'picture')} in {folder}", err=True)
 
 
 def _tell_what_is_left_out(job: Job) -> None:
@@ -340,6 +356,8 @@ def plan(inputs: tuple[str, ...], out: str | None, label: str, save_map: bool) -
     several = len(inputs) > 1
     if several and (STREAM in inputs or out == STREAM):
         raise FaststyError("standard input and output take one picture; name only one INPUT")
+    if several and out and _writable(out) == out and not Path(out).is_dir():
+        raise FaststyError(f"{out}: names a picture, but several inputs need a folder")
     jobs: list[Job] = []
     for text in inputs:
         path = Path(text)
@@ -463,7 +481,8 @@ def _write(target: Path | None, data: bytes) -> None:
 
 def _entry(job: Job, size: tuple[int, int], seconds: float) -> dict[str, Any]:
     width, height = size
-    entry: dict[str, Any] = {"input": job.name, "output": str(job.target)}
+    output = STREAM if job.target is None else str(job.target)
+    entry: dict[str, Any] = {"input": job.name, "output": output}
     if job.map_target is not None:
         entry["map"] = str(job.map_target)
     return {**entry, "width": width, "height": height, "seconds": round(seconds, 3)}

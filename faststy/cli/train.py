@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from faststy.cli import STOPPED
+from faststy.cli import STOPPED, counted
 from faststy.errors import FaststyError
 from faststy.training.config import BATCH, GPU_BATCH, PRECISIONS, TrainConfig
 
@@ -126,7 +126,7 @@ def _tell(result: TrainResult, as_json: bool) -> None:
     for path, why in sorted(result.skipped.items())[:LISTED]:
         click.echo(f"skipped {why if str(path) in why else f'{path}: {why}'}", err=True)
     if result.skipped:
-        click.echo(f"{len(result.skipped)} pictures could not be used and were skipped", err=True)
+        click.echo(f"skipped {counted(len(result.skipped), 'picture')} in all", err=True)
     for event in result.events[:LISTED]:
         click.echo(event, err=True)
     if as_json:

@@ -69,9 +69,7 @@ def _seconds(ctx: click.Context, param: click.Parameter, value: str | None) -> f
 @click.option(
     "--fps",
     type=_options.FiniteRange(0.01, 1000),
-    default=25.0,
-    show_default=True,
-    help="Frames per second when INPUT is pictures.",
+    help="Frames per second when INPUT is pictures.  [default: 25]",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end.")
 def command(
@@ -88,7 +86,7 @@ def command(
     end: float | None,
     codec: str | None,
     crf: int | None,
-    fps: float,
+    fps: float | None,
     as_json: bool,
 ) -> None:
     """Paint a video with a trained model.

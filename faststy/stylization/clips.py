@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
@@ -84,6 +85,7 @@ class Clip(ABC):
         colors: of the file that was read, and of the file to write.
         aspect: width of a pixel over its height.
         damage: what could not be read; None when all was.
+        left_out: what its pictures have and the painted ones will not, in words.
         container: an opened file with other streams to be taken along, or None.
         stream: of that file, the one whose frames these are, or None.
         offset: seconds that lie before the start, in the times of `packets`.
@@ -101,6 +103,7 @@ class Clip(ABC):
     colors: Colors = BT709
     aspect: Fraction = Fraction(1)
     damage: str | None = None
+    left_out: tuple[str, ...] = ()
     container: av.container.InputContainer | None = None
     stream: av.VideoStream | None = None
     offset: Fraction = Fraction(0)
@@ -131,7 +134,7 @@ def open_clip(
     size: int | None = None,
     start: float = 0.0,
     end: float | None = None,
-    rate: float | Fraction = PICTURE_RATE,
+    rate: float | Fraction | None = None,
     stop: threading.Event | None = None,
 ) -> Clip:
     """Opens a video, a pattern like ``frame_%04d.png``, a folder of pictures, or a stream.
@@ -141,11 +144,11 @@ def open_clip(
         name: what to call it in messages.
         size: short side of the frames that come out; smaller ones stay as they are.
         start, end: seconds, the part to read.
-        rate: frames per second of pictures in a row.
+        rate: frames per second of pictures in a row, PICTURE_RATE unless told.
         stop: once set, a pipe ends, even while it waits for more.
 
     Raises:
-        FaststyError: there is nothing to read, or no frame in it.
+        FaststyError: there is nothing to read, no frame in it, or a `rate` for a video.
         StoppedError: it was stopped before there was one.
     """
     if not 0 <= start < (math.inf if end is None else end):
@@ -154,24 +157,32 @@ def open_clip(
         raise FaststyError(
             f"start and end lie within {LONGEST:g} s; {max(start, end or 0):g} s does not"
         )
-    if not SLOWEST <= rate <= FASTEST:
+    if rate is not None and not SLOWEST <= rate <= FASTEST:
         raise FaststyError(
             f"pictures at {float(rate):g} frames per second; use {SLOWEST:g} to {FASTEST:g}"
         )
     begin = Fraction(start).limit_denominator(1_000_000)  # 0.1 is meant, not the float beside it
     until = None if end is None else Fraction(end).limit_denominator(1_000_000)
-    rate = Fraction(rate).limit_denominator(1001)  # 23.976 is meant, not the float
+    # 23.976 is meant, not the float.
+    pace = PICTURE_RATE if rate is None else Fraction(rate).limit_denominator(1001)
     if isinstance(source, str | os.PathLike):
         path = Path(source)
         name = name or str(path)
         if path.is_dir():
-            return PictureClip(list_pictures(path, recursive=False), name, size, begin, until, rate)
+            return PictureClip(list_pictures(path, recursive=False), name, size, begin, until, pace)
         if not path.exists() and re.search(r"%\d*d", path.name):
-            return PictureClip(_matching(path), name, size, begin, until, rate)
+            found = _matching(path)
+            clip = PictureClip([*found.values()], name, size, begin, until, pace)
+            clip.left_out += _gaps([*found])
+            return clip
         # An absolute path is never taken for an address. Links stay: that of a pipe leads nowhere.
         path = path.absolute()
         source = _open_pipe(path, name) if path.is_fifo() or path.is_char_device() else str(path)
     name = name or "the stream"
+    if rate is not None:
+        raise FaststyError(
+            f"{name}: a video has its own rate; frames per second are told for pictures in a row"
+        )
     try:
         file = _open(source if isinstance(source, str) else _seekable(source, stop), name)
         return VideoClip(file, name, size, begin, until, stop=stop)
@@ -199,7 +210,7 @@ def open_camera(device: str | os.PathLike[str], *, size: int | None = None) -> C
             errno.EBUSY: "the camera is busy: another program uses it",
             errno.EACCES: "the camera may not be used; on most systems the group 'video' may",
         }
-        reason = reasons.get(error.errno or 0, f"the camera cannot be read ({_reason(error)})")
+        reason = reasons.get(error.errno or 0, f"the camera cannot be read ({words_of(error)})")
         raise FaststyError(f"{name}: {reason}") from error
     # Decoders that work on several frames at once would show each of them later.
     return VideoClip(file, name, size, threads="SLICE")
@@ -247,6 +258,8 @@ class VideoClip(Clip):
         first = self._seek() if start else next(self._decoded, None)
         if first is None:
             reason = f" ({self.damage})" if self.damage else ""
+            if self._file.format.name == "webp_pipe":
+                reason = "; animations in WebP cannot be read, those in GIF and APNG can"
             where = f" at or after {float(start):g} s" if start else ""
             raise FaststyError(f"{self.name}: there is no frame in it{where}{reason}")
         self._first: tuple[Fraction, av.VideoFrame] | None = first
@@ -267,6 +280,7 @@ class VideoClip(Clip):
             self.width, self.height = self.height, self.width
             self.aspect = 1 / self.aspect
         self.colors = _colors_of(frame)
+        self.left_out = _beyond_rgb24(frame)
         self.count = self._expected()
 
     def frames(self) -> Iterator[npt.NDArray[np.uint8]]:
@@ -371,7 +385,7 @@ class VideoClip(Clip):
             pass  # PyAV at the end, of a stream that appeared on the way
         except (av.FFmpegError, OSError) as error:
             if not self._stop.is_set():  # which ends a pipe anywhere
-                self.damage = f"it is damaged or cut off ({_reason(error)})"
+                self.damage = f"it is damaged or cut off ({words_of(error)})"
         yield None
 
     def _time(self, packet: Packet) -> Fraction | None:
@@ -440,7 +454,9 @@ class PictureClip(Clip):
         if not self._paths:
             raise FaststyError(f"{name}: there is no frame in it at or after {float(start):g} s")
         self._short_side = size
-        first = scale_down(read_picture(self._paths[0]).in_srgb().rgb, size)
+        picture = read_picture(self._paths[0])
+        self.left_out = ("its transparency",) if picture.alpha is not None else ()
+        first = scale_down(picture.in_srgb().rgb, size)
         self.width, self.height = first.size
         if min(first.size) < SMALLEST:
             raise FaststyError(
@@ -466,8 +482,8 @@ class PictureClip(Clip):
             yield np.array(image)
 
 
-def _matching(pattern: Path) -> list[Path]:
-    """The files of a pattern like ``frame_%04d.png``, by number."""
+def _matching(pattern: Path) -> dict[int, Path]:
+    """The files of a pattern like ``frame_%04d.png``, by number, in order."""
     before, digits, after = re.split(r"%0?(\d*)d", pattern.name, maxsplit=1)
     number = re.compile(f"{re.escape(before)}(\\d{{{digits or 1},}}){re.escape(after)}")
     found = {}
@@ -478,7 +494,17 @@ def _matching(pattern: Path) -> list[Path]:
                 found[int(match[1])] = path
     if not found:
         raise FaststyError(f"{pattern}: no file has such a name")
-    return [found[i] for i in sorted(found)]
+    return dict(sorted(found.items()))
+
+
+def _gaps(numbers: list[int]) -> tuple[str, ...]:
+    """What is missing between the first and the last of them, in words."""
+    count = numbers[-1] - numbers[0] + 1 - len(numbers)
+    if count == 0:
+        return ()
+    first = next(a + 1 for a, b in pairwise(numbers) if b > a + 1)
+    return (f"{first}, a number that no picture has" if count == 1 else
+            f"{count} numbers that no picture has, {first} and others",)  # fmt: skip
 
 
 class _Pipe:
@@ -522,7 +548,7 @@ def _open_pipe(path: Path, name: str) -> BinaryIO:
         os.set_blocking(handle, True)
         return os.fdopen(handle, "rb")
     except OSError as error:
-        raise FaststyError(f"{name}: cannot be read ({_reason(error)})") from error
+        raise FaststyError(f"{name}: cannot be read ({words_of(error)})") from error
 
 
 def _seekable(stream: BinaryIO, stop: threading.Event | None) -> BinaryIO | _Pipe:
@@ -552,7 +578,7 @@ def _open(source: str | BinaryIO | _Pipe, name: str) -> av.container.InputContai
             raise FaststyError(
                 f"{name}: not a video that faststy reads, or damaged at its beginning"
             ) from error
-        raise FaststyError(f"{name}: cannot be read ({_reason(error)})") from error
+        raise FaststyError(f"{name}: cannot be read ({words_of(error)})") from error
     if container.format.name == "tty":  # FFmpeg takes any text for a film of a terminal
         container.close()
         raise FaststyError(f"{name}: not a video but a text")
@@ -602,6 +628,17 @@ def _colors_of(frame: av.VideoFrame) -> Colors:
     return Colors(frame.colorspace, frame.color_range, frame.color_primaries, frame.color_trc)
 
 
+def _beyond_rgb24(frame: av.VideoFrame) -> tuple[str, ...]:
+    """What its pixels say that three numbers of 8 bits do not, in words."""
+    found, parts = [], frame.format.components
+    if any(part.is_alpha for part in parts):
+        pixels = VideoReformatter().reformat(frame, format="rgba").to_ndarray()
+        found += ["its transparency"] if pixels[..., 3].min() < 255 else []
+    bits = max(part.bits for part in parts)
+    found += [f"the finer steps of its {bits} bits per colour"] if bits > 8 else []
+    return tuple(found)
+
+
 def _turn_of(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
     """How to make the frame upright: transpose it, then mirror it left-right, and top-bottom."""
     try:
@@ -622,5 +659,6 @@ def _turned(pixels: npt.NDArray[np.uint8], turn: tuple[bool, bool, bool]) -> npt
     return np.ascontiguousarray(pixels[:: -1 if flip else 1, :: -1 if mirror else 1])
 
 
-def _reason(error: BaseException) -> str:
+def words_of(error: BaseException) -> str:
+    """Why FFmpeg, or the system, refused: in its words."""
     return getattr(error, "strerror", None) or str(error)

@@ -275,7 +275,8 @@ def mixing_weights(style: Style | None, names: list[str]) -> dict[str, float]:
 
     Args:
         style: ``"rain"``, ``"rain:0.7,night:0.3"``, ``{"rain": 0.7, "night": 0.3}``, or None for
-            the first of `names`. A name without a weight in a mixture counts 1.
+            the first of `names`. A name without a weight in a mixture counts 1. "stained glass",
+            as sheets have it, is stained_glass.
         names: the styles there are.
 
     Raises:
@@ -285,6 +286,8 @@ def mixing_weights(style: Style | None, names: list[str]) -> dict[str, float]:
         return {names[0]: 1.0}
     if isinstance(style, str):
         style = {style: 1.0} if style in names else _parse_mixture(style)
+    as_spoken = {name.replace("_", " "): name for name in names}
+    style = {n if n in names else as_spoken.get(n, n): weight for n, weight in style.items()}
     for name in style:
         if name not in names:
             close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)

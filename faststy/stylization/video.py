@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 from faststy.errors import FaststyError
 from faststy.files import replacing, without_links
-from faststy.stylization.clips import PICTURE_RATE, StoppedError, open_clip
+from faststy.stylization.clips import StoppedError, open_clip
 from faststy.stylization.stylizer import Style, Stylizer
 from faststy.stylization.video_file import VideoFile
 
@@ -33,7 +33,8 @@ class VideoReport:
         rate: frames per second of the video.
         encoder: FFmpeg's name of the one that wrote it.
         audio: "copied", the codec that it was changed to, or None without sound.
-        left_out: streams of sound and subtitles that are not in it, with the reason, in words.
+        left_out: what of the input is not in it, in words: streams of sound and subtitles, with the
+            reason, transparency, more than 8 bits per colour, pictures missing from a row.
         damage: what of the input could not be read, or None.
         stopped: it was stopped before its end.
     """
@@ -69,7 +70,7 @@ def paint_video(
     size: int | None = None,
     start: float = 0.0,
     end: float | None = None,
-    rate: float | Fraction = PICTURE_RATE,
+    rate: float | Fraction | None = None,
     codec: str | None = None,
     crf: int | None = None,
     on_frame: Callable[[int, int | None], None] | None = None,
@@ -90,7 +91,7 @@ def paint_video(
         style, strength, repair, keep_color, stroke: see :meth:`Stylizer.__call__`.
         size: short side, in pixels, to paint at and to write; smaller frames stay as they are.
         start, end: seconds, the part to paint.
-        rate: frames per second of pictures in a row.
+        rate: frames per second of pictures in a row, 25 unless told; a video has its own.
         codec, crf: see :class:`VideoFile`.
         on_frame: called after each frame with how many are painted and to be expected.
         stop: once set, the video ends with the frames that are painted, also while a pipe that is
@@ -155,7 +156,7 @@ def paint_video(
             rate=float(clip.rate),
             encoder=video.encoder,
             audio=video.audio,
-            left_out=tuple(video.left_out),
+            left_out=(*clip.left_out, *video.left_out),
             damage=damage,
             stopped=stopped,
         )

@@ -16,7 +16,7 @@ from av.codec.codec import UnknownCodecError
 from av.video.reformatter import VideoReformatter
 
 from faststy.errors import FaststyError
-from faststy.stylization.clips import Clip, Packet
+from faststy.stylization.clips import Clip, Packet, words_of
 
 if TYPE_CHECKING:
     from av.container.core import Chapter
@@ -114,8 +114,8 @@ class VideoFile:
         except (av.FFmpegError, ValueError) as error:
             self.abandon()
             raise FaststyError(
-                f"{name}: {Path(name).suffix} cannot hold the streams of {clip.name} as they are "
-                f"({_reason(error)}); use .mkv"
+                f"{name}: {Path(name).suffix} cannot hold {self.encoder} with the streams of "
+                f"{clip.name} ({words_of(error)}); use .mkv, or another --codec"
             ) from error
         except BaseException:
             self.abandon()
@@ -217,7 +217,7 @@ class VideoFile:
         except (av.FFmpegError, ValueError) as error:
             raise FaststyError(
                 f"{self.name}: {self.encoder} cannot write {self._clip.width} x "
-                f"{self._clip.height} as {Path(self.name).suffix} here ({_reason(error)})"
+                f"{self._clip.height} as {Path(self.name).suffix} here ({words_of(error)})"
             ) from error
 
     def _take_along(self) -> None:
@@ -427,10 +427,6 @@ def _kept(metadata: dict[str, str]) -> dict[str, str]:
         return key.partition("-")[0] in _OWN_METADATA or key.startswith("_statistics_")
 
     return {key: value for key, value in metadata.items() if not is_own(key.lower())}
-
-
-def _reason(error: BaseException) -> str:
-    return getattr(error, "strerror", None) or str(error)
 
 
 def _tag(target: av.VideoFrame | av.VideoCodecContext, clip: Clip) -> None:

@@ -140,6 +140,8 @@ def _train(
     refuse_sources(run, config)
     refuse_another(run, config, resume=resume)
     device = device_named(world.device(config.device))
+    if device.type not in ("cpu", "cuda"):
+        raise FaststyError(f"device {config.device!r} cannot train, only paint; use cpu or cuda")
     events = Events(config.tensorboard and world.leads)
 
     cache = PictureCache(Path(config.cache or run / "cache"), always=config.cache is not None)

@@ -153,6 +153,21 @@ def test_several_inputs_keep_their_names(photos, model, faststy):
     assert Path("photos/a_rain.png").is_file()
 
 
+def test_several_inputs_do_not_become_one_picture(photos, model, faststy):
+    answer = faststy("stylize", "c.gif", "photos/a.png", "-m", model, "-o", "x.png")
+    fails_with(answer, "x.png: names a picture, but several inputs need a folder")
+    assert not Path("x.png").exists()
+    Path("x.png").mkdir()
+    assert faststy("stylize", "c.gif", "photos/a.png", "-m", model, "-o", "x.png")[0] == 0
+    assert files("x.png") == ["a.png", "c.gif.png"]
+
+
+def test_a_person_is_told_where_the_painting_is(photos, model, faststy, monkeypatch):
+    monkeypatch.setattr(type(sys.stderr), "isatty", lambda _: True, raising=False)
+    assert faststy("stylize", "photos/a.png", "-m", model)[2].endswith("photos/a_rain.png\n")
+    assert faststy("stylize", "photos", "-m", model, "-o", "out")[2].endswith("pictures in out\n")
+
+
 def test_output_folder_of_one_picture(photos, model, faststy):
     assert faststy("stylize", "photos/a.png", "-m", model, "-o", "new")[0] == 0
     assert files("new") == ["a.png"]

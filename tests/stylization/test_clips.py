@@ -196,6 +196,49 @@ def test_pictures_in_a_row(tmp_path):
     assert times == [0.0, 0.1]
 
 
+def test_numbers_that_are_missing_in_a_row_are_told(tmp_path):
+    for i in (2, 3, 5, 6):
+        Image.new("RGB", (20, 20)).save(tmp_path / f"{i}.png")
+    assert read(tmp_path / "%d.png")[2].left_out == ("4, a number that no picture has",)
+    (tmp_path / "5.png").unlink()
+    told = ("2 numbers that no picture has, 4 and others",)
+    assert read(tmp_path / "%d.png")[2].left_out == told
+    assert read(tmp_path)[2].left_out == ()  # in a folder any names will do
+
+
+def test_what_rgb_of_8_bits_cannot_hold_is_told(film, tmp_path):
+    for pixels, told in {
+        "bgr0": (),
+        "bgra": ("its transparency",),
+        "yuv420p10le": ("the finer steps of its 10 bits per colour",),
+    }.items():
+        path = str(tmp_path / f"{pixels}.mkv")
+        with av.open(path, "w") as file:
+            video = file.add_stream("ffv1", rate=25)
+            video.width, video.height, video.pix_fmt = 32, 32, pixels
+            levels = np.full((32, 32, 4), 128, np.uint8)
+            frame = av.VideoFrame.from_ndarray(levels, "rgba").reformat(format=pixels)
+            file.mux([*video.encode(frame), *video.encode()])
+        assert read(path)[2].left_out == told
+    Image.new("RGBA", (20, 20), (1, 2, 3, 4)).save(tmp_path / "1.png")
+    assert read(tmp_path / "%d.png")[2].left_out == ("its transparency",)
+    opaque = Image.new("RGBA", (20, 20), (9, 9, 9, 255))
+    opaque.save(tmp_path / "a.gif", save_all=True, append_images=[opaque.rotate(3)])
+    assert read(tmp_path / "a.gif")[2].left_out == ()
+
+
+def test_a_video_takes_no_rate(film):
+    with pytest.raises(FaststyError, match=r"a\.mkv: a video has its own rate"):
+        read(film("a.mkv", frames=2), rate=25)
+
+
+def test_animations_in_webp_are_refused_with_a_reason(tmp_path):
+    frames = [Image.new("RGB", (32, 32), (90 * i, 0, 0)) for i in range(3)]
+    frames[0].save(tmp_path / "a.webp", save_all=True, append_images=frames[1:], duration=100)
+    with pytest.raises(FaststyError, match="animations in WebP cannot be read"):
+        read(tmp_path / "a.webp")
+
+
 def test_a_damaged_picture_ends_the_row_and_another_size_is_refused(tmp_path):
     for i in range(4):
         Image.new("RGB", (20, 30 + (i == 3))).save(tmp_path / f"{i}.png")

@@ -240,6 +240,12 @@ def test_mixing_weights():
     assert mixing_weights("a, d", names) == {"a": 0.5, "d": 0.5}
     assert mixing_weights("a:1,d:0", names) == {"a": 1.0}
     assert mixing_weights("a:1,d:2,a:1", names) == {"a": 0.5, "d": 0.5}
+    names = ["stained_glass", "the scream", "the_scream"]  # as on a sheet, unless one is called so
+    assert mixing_weights("stained glass", names) == {"stained_glass": 1.0}
+    assert mixing_weights("stained glass:1,the scream:3", names) == {
+        "stained_glass": 0.25,
+        "the scream": 0.75,
+    }
 
 
 @pytest.mark.parametrize(

@@ -310,6 +310,13 @@ def test_an_ignored_signal_stays_ignored_and_a_closed_terminal_stops():
         signal.signal(signal.SIGTERM, before)
 
 
+def test_a_device_that_only_paints_is_refused(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "device_named", lambda name: torch.device("mps"))
+    with pytest.raises(FaststyError, match="'mps' cannot train, only paint; use cpu or cuda"):
+        train(config(device="mps", batch=1))
+    assert not (tmp_path / "run").exists()
+
+
 def test_resuming_nothing_starts_anew(config):
     assert train(config(steps=2), resume=True).steps == 2
 
