@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,6 +67,9 @@ def command(
     Every photo of the folder is painted in every style that a PICTURE (or a folder of them) is
     given for, without and with repair, and judged by the encoder.
 
+    Pictures that cannot be read are skipped and listed. Exit status: 0 when all were judged, 1 when
+    some were skipped, 2 when there is nothing to judge.
+
     \b
     faststy evaluate run/model.safetensors --content photos/ --style painting.jpg
     faststy evaluate pack.safetensors --content photos/ --style paintings/*.jpg --html pack.html
@@ -115,6 +119,8 @@ def command(
         _print(result)
     if html is not None:  # last: a full disk costs no numbers
         _write_page(html, result, model, net, size)
+    if result.skipped:
+        sys.exit(1)
 
 
 def _check_page(path: Path, inputs: list[Path]) -> None:
@@ -182,7 +188,7 @@ def _print(result: Evaluation) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from faststy.evaluation.page import HEAD, speed, table
+    from faststy.evaluation.page import HEAD, MEANING, speed, table
 
     shown = Table(box=None, header_style="dim", pad_edge=False)
     for index, name in enumerate(HEAD):
@@ -194,3 +200,6 @@ def _print(result: Evaluation) -> None:
         console.width = 160  # a pipe has no width of its own: the table keeps its columns
     console.print(shown)
     console.print(speed(result), highlight=False)
+    if console.is_terminal:
+        for name, meaning in MEANING.items():
+            console.print(f"{name}: {meaning}", style="dim", highlight=False)
