@@ -225,8 +225,10 @@ SECTIONS = {ROOT / "benchmarks" / "README.md": whole, ROOT / "README.md": summar
 
 def renewed(path: Path) -> str:
     """The text of a README with its section made from the newest results."""
-    before, _, rest = path.read_text(encoding="utf-8").partition(BEGIN)
-    _, _, after = rest.partition(END)
+    before, begin, rest = path.read_text(encoding="utf-8").partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise SystemExit(f"{path}: {BEGIN} and {END} are gone, so its tables have no place")
     return f"{before}{BEGIN}\n\n{SECTIONS[path](newest())}\n\n{END}{after}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from dataclasses import replace
 from html import escape
 
 from faststy import __version__
@@ -24,12 +25,15 @@ def page(title: str, body: str, style: str = "", refresh: int | None = None) -> 
 def embed(source: PictureSource, longest: int, alt: str) -> str:
     """An <img> that holds the picture itself as JPEG, at most `longest` px wide and high.
 
+    Its metadata stay out: pages are shown to others, and photos know where they were taken.
+
     Raises FaststyError when `source` cannot be read.
     """
-    picture = read_picture(source)
+    picture = read_picture(source).in_srgb()
     rgb = picture.rgb
     rgb.thumbnail((longest, longest))
-    data = base64.b64encode(encode_picture(picture.with_rgb(rgb), "JPEG")).decode()
+    shown = replace(picture.with_rgb(rgb), exif=None)
+    data = base64.b64encode(encode_picture(shown, "JPEG")).decode()
     return (
         f'<img src="data:image/jpeg;base64,{data}" alt="{escape(alt)}" '
         f"width={rgb.width} height={rgb.height}>"

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterable
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,8 @@ def command(
     before = bench.read(compare) if compare else None
     if plot and json_path is None:
         raise FaststyError("--plot needs --json, which says where the charts go")
+    if plot and find_spec("matplotlib") is None:
+        raise FaststyError("--plot needs matplotlib; pip install 'faststy[bench]' brings it")
     chosen = bench.choose(suites, on, quick, pattern)
     if not chosen:
         raise FaststyError(f"no case of {', '.join(suites or SUITES)} matches {pattern!r}")

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from faststy.evaluation.evaluate import Evaluation
 
 
+NARROWEST = 80  # columns of a terminal that the numbers fit into
+
+
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("more", metavar="", nargs=-1, type=click.Path(path_type=Path))
@@ -187,17 +190,19 @@ def _values(result: Evaluation) -> dict[str, Any]:
 def _print(result: Evaluation) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from faststy.evaluation.page import HEAD, MEANING, speed, table
 
     shown = Table(box=None, header_style="dim", pad_edge=False)
     for index, name in enumerate(HEAD):
-        shown.add_column(name, justify="left" if index < 2 else "right", no_wrap=True)
-    for row in table(result):
-        shown.add_row(*row)
+        shown.add_column(name, justify="left" if index < 2 else "right", no_wrap=index > 0)
+    shown.columns[0].overflow = "fold"  # a long name makes room, the numbers keep their digits
+    for name, *numbers in table(result):
+        shown.add_row(Text(name), *numbers)
     console = Console()
-    if not console.is_terminal:
-        console.width = 160  # a pipe has no width of its own: the table keeps its columns
+    # A pipe has no width of its own: the table keeps its columns.
+    console.width = max(console.width, NARROWEST) if console.is_terminal else 160
     console.print(shown)
     console.print(speed(result), highlight=False)
     if console.is_terminal:

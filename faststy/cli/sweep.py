@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -101,7 +102,9 @@ def _tell(result: SweepResult, as_json: bool) -> None:
     elif result.points:
         _print(result)
     if not result.finished:
-        click.echo(f"stopped; go on with: faststy sweep --resume --out {result.out}", err=True)
+        click.echo(
+            f"stopped; go on with: faststy sweep --resume --out {quote(str(result.out))}", err=True
+        )
         raise SystemExit(STOPPED)
 
 
@@ -140,5 +143,5 @@ def _print(result: SweepResult) -> None:
     model = next(p.model for p in result.points if p.style_weight == result.suggested)
     click.echo(
         f"sheet   {result.sheet}\ncurve   {result.curve}\npage    {result.page}\n"
-        f"paint   faststy stylize photo.jpg -m {model}"
+        f"paint   faststy stylize photo.jpg -m {quote(str(model))}"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import fields
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -143,7 +144,7 @@ def _tell(result: TrainResult, as_json: bool) -> None:
         }
         click.echo(json.dumps(values, ensure_ascii=False))
     if not result.finished:
-        resume = f"faststy train --resume --out {result.run}"
+        resume = f"faststy train --resume --out {quote(str(result.run))}"
         if result.steps:
             click.echo(f"for the model as it is: {resume} --steps {result.steps}", err=True)
         click.echo(f"stopped; go on with: {resume}", err=True)
@@ -154,5 +155,5 @@ def _tell(result: TrainResult, as_json: bool) -> None:
             f"{result.images_per_second:.1f} images/s\n"
             f"model   {result.model}\n"
             f"report  {result.run / 'report.html'}\n"
-            f"paint   faststy stylize photo.jpg -m {result.model}"
+            f"paint   faststy stylize photo.jpg -m {quote(str(result.model))}"
         )

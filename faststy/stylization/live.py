@@ -21,7 +21,7 @@ from faststy import assets
 from faststy.errors import FaststyError
 from faststy.pictures import read_picture
 from faststy.stylization.clips import Clip
-from faststy.stylization.stylizer import Stylizer
+from faststy.stylization.stylizer import Stylizer, mixing_weights
 
 Frame = npt.NDArray[np.uint8]
 
@@ -44,7 +44,7 @@ class Shown:
         number: counts the painted frames, from 1 on.
         before, after: uint8 ``[H, W, 3]``, the frame and its painting.
         captured: when the frame came, as seconds since 1970.
-        dropped: how many frames came and were never painted, up to here.
+        dropped: how many frames came while another was painted, up to here, and were not.
         fps: paintings in the last second.
     """
 
@@ -72,6 +72,7 @@ class Live:
     Attributes:
         dials: as they are turned.
         error: why there are no more frames, or none for now; or None.
+        is_painting: whether a frame is being painted: who sees nothing new waits for that.
 
     >>> with Live(stylizer, frames) as live:
     ...     live.set(style="ink", strength=0.8)
@@ -101,6 +102,7 @@ class Live:
             "stroke": None,
         }
         self.error: str | None = None
+        self.is_painting = False
         self._frames, self._open_again = frames, open_again
         self._count = 0  # of the frames that came
         self._lost: str | None = None  # the error that a frame ends
@@ -110,6 +112,7 @@ class Live:
         self._taken = 0
         self._shown: Shown | None = None
         self._looked = time.monotonic()
+        self._rested = True  # nobody looked, so nothing was painted and nothing was dropped
         self._stopped = False
         self._reader, self._painter = (
             threading.Thread(target=self._guard, args=(work,), daemon=True)
@@ -132,6 +135,8 @@ class Live:
         """Turns dials: style, strength, repair, keep_color, stroke. Raises as a painter does."""
         with self._turning:
             self.painter.set(**dials)
+            if dials.get("style") is not None:
+                dials["style"] = mixing_weights(dials["style"], self.stylizer.styles)
             self.dials = {**self.dials, **dials}
 
     def next(self, after: int, timeout: float) -> Shown | None:
@@ -139,6 +144,7 @@ class Live:
         with self._changed:
             if time.monotonic() > self._looked + IDLE:
                 self._shown = None  # from when somebody looked last
+                self._rested = True
             self._looked = time.monotonic()
             self._changed.notify_all()
             self._changed.wait_for(
@@ -198,22 +204,28 @@ class Live:
         raise FaststyError("the camera gives no more frames")
 
     def _paint(self) -> None:
-        ends = [time.monotonic()]
+        ends, dropped = [time.monotonic()], 0
         for painted in itertools.count(1):
             with self._changed:
                 self._changed.wait_for(lambda: self._stopped or self._is_wanted())
                 if self._stopped or self._newest is None:
                     return
                 number, frame, captured = self._newest
+                if self._rested:
+                    ends, self._rested = [time.monotonic()], False
+                else:
+                    dropped += number - self._taken - 1
                 self._taken = number
+            self.is_painting = True
             after = self.painter(frame)
+            self.is_painting = False
             now = time.monotonic()
             ends.append(now)
             while len(ends) > 2 and ends[1] < now - SPEED_OVER:
                 del ends[0]
             fps = (len(ends) - 1) / (ends[-1] - ends[0])
             with self._changed:
-                self._shown = Shown(painted, frame, after, captured, number - painted, fps)
+                self._shown = Shown(painted, frame, after, captured, dropped, fps)
                 self._changed.notify_all()
 
     def _is_wanted(self) -> bool:

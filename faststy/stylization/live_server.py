@@ -156,7 +156,8 @@ class _Handler(BaseHTTPRequestHandler):
             if (error := live.error) is not None:  # a camera may just come back
                 self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, error)
             else:
-                self._answer(b"", None, HTTPStatus.NO_CONTENT)
+                facts = {"X-Painting": str(int(live.is_painting))}
+                self._answer(b"", None, HTTPStatus.NO_CONTENT, more=facts)
             return
         both = query.get("both") == ["1"]
         facts = {

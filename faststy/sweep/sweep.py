@@ -7,6 +7,7 @@ content/style curve and the page are written anew.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import time
@@ -127,6 +128,13 @@ def sweep(
         return SweepResult(out, points, chosen, tuple(events), skipped, finished)
 
     begun = False
+
+    def begin() -> None:
+        nonlocal begun
+        record.write()
+        config.absolute().write(out / "config.toml")
+        begun = True
+
     for until in _ends(config):
         for i, run in enumerate(runs):
             if record.done.get(_key(run.style_weight), 0.0) >= until:
@@ -134,11 +142,8 @@ def sweep(
             label = f"λ {run.style_weight:g}, {i + 1} of {len(runs)}"
 
             def show(progress: Progress, i: int = i, label: str = label) -> None:
-                nonlocal begun
                 if not begun:  # now it is known that all of it can be trained
-                    record.write()
-                    config.absolute().write(out / "config.toml")
-                    begun = True
+                    begin()
                 parts[i] = progress.fraction
                 fraction, passed = sum(parts) / len(parts), time.monotonic() - began
                 if on_progress is not None:
@@ -158,6 +163,8 @@ def sweep(
                 return result(finished=False)
             parts[i] = record.done[_key(run.style_weight)] = until
             record.write()
+        if not begun:  # nothing was left to train, but the length may be another one
+            begin()
         if record.shown < until:
             record.points = _judge(runs, config)
             _show(record, config)
@@ -305,10 +312,28 @@ def _checked(style_weights: Any) -> list[float]:
 
 
 def _photos(config: TrainConfig, count: int) -> list[Path]:
-    """`count` photos or fewer, spread over those that were trained on."""
+    """`count` photos that can be read, or fewer, spread over those that were trained on.
+
+    In place of one that cannot be read stands the next.
+    """
     every = bundled_photos() if config.content is None else list_pictures(Path(config.content))
     count = min(count, len(every))
-    return [every[i * len(every) // count] for i in range(count)]
+    tried: dict[Path, bool] = {}
+    for i in range(count):
+        place = i * len(every) // count
+        for path in itertools.chain(every[place:], every[:place]):
+            if path not in tried:
+                tried[path] = _can_be_read(path)
+                if tried[path]:
+                    break
+    return [path for path, usable in tried.items() if usable]
+
+
+def _can_be_read(path: Path) -> bool:
+    with suppress(FaststyError):
+        read_picture(path)
+        return True
+    return False
 
 
 def _judge(runs: Sequence[TrainConfig], config: TrainConfig) -> list[Point]:
@@ -357,6 +382,8 @@ def contact_sheet(points: Sequence[Point], photos: Sequence[Path], device: str) 
             painted, repaired = paint(model, to_tensor(photo).to(where), model.info.styles[0])
             picture = to_image((painted if repaired is None else repaired)[0])
             cells.append((f"style weight {point.style_weight:g}", picture))
+    if not cells:
+        raise FaststyError("none of the photos can be read any more, so there is no sheet")
     return labelled(cells, columns=len(points) + 1)
 
 

@@ -240,6 +240,7 @@ class Guards:
         restore(self._good, self.trainer.nets, self.trainer.optimisers)
         memory.rate = min(SMALLER * memory.rate, SAFE / self.trainer.config.learning_rate)
         memory.returns += 1
+        self._rows[:] = torch.tensor([0.0, 0.0, self._guess])  # what was judged is judged once
         memory.flat = memory.blank = 0
         return f"back to the state of step {memory.good_step}, learning rate x {memory.rate:.2g}"
 

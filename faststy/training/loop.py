@@ -221,7 +221,8 @@ def _train(
 
     step = first = position.step
     stage, sound = config.stages[0], True  # whether the repairer may be shipped
-    loop_began = last_log = time.monotonic()
+    loop_began, last_step = time.monotonic(), step
+    last_log = loop_began
     saves, previews = Chore(config.checkpoint_every), Chore(PREVIEW_EVERY, at_once=True)
     reports = Chore(REPORT_EVERY, at_once=True)
     style_weights: list[float] = []  # since the last line of the log
@@ -264,8 +265,8 @@ def _train(
 
             now = time.monotonic()
             if world.leads and (now - last_log >= LOG_EVERY or step in (first + 1, config.steps)):
-                last_log = now
-                speed = (step - first) * batch / max(now - loop_began, 1e-6)
+                speed = (step - last_step) * batch / max(now - last_log, 1e-6)
+                last_step, last_log = step, now
                 shown = previews.due() and log.attempt(step, "preview", previews.timed(show))
                 preview = run / "preview.png" if shown else None
                 means = log.means()

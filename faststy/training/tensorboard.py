@@ -42,9 +42,8 @@ class Events:
         if self._wanted:
             from torch.utils.tensorboard import SummaryWriter
 
-            purge = step + 1 if step > 0 else None
             try:
-                self._writer = SummaryWriter(str(run), purge_step=purge, flush_secs=FLUSH_EVERY)
+                self._writer = SummaryWriter(str(run), purge_step=step + 1, flush_secs=FLUSH_EVERY)
             except OSError as error:
                 raise FaststyError(f"{run}: cannot be written ({error.strerror})") from error
         return self

@@ -82,6 +82,17 @@ def test_sections_of_readmes_are_generated(path: Any) -> None:
     assert _tables.renewed(path) == text, "run: python benchmarks/_tables.py"
 
 
+def test_a_readme_without_a_place_for_tables_keeps_its_text(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "README.md"
+    path.write_text(f"before\n{_tables.BEGIN}\nafter\n", encoding="utf-8")
+    monkeypatch.setattr(_tables, "SECTIONS", {path: lambda found: "tables"})
+    with pytest.raises(SystemExit, match="are gone"):
+        _tables.main()
+    assert path.read_text(encoding="utf-8").endswith("after\n")
+
+
 def test_sections_hold_every_number(
     report: Any, result: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

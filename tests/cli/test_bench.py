@@ -84,6 +84,15 @@ def test_mistakes_are_told(arguments: list[str], why: str) -> None:
     assert re.search(why, str(done.exception))
 
 
+def test_charts_that_cannot_be_drawn_are_told_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "find_spec", lambda name: None)
+    done = run(*GRAM, "--plot", f"--json={tmp_path / 'a.json'}")
+    assert "--plot needs matplotlib" in str(done.exception)
+    assert not (tmp_path / "a.json").exists()
+
+
 def test_it_says_plainly_when_the_suites_are_not_installed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

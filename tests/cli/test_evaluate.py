@@ -61,6 +61,14 @@ def test_a_table_and_a_page(place, faststy):
     assert "photos/c.png" in page
 
 
+def test_a_narrow_terminal_shows_every_digit(faststy, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # a terminal, for rich
+    monkeypatch.setenv("COLUMNS", "80")
+    _, out, _ = faststy(*USUAL, "--style", "rain.png", "night.png")
+    assert "…" not in out
+    assert "warp error" in out  # what the columns mean
+
+
 def test_json(faststy):
     status, out, _ = faststy(*USUAL, "--style", "night.png", "--size", "32", "--json")
     assert status == 1

@@ -126,6 +126,43 @@ def test_nothing_is_painted_while_nobody_looks(monkeypatch):
         assert live.next(0, 10).before[0, 0, 0] == 4  # not the old painting once more
 
 
+def test_a_pause_without_anyone_who_looks_is_neither_slow_nor_drops_frames(monkeypatch):
+    monkeypatch.setattr(live_module, "IDLE", 0.2)
+    stylizer, frames = Inverter(), Frames()
+    stylizer.gate.release(100)
+    with Live(stylizer, frames) as live:
+        for _ in range(2):
+            time.sleep(0.5)
+            frames.push(5)
+            shown = live.next(0, 10)
+            assert shown.dropped == 0
+            assert shown.fps > 10
+
+
+def test_whether_a_frame_is_being_painted():
+    stylizer, frames = Inverter(), Frames()
+    with Live(stylizer, frames) as live:
+        assert live.next(0, 0.05) is None
+        assert not live.is_painting  # no frame came
+        frames.push(1)
+        assert stylizer.begun.acquire(timeout=10)
+        assert live.next(0, 0.05) is None
+        assert live.is_painting
+        stylizer.gate.release(100)
+        assert live.next(0, 10).number == 1
+        assert not live.is_painting
+
+
+def test_a_style_in_any_form_is_remembered_as_weights():
+    with Live(Inverter(), Frames()) as live:
+        for style in ("night", {"night": 3.0}, "night:2"):
+            live.set(style=style)
+            assert live.dials["style"] == {"night": 1.0}
+        with pytest.raises(FaststyError, match="unknown style 'snow'"):
+            live.set(style="snow")
+        assert live.dials["style"] == {"night": 1.0}
+
+
 def test_dials_reach_the_painter_and_are_remembered():
     stylizer = Inverter()
     with Live(stylizer, Frames(), style={"night": 1.0}) as live:

@@ -177,6 +177,30 @@ def test_a_finished_sweep_can_get_another_λ_and_be_made_longer(config, monkeypa
     assert trained == [8.0]
     assert [p.steps for p in sweep(config(steps=6), None, resume=True).points] == [6, 6, 6]
     assert read_config(Path(config().out) / "config.toml").steps == 6
+    # Shorter than what was done: nothing is trained, and the next one need not be told again.
+    sweep(config(steps=5), None, resume=True)
+    assert read_config(Path(config().out) / "config.toml").steps == 5
+
+
+def test_photos_that_cannot_be_read_are_not_among_those_shown_and_judged(
+    config, pictures, tmp_path
+):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i in range(2 * module.SHOWN):
+        if i % 2:
+            shutil.copy(pictures / "content" / "a.png", folder / f"{i}.png")
+        else:
+            (folder / f"{i}.png").write_bytes(b"")
+    chosen = module._photos(config(content=str(folder)), module.SHOWN)
+    assert [path.name for path in chosen] == ["1.png", "3.png", "5.png", "7.png"]
+    result = sweep(config(content=str(folder)), [5.0])
+    assert result.page.exists()
+
+
+def test_a_sheet_of_no_photo_is_refused_in_words(config, pictures):
+    with pytest.raises(FaststyError, match="none of the photos can be read any more"):
+        module.contact_sheet([], [pictures / "content" / "broken.jpg"], "cpu")
 
 
 def test_a_run_whose_folder_was_removed_is_trained_again(config):

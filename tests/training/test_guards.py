@@ -91,6 +91,17 @@ def test_after_an_explosion_the_last_good_state_is_back_with_a_smaller_step():
     assert len(run(100).events) == 2
 
 
+def test_steps_that_were_answered_are_not_judged_again():
+    run = Run()(10)(6, style=float("nan"))
+    assert run.events == []
+    events, sound = run.guards.settle(run.step, [PHOTO])
+    assert len(events) == 1
+    assert sound
+    assert run.guards.settle(run.step, [PHOTO]) == ([], True)  # as a resumed run that was done
+    assert run(5).events == []
+    assert run.memory.returns == 1
+
+
 def test_an_explosion_at_the_beginning_goes_back_to_the_first_weights():
     run = Run()(1)(9, style=1e3)
     assert run.trainer.weight == 0

@@ -72,6 +72,9 @@ def test_what_is_done_again_counts_once(tmp_path):
             events.write(progress(step, content=2.0))
     values = [(e.step, e.value) for e in read().Scalars("terms/content")]
     assert values == [(1, 1.0), (2, 1.0), (3, 1.0), (4, 2.0), (5, 2.0), (6, 2.0)]
+    with Events(True).begin(tmp_path, 0) as events:  # another was killed before its first one
+        events.write(progress(1, content=3.0))
+    assert [(e.step, e.value) for e in read().Scalars("terms/content")] == [(1, 3.0)]
 
 
 def reader(folder):

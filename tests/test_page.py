@@ -1,0 +1,22 @@
+import base64
+import io
+import re
+
+from PIL import Image
+
+from faststy.page import embed
+
+
+def test_an_embedded_picture_does_not_tell_where_it_was_taken(tmp_path):
+    exif = Image.Exif()
+    exif.get_ifd(0x8825)[1] = "N"  # GPS, of which this is the latitude's side
+    exif[0x010F] = "a camera's maker"
+    Image.new("RGB", (40, 20), (9, 99, 200)).save(tmp_path / "a.jpg", exif=exif)
+    assert Image.open(tmp_path / "a.jpg").getexif().get_ifd(0x8825)
+    tag = embed(tmp_path / "a.jpg", 20, "a <b>")
+    assert 'alt="a &lt;b&gt;"' in tag
+    assert "width=20 height=10" in tag
+    data = re.search('base64,([^"]+)', tag)[1]
+    shown = Image.open(io.BytesIO(base64.b64decode(data)))
+    assert shown.size == (20, 10)
+    assert not shown.getexif()
