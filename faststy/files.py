@@ -24,7 +24,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     """
     with scratch(path.parent) as temporary:
         try:
-            with open(temporary, "xb") as file:
+            with open(temporary, "x+b") as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())

@@ -31,6 +31,10 @@ _READABLE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".avif", ".jp2", ".j2k"),
     *(".tif", ".tiff", ".bmp", ".dib", ".gif", ".ppm", ".pgm", ".pbm", ".pnm"),
 )
+_FOREIGN_SUFFIXES = (
+    *(".heic", ".heif", ".jxl", ".tga", ".psd", ".exr", ".dng", ".raw", ".cr2", ".cr3", ".nef"),
+    *(".arw", ".orf", ".rw2", ".raf", ".pef", ".srw"),
+)
 _FORMAT_OF_SUFFIX = {
     ".jpg": "JPEG",
     ".jpeg": "JPEG",
@@ -277,8 +281,12 @@ def _is_of_a_run(names: Collection[str]) -> bool:
     return "sweep.json" in names or {"config.toml", "log.jsonl"}.issubset(names)
 
 
-def list_pictures(folder: str | os.PathLike[str], *, recursive: bool = True) -> list[Path]:
+def list_pictures(
+    folder: str | os.PathLike[str], *, recursive: bool = True, foreign: bool = False
+) -> list[Path]:
     """The picture files in `folder`, by suffix, in sorted order.
+
+    With `foreign` also those of formats that cannot be read, so that it can be told of each.
 
     Hidden ones are left out, and what is no file, as a pipe, whose reader may wait for ever; so are
     folders below in which a training or a sweep shows what it has learned.
@@ -291,6 +299,7 @@ def list_pictures(folder: str | os.PathLike[str], *, recursive: bool = True) -> 
         raise error
 
     found: list[Path] = []
+    suffixes = _READABLE_SUFFIXES + (_FOREIGN_SUFFIXES if foreign else ())
     try:
         if not Path(folder).is_dir():
             os.stat(folder)
@@ -304,7 +313,7 @@ def list_pictures(folder: str | os.PathLike[str], *, recursive: bool = True) -> 
                 Path(where, name)
                 for name in names
                 if not name.startswith(".")
-                and Path(name).suffix.lower() in _READABLE_SUFFIXES
+                and Path(name).suffix.lower() in suffixes
                 and not _is_special(Path(where, name))
             ]
     except (OSError, ValueError) as error:
@@ -414,7 +423,10 @@ def _from_image(image: Image.Image, name: str, pixel_limit: int) -> Picture:
     huge = pixels > (Image.MAX_IMAGE_PIXELS or pixels)
     try:
         with without_pillow_limit() if huge else contextlib.nullcontext():
+            _refuse_planes_of_16_bits(image, name)
             image.load()
+    except FaststyError:
+        raise
     except MemoryError as error:
         message = f"{name}: not enough memory for {width} x {height}"
         raise FaststyError(message) from error
@@ -428,6 +440,22 @@ def _from_image(image: Image.Image, name: str, pixel_limit: int) -> Picture:
     rgb, icc_profile = _to_rgb(image)
     rgb.info = {}
     return Picture(rgb, alpha, icc_profile, exif, format, name)
+
+
+def _refuse_planes_of_16_bits(image: Image.Image, name: str) -> None:
+    """Pillow takes the planes of such a file for its rows: what it gives is not the picture."""
+    tags = getattr(image, "tag_v2", None)
+    planes, bits, compression, none = 284, 258, 259, 1
+    if (
+        tags is not None
+        and tags.get(planes) == 2
+        and max(tags.get(bits, (8,))) > 8
+        and tags.get(compression, none) == none
+    ):
+        raise FaststyError(
+            f"{name}: a TIFF of separate planes of 16 bits that is not compressed cannot be read; "
+            "save it with its colours interleaved"
+        )
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -585,3 +585,32 @@ def test_the_size_is_known_before_anything_is_decoded(tmp_path, monkeypatch):
     assert stream.tell() == 0
     monkeypatch.setattr(pictures, "PIXEL_LIMIT", 2000)
     assert pictures.size_of(tmp_path / "a.png") is None
+
+
+def planes(bits):
+    """A TIFF of 4 x 2 px with a plane per colour, not compressed."""
+    values = np.arange(24).astype(f"<u{bits // 8}").tobytes()
+    where, entries = 8 + 2 + 9 * 12 + 4, []
+    lists = struct.pack("<3H", bits, bits, bits)
+    strips = [where + 6 + 24 + i * len(values) // 3 for i in range(3)]
+    lists += struct.pack("<3I", *strips) + struct.pack("<3I", *[len(values) // 3] * 3)
+    for tag, kind, count, value in (
+        (256, 3, 1, 4),
+        (257, 3, 1, 2),
+        (258, 3, 3, where),
+        (259, 3, 1, 1),
+        (262, 3, 1, 2),
+        (273, 4, 3, where + 6),
+        (277, 3, 1, 3),
+        (279, 4, 3, where + 18),
+        (284, 3, 1, 2),
+    ):
+        entries.append(struct.pack("<HHII", tag, kind, count, value))
+    return b"II*\0" + struct.pack("<IH", 8, 9) + b"".join(entries) + bytes(4) + lists + values
+
+
+def test_a_tiff_that_pillow_takes_for_another_picture_is_refused():
+    with pytest.raises(FaststyError, match="separate planes of 16 bits"):
+        read_picture(planes(16))
+    pixels = np.asarray(read_picture(planes(8)).rgb)
+    np.testing.assert_array_equal(pixels, np.arange(24).reshape(3, 2, 4).transpose(1, 2, 0))

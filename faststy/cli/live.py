@@ -18,7 +18,7 @@ DEMO = "demo"
 
 
 @click.command()
-@click.argument("source", metavar="[CAMERA]", default="/dev/video0")
+@click.argument("source", metavar="[CAMERA]", default="/dev/video0", type=click.Path())
 @_options.model
 @_options.style
 @click.option(

@@ -189,6 +189,8 @@ def command(
                 if isinstance(source, io.BytesIO) or not job.is_piped:
                     _warn_if_held(stylizer, job, source, size, memory, dials)
                 photo = read_picture(source, name=job.name)
+                if mask_picture is not None:
+                    _warn_of_shape(job, photo.size, mask_picture.size)
                 painting = stylizer.paint(
                     photo,
                     style=weights,
@@ -345,6 +347,17 @@ def _warn_of_memory(job: Job, needed: int, memory: int | None) -> None:
         )
 
 
+def _warn_of_shape(job: Job, photo: tuple[int, int], mask: tuple[int, int]) -> None:
+    """A mask may have any size; one of another shape is that of another photo, or lies down."""
+    wide, high = mask[0] / photo[0], mask[1] / photo[1]
+    if abs(wide - high) > max(wide, high) / min(photo) + 0.02 * high:
+        click.echo(
+            f"faststy: {job.name}: the mask of {mask[0]} x {mask[1]} is stretched to "
+            f"{photo[0]} x {photo[1]}",
+            err=True,
+        )
+
+
 def plan(inputs: tuple[str, ...], out: str | None, label: str, save_map: bool) -> list[Job]:
     """Which picture is written where.
 
@@ -392,7 +405,7 @@ def _folder_jobs(folder: Path, out: Path) -> Iterator[Job]:
     from faststy.pictures import list_pictures
 
     inside, whole = without_links(out), without_links(folder)
-    sources = list_pictures(folder)
+    sources = list_pictures(folder, foreign=True)
     if inside.is_relative_to(whole) and inside != whole:
         # What an earlier run painted is no input of this one.
         sources = [path for path in sources if not without_links(path).is_relative_to(inside)]

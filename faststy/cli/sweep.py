@@ -31,11 +31,13 @@ def _numbers(context: click.Context, option: click.Parameter, text: str | None) 
 
 
 @click.command()
-@click.argument("style", required=False)
+@click.argument("style", required=False, type=click.Path())
 @click.option("--style-weights", metavar="λ,λ,…", callback=_numbers, help="The style weights to "
               "try, like 5,15,45.")  # fmt: skip
-@click.option("--content", type=str, help="Folder of photos to learn on.  [default: bundled]")
-@click.option("--out", type=str, help="Folder of the sweep.  [default: sweep]")
+@click.option(
+    "--content", type=click.Path(), help="Folder of photos to learn on.  [default: bundled]"
+)
+@click.option("--out", type=click.Path(), help="Folder of the sweep.  [default: sweep]")
 @click.option("--steps", type=int, help="Length of each run in steps.")
 @click.option("--seconds", type=float, help="Length of each run in seconds.  [default: 180]")
 @click.option(

@@ -22,9 +22,11 @@ DEFAULT = {field.name: field.default for field in fields(TrainConfig)}
 
 
 @click.command()
-@click.argument("style", nargs=-1)
-@click.option("--content", type=str, help="Folder of photos to learn on.  [default: bundled]")
-@click.option("--out", type=str, help="Folder of the run.  [default: run]")
+@click.argument("style", nargs=-1, type=click.Path())
+@click.option(
+    "--content", type=click.Path(), help="Folder of photos to learn on.  [default: bundled]"
+)
+@click.option("--out", type=click.Path(), help="Folder of the run.  [default: run]")
 @click.option("--steps", type=int, help="Length of the run in steps.")
 @click.option("--seconds", type=float, help="Length in seconds of wall clock.  [default: 180]")
 @click.option(
@@ -38,8 +40,8 @@ DEFAULT = {field.name: field.default for field in fields(TrainConfig)}
     type=click.Choice(["nano", "fast", "quality"]),
     help=f"Size of the generator.  [default: {DEFAULT['model']}]",
 )
-@click.option("--base", type=str, help="Model to start from: FILE, none, or auto: the bundled one "
-              "where it has the size of --model.  [default: auto]")  # fmt: skip
+@click.option("--base", type=click.Path(), help="Model to start from: FILE, none, or auto: the "
+              "bundled one where it has the size of --model.  [default: auto]")  # fmt: skip
 @click.option("--style-size", type=int, help="Short side of the style pictures: the smaller, the "
               f"smaller the strokes.  [default: {DEFAULT['style_size']}]")  # fmt: skip
 @click.option(
@@ -57,12 +59,12 @@ DEFAULT = {field.name: field.default for field in fields(TrainConfig)}
               f"adversarial term.  [default: {DEFAULT['adversarial']}]")  # fmt: skip
 @click.option(
     "--pairs",
-    type=str,
+    type=click.Path(),
     help="Folder with before/ and after/ pictures of the same names, in the first style.",
 )
 @click.option("--encoder", type=str, help="faststy, vgg19 or vgg19:FILE.  [default: faststy]")
-@click.option("--cache", type=str, help="Folder that keeps decoded pictures for later runs, too.  "
-              "[default: in memory; the rest beside the run]")  # fmt: skip
+@click.option("--cache", type=click.Path(), help="Folder that keeps decoded pictures for later "
+              "runs, too.  [default: in memory; the rest beside the run]")  # fmt: skip
 @click.option("--checkpoint-every", type=float, help="Seconds between checkpoints; "
               "more where one takes over a twentieth of that.  "
               f"[default: {DEFAULT['checkpoint_every']:g}]")  # fmt: skip

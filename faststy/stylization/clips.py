@@ -28,7 +28,7 @@ import numpy.typing as npt
 from av.video.reformatter import Interpolation, VideoReformatter
 
 from faststy.errors import FaststyError
-from faststy.pictures import list_pictures, read_picture, scale_down
+from faststy.pictures import frames_in, list_pictures, read_picture, scale_down
 
 Packet: TypeAlias = "av.Packet[av.stream.Stream]"
 
@@ -52,6 +52,7 @@ LONGEST = 1e9
 _NO_TIMES = 0x80  # AVFMT_NOTIMESTAMPS of FFmpeg: packets and nothing else, as .h264
 _POLL = 0.1  # seconds from one look at the wish to stop to the next, while a pipe gives nothing
 _COPIED = ("audio", "subtitle")
+_FILMS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".ts", ".mts", ".wmv", ".flv")
 # Their headers say how long they are; elsewhere the duration is a guess.
 _KNOW_THEIR_LENGTH = ("mov", "matroska", "flv", "avi")
 
@@ -169,7 +170,10 @@ def open_clip(
         path = Path(source)
         name = name or str(path)
         if path.is_dir():
-            return PictureClip(list_pictures(path, recursive=False), name, size, begin, until, pace)
+            pictures = sorted(list_pictures(path, recursive=False), key=_counted)
+            clip = PictureClip(pictures, name, size, begin, until, pace)
+            clip.left_out += _moving(path, pictures)
+            return clip
         if not path.exists() and re.search(r"%\d*d", path.name):
             found = _matching(path)
             clip = PictureClip([*found.values()], name, size, begin, until, pace)
@@ -236,8 +240,10 @@ class VideoClip(Clip):
         self._reading = threading.Lock()
         try:
             self.stream = self._stream = _video_stream(file, name)
+            others = [stream for stream in _videos(file) if stream is not self._stream]
             self._stream.thread_type = threads
             self._prepare(size, start, end)
+            self.left_out += tuple(f"video stream {other.index}" for other in others)
         except BaseException:
             self.close()
             raise
@@ -409,11 +415,12 @@ class VideoClip(Clip):
         if self.damage is None and self._undecodable:
             self.damage = f"{self._undecodable} of its frames or packets are damaged"
         whole = self._file.format.name.split(",")[0] in _KNOW_THEIR_LENGTH
-        if self.damage is None and whole and self.length is None and self._file.duration:
+        if self.damage is None and whole and self._file.duration:
             length = Fraction(self._file.duration, av.time_base) - self._start
+            wanted = length if self.length is None else min(length, self.length)
             # Some formats count from the first frame, others what lies before it, too.
             late = max(self.offset - self._start, Fraction(0))
-            if self._seen + late < length - max(Fraction(1, 2), length / 50):
+            if self._seen + late < wanted - min(max(Fraction(1, 2), length / 50), Fraction(1)):
                 self.damage = (
                     f"it is cut off at {float(self._seen + self._start):.1f} s "
                     f"of {float(length + self._start):.1f} s"
@@ -495,6 +502,22 @@ def _matching(pattern: Path) -> dict[int, Path]:
     if not found:
         raise FaststyError(f"{pattern}: no file has such a name")
     return dict(sorted(found.items()))
+
+
+def _counted(path: Path) -> list[str | int]:
+    """A key that sorts 9.png before 10.png."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", path.name)]
+
+
+def _moving(folder: Path, pictures: list[Path]) -> tuple[str, ...]:
+    """What moves among the pictures of a folder, in words: it is not a part of their row."""
+    films = sum(path.suffix.lower() in _FILMS for path in folder.iterdir())
+    found = [f"{films} of the files in it that are videos"] if films else []
+    moving = (path for path in pictures if path.suffix.lower() in (".gif", ".apng", ".webp"))
+    found += [
+        f"all but the first of {path.name}'s pictures" for path in moving if frames_in(path) > 1
+    ]
+    return tuple(found)
 
 
 def _gaps(numbers: list[int]) -> tuple[str, ...]:
@@ -604,13 +627,15 @@ def _has_lost_its_index(source: str | BinaryIO | _Pipe) -> bool:
     return kinds[:1] == [b"ftyp"] and b"mdat" in kinds and b"moov" not in kinds
 
 
+def _videos(container: av.container.InputContainer) -> list[av.VideoStream]:
+    """The streams that move: the cover of a song does not."""
+    cover = av.stream.Disposition.attached_pic
+    return [stream for stream in container.streams.video if not stream.disposition & cover]
+
+
 def _video_stream(container: av.container.InputContainer, name: str) -> av.VideoStream:
     """The stream to paint: never the cover of a song."""
-    found = [
-        stream
-        for stream in container.streams.video
-        if not stream.disposition & av.stream.Disposition.attached_pic
-    ]
+    found = _videos(container)
     best = container.streams.best("video")
     if not found:
         kinds = sorted({stream.type for stream in container.streams})
@@ -636,6 +661,9 @@ def _beyond_rgb24(frame: av.VideoFrame) -> tuple[str, ...]:
         found += ["its transparency"] if pixels[..., 3].min() < 255 else []
     bits = max(part.bits for part in parts)
     found += [f"the finer steps of its {bits} bits per colour"] if bits > 8 else []
+    found += (
+        ["interlacing: both halves of a frame are painted as one"] if frame.interlaced_frame else []
+    )
     return tuple(found)
 
 

@@ -91,7 +91,7 @@ class VideoFile:
         Raises:
             FaststyError: no such codec, or one that does not go with the format or the clip.
         """
-        self.name, self._clip = name, clip
+        self.name, self._clip, self._file = name, clip, file
         format = format_of(name)
         codec = codec or ("vp9" if format == "webm" else "h264")
         self.encoder = ENCODERS.get(codec, codec)
@@ -102,6 +102,8 @@ class VideoFile:
         self.lost = 0
         try:
             self._video = self._add_video(codec, crf)
+            if clip.width % 2 or clip.height % 2:
+                self.left_out.append("its last row or column: the sides of films are even")
             self._open_encoder()
             self._take_along()
             self._container.start_encoding()
@@ -160,6 +162,19 @@ class VideoFile:
             self._add(other.rest())
         with self._counting_lost():
             self._container.close()
+        if self.lost and not self._can_be_read():
+            raise FaststyError(
+                f"{self.name}: its end could not be written with the sound or subtitles of "
+                f"{self._clip.name}; use .mkv"
+            )
+
+    def _can_be_read(self) -> bool:
+        """Whether what was written is a video."""
+        self._file.seek(0)
+        with suppress(av.FFmpegError, StopIteration), av.open(self._file, "r") as written:
+            next(written.demux(video=0))
+            return True
+        return False
 
     def abandon(self) -> None:
         """Lets go of the file, whatever state it is in."""
@@ -248,7 +263,9 @@ class VideoFile:
     def _place_for(self, stream: av.stream.Stream) -> _Copied | _Encoded | str:
         """Copies where the format can hold it, else encodes sound anew; or the reason why not."""
         with suppress(ValueError):
-            return _Copied(self._container.add_stream_from_template(stream))
+            copied = self._container.add_stream_from_template(stream)
+            _name_layout(copied)
+            return _Copied(copied)
         reason = f"{Path(self.name).suffix} cannot hold it"
         if not isinstance(stream, av.AudioStream):
             return reason
@@ -281,6 +298,10 @@ class VideoFile:
             if isinstance(error, OSError) or not self._others:
                 raise
             self.lost += 1
+
+
+# By the number of channels, as FFmpeg takes them.
+_LAYOUTS = {1: "mono", 2: "stereo", 3: "2.1", 4: "4.0", 5: "5.0", 6: "5.1", 7: "6.1", 8: "7.1"}
 
 
 class _Copied:
@@ -362,6 +383,14 @@ class _Encoded:
             return []
         parts = self._resampler.resample(frame)
         return [packet for part in parts for packet in self.target.encode(part)]
+
+
+def _name_layout(stream: av.stream.Stream) -> None:
+    """Give channels that are only counted, as PCM in Matroska, their usual places: .mp4 asks."""
+    if isinstance(stream, av.AudioStream) and stream.layout.name.endswith(" channels"):
+        usual = _LAYOUTS.get(stream.layout.nb_channels)
+        if usual is not None:
+            stream.codec_context.layout = usual
 
 
 def _layout(encoder: str, rate: int, name: str) -> av.AudioLayout:

@@ -244,9 +244,8 @@ class _Record:
         elif (out / "config.toml").exists():
             raise FaststyError(f"{out}: holds a training run, not a sweep; choose another --out")
         try:
-            weights = _checked(
-                values.get("style_weights") if style_weights is None else style_weights
-            )
+            known = values.get("style_weights") or ()
+            weights = _checked([*known, *(style_weights or ())])
         except (TypeError, ValueError) as error:
             raise FaststyError(f"{path}: damaged; choose another --out") from error
         if len(config.style) != 1:

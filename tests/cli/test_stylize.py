@@ -162,6 +162,33 @@ def test_several_inputs_do_not_become_one_picture(photos, model, faststy):
     assert files("x.png") == ["a.png", "c.gif.png"]
 
 
+def test_pictures_of_foreign_formats_are_listed_as_skipped(photos, model, faststy):
+    Path("trip").mkdir()
+    Path("photos/a.png").rename("trip/a.png")
+    for name in ("b.heic", "c.CR2"):
+        Path("trip", name).write_bytes(b"whatever it is")
+    Path("trip/notes.txt").touch()
+    status, _, err = faststy("stylize", "trip", "-m", model)
+    assert status == 1
+    assert "skipped 2 of 3 pictures" in err
+    assert "b.heic: not a picture" in err
+    assert "c.CR2: not a picture" in err
+    assert files("trip_rain") == ["a.png"]
+
+
+def test_a_mask_of_another_shape_is_told(photos, model, faststy):
+    width, height = Image.open("photos/a.png").size
+    for size, told in {
+        (2 * width, 2 * height): False,
+        (height, width): width != height,
+        (width, 2 * height): True,
+    }.items():
+        Image.new("L", size, 255).save("mask.png")
+        status, _, err = faststy("stylize", "photos/a.png", "-m", model, "--mask", "mask.png")
+        assert status == 0
+        assert ("is stretched to" in err) is told
+
+
 def test_a_person_is_told_where_the_painting_is(photos, model, faststy, monkeypatch):
     monkeypatch.setattr(type(sys.stderr), "isatty", lambda _: True, raising=False)
     assert faststy("stylize", "photos/a.png", "-m", model)[2].endswith("photos/a_rain.png\n")

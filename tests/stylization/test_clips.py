@@ -227,6 +227,40 @@ def test_what_rgb_of_8_bits_cannot_hold_is_told(film, tmp_path):
     assert read(tmp_path / "a.gif")[2].left_out == ()
 
 
+def test_a_folder_is_in_the_order_of_its_numbers_and_tells_what_moves(film, tmp_path):
+    for i in (1, 2, 9, 10, 11):
+        Image.new("RGB", (20, 20), (i, 0, 0)).save(tmp_path / f"img{i}.png")
+    frames, _, clip = read(tmp_path)
+    assert [frame[0, 0, 0] for frame in frames] == [1, 2, 9, 10, 11]
+    assert clip.left_out == ()
+    film("a.mp4", frames=2)
+    frame = Image.new("RGB", (20, 20), "red")
+    frame.save(tmp_path / "z.gif", save_all=True, append_images=[Image.new("RGB", (20, 20))])
+    assert read(tmp_path)[2].left_out == (
+        "1 of the files in it that are videos",
+        "all but the first of z.gif's pictures",
+    )
+
+
+def test_what_lies_before_an_end_beyond_the_cut_is_missed_too(film):
+    path = film("a.mkv", frames=100, audio="aac")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert "cut off" in read(path, end=3.8)[2].damage
+    assert read(path, end=0.5)[2].damage is None
+
+
+def test_another_video_in_the_file_is_told(tmp_path):
+    path = str(tmp_path / "a.mkv")
+    with av.open(path, "w") as file:
+        for _ in range(2):
+            video = file.add_stream("ffv1", rate=25)
+            video.width, video.height, video.pix_fmt = 32, 32, "yuv420p"
+        for video in file.streams.video:
+            frame = av.VideoFrame.from_ndarray(np.zeros((48, 32), np.uint8), "yuv420p")
+            file.mux([*video.encode(frame), *video.encode()])
+    assert read(path)[2].left_out == ("video stream 1",)
+
+
 def test_a_video_takes_no_rate(film):
     with pytest.raises(FaststyError, match=r"a\.mkv: a video has its own rate"):
         read(film("a.mkv", frames=2), rate=25)

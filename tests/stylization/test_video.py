@@ -235,6 +235,32 @@ def test_sound_without_a_decoder_is_left_out_and_told(film, tmp_path):
         assert len(frames_of(tmp_path / f"b{suffix}")) == 10
 
 
+def test_a_row_that_even_sides_cost_is_told(film, tmp_path):
+    odd = film("a.mkv", frames=2, size=(65, 47), codec="ffv1", pixels="yuv444p")
+    report = paint_video(Echo(), odd, tmp_path / "b.mp4")
+    assert (report.width, report.height) == (64, 46)
+    assert report.left_out == ("its last row or column: the sides of films are even",)
+
+
+@pytest.mark.parametrize(("layout", "codec"), [("stereo", "pcm_s24le"), ("5.1", "pcm_s16le")])
+def test_channels_that_are_only_counted_get_places(film, tmp_path, monkeypatch, layout, codec):
+    from faststy.stylization import video_file
+
+    source = film("a.mkv", frames=25, audio=codec, layout=layout)
+    with av.open(str(source)) as file:
+        assert file.streams.audio[0].layout.name.endswith(" channels")
+    report = paint_video(Echo(), source, tmp_path / "b.mp4")
+    assert (report.audio, report.damage) == ("copied", None)
+    with av.open(str(tmp_path / "b.mp4")) as file:
+        assert file.streams.audio[0].layout.name == layout
+    before = (tmp_path / "b.mp4").read_bytes()
+    # Without, its end cannot be written: what was there before stays.
+    monkeypatch.setattr(video_file, "_name_layout", lambda stream: None)
+    with pytest.raises(FaststyError, match=r"b\.mp4: its end could not be written .*; use \.mkv"):
+        paint_video(Echo(), source, tmp_path / "b.mp4")
+    assert (tmp_path / "b.mp4").read_bytes() == before
+
+
 @pytest.mark.parametrize(("layout", "expected"), [("5.1(side)", "5.1"), ("2.1", "stereo")])
 def test_sound_in_a_layout_that_an_encoder_does_not_take(film, tmp_path, layout, expected):
     source = film("a.mkv", frames=25, audio="ac3", layout=layout)

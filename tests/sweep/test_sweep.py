@@ -175,7 +175,10 @@ def test_a_finished_sweep_can_get_another_λ_and_be_made_longer(config, monkeypa
     result = sweep(config(), [3.0, 8.0, 20.0], resume=True)
     assert [p.style_weight for p in result.points] == [3.0, 8.0, 20.0]
     assert trained == [8.0]
-    assert [p.steps for p in sweep(config(steps=6), None, resume=True).points] == [6, 6, 6]
+    result = sweep(config(), [30.0], resume=True)  # one more, not this one alone
+    assert [p.style_weight for p in result.points] == [3.0, 8.0, 20.0, 30.0]
+    assert trained == [8.0, 30.0]
+    assert [p.steps for p in sweep(config(steps=6), None, resume=True).points] == [6] * 4
     assert read_config(Path(config().out) / "config.toml").steps == 6
     # Shorter than what was done: nothing is trained, and the next one need not be told again.
     sweep(config(steps=5), None, resume=True)
