@@ -21,7 +21,7 @@ class Muon(Adam):
 
     The momentum of a kernel [K, C, h, w], as a matrix of K rows, is moved along with all its
     singular values made about 1. All kernels are stacked, with zeros around the smaller ones, so
-    that a step of a net is a dozen launches.
+    that products are one launch for all of them.
 
     Args:
         net, full_rate, betas: as `Adam`. No kernel may have more rows than columns.
@@ -61,7 +61,7 @@ class Muon(Adam):
         others = self._others(self.weights), self._others(gradients)
         self._move_by_adam(*others, scale, skip)
         torch._foreach_copy_(self._places, self._kernels(gradients))
-        gradient = torch.where(skip > 0, 0.0, self._stack / scale)
+        gradient = (self._stack / scale).masked_fill_(skip > 0, 0.0)
         self.momentum.lerp_(gradient, (1 - MOMENTUM) * (1 - skip))
         ahead = gradient.lerp(self.momentum, MOMENTUM)  # as in Nesterov's
         step = orthogonal(ahead) * (self._sizes * self._rate * (1 - skip))
