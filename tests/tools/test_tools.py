@@ -43,7 +43,7 @@ def place(tmp_path):
 
 def test_an_ablation_goes_on_where_it_was(place, run):
     flags = ("one.png", "--content", "photos", "--photos", "photos", "--size", "80")
-    flags = (*flags, "--steps", "3", "--out", "docs", "--device", "cpu")
+    flags = (*flags, "--steps", "9", "--out", "docs", "--device", "cpu")
     run("ablation.py", *flags)
     models = sorted((place / "ablation-runs").rglob("model.safetensors"))
     assert [m.parent.name for m in models] == ["perceptual", "perceptual-adversarial-repair"]
