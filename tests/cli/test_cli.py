@@ -217,3 +217,29 @@ def test_info_of_a_damaged_model_is_one_sentence(call, tmp_path, content):
     assert (status, out) == (2, "")
     assert err.startswith(f"faststy: {path}: ")
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ("stylize",),
+        ("video",),
+        ("live",),
+        ("train",),
+        ("train", "a.png", "--content"),
+        ("train", "a.png", "--out"),
+        ("train", "a.png", "--pairs"),
+        ("train", "a.png", "--base"),
+        ("train", "a.png", "--cache"),
+        ("sweep",),
+        ("sweep", "a.png", "--content"),
+        ("sweep", "a.png", "--out"),
+    ],
+)
+def test_the_shell_completes_files(line):
+    from click.shell_completion import BashComplete
+
+    from faststy.cli import group
+
+    completion = BashComplete(group, {}, "faststy", "_FASTSTY_COMPLETE")
+    assert [item.type for item in completion.get_completions([*line], "pi")] == ["file"]

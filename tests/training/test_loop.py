@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import threading
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -117,6 +118,27 @@ def test_terms_of_two_stages_are_not_mixed_and_the_last_step_is_logged(
     assert [row["step"] for row in logged] == [1, 10]
     assert logged[1]["stage"] == "repair"
     assert "content" not in logged[1]["terms"]
+
+
+def test_the_speed_that_is_told_is_that_of_now(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "LOG_EVERY", 0.0)
+    real, slow = Trainer.take, 0.5
+
+    def take(self, drawn, style_weight):
+        take.count += 1
+        if take.count > 4:
+            time.sleep(slow)
+        return real(self, drawn, style_weight)
+
+    take.count = 0
+    monkeypatch.setattr(Trainer, "take", take)
+    train(config(steps=7, stages=STAGES[:1]))
+    lines = (tmp_path / "run" / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [row for row in map(json.loads, lines) if "stage" in row]
+    assert [row["step"] for row in rows] == list(range(1, 8))
+    assert all(row["images_per_second"] <= 1 / slow for row in rows[4:])
+    # The mean of the whole run would be more.
+    assert max(row["images_per_second"] for row in rows[:4]) > 1 / slow
 
 
 def test_the_shipped_generator_is_the_average(config, tmp_path):
