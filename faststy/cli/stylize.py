@@ -261,8 +261,10 @@ def _tell_where(summary: Summary) -> None:
     if len(outputs) == 1:
         click.echo(outputs[0], err=True)
     elif outputs:
-        folder = os.path.commonpath([path.parent for path in outputs]) or os.curdir
-        click.echo(f"{counted(len(outputs), 'picture')} in {folder}", err=True)
+        folder = Path(os.path.commonpath([path.parent.absolute() for path in outputs]))
+        here = Path.cwd()
+        shown = folder.relative_to(here) if folder.is_relative_to(here) else folder
+        click.echo(f"{counted(len(outputs), 'picture')} in {shown}", err=True)
 
 
 def _tell_what_is_left_out(job: Job) -> None:
@@ -349,8 +351,8 @@ def _warn_of_memory(job: Job, needed: int, memory: int | None) -> None:
 
 def _warn_of_shape(job: Job, photo: tuple[int, int], mask: tuple[int, int]) -> None:
     """A mask may have any size; one of another shape is that of another photo, or lies down."""
-    wide, high = mask[0] / photo[0], mask[1] / photo[1]
-    if abs(wide - high) > max(wide, high) / min(photo) + 0.02 * high:
+    stretched = mask[0] / mask[1] * photo[1] / photo[0]
+    if abs(stretched - 1) > 0.02 + 1 / min(mask):  # more than rounding
         click.echo(
             f"faststy: {job.name}: the mask of {mask[0]} x {mask[1]} is stretched to "
             f"{photo[0]} x {photo[1]}",

@@ -170,7 +170,7 @@ def open_clip(
         path = Path(source)
         name = name or str(path)
         if path.is_dir():
-            pictures = sorted(list_pictures(path, recursive=False), key=_counted)
+            pictures = sorted(list_pictures(path, recursive=False), key=_by_number)
             clip = PictureClip(pictures, name, size, begin, until, pace)
             clip.left_out += _moving(path, pictures)
             return clip
@@ -504,7 +504,7 @@ def _matching(pattern: Path) -> dict[int, Path]:
     return dict(sorted(found.items()))
 
 
-def _counted(path: Path) -> list[str | int]:
+def _by_number(path: Path) -> list[str | int]:
     """A key that sorts 9.png before 10.png."""
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", path.name)]
 
@@ -526,8 +526,9 @@ def _gaps(numbers: list[int]) -> tuple[str, ...]:
     if count == 0:
         return ()
     first = next(a + 1 for a, b in pairwise(numbers) if b > a + 1)
-    return (f"{first}, a number that no picture has" if count == 1 else
-            f"{count} numbers that no picture has, {first} and others",)  # fmt: skip
+    if count == 1:
+        return (f"{first}, a number that no picture has",)
+    return (f"{count} numbers that no picture has, {first} and others",)
 
 
 class _Pipe:
@@ -655,15 +656,15 @@ def _colors_of(frame: av.VideoFrame) -> Colors:
 
 def _beyond_rgb24(frame: av.VideoFrame) -> tuple[str, ...]:
     """What its pixels say that three numbers of 8 bits do not, in words."""
-    found, parts = [], frame.format.components
+    found, parts = list[str](), frame.format.components
     if any(part.is_alpha for part in parts):
         pixels = VideoReformatter().reformat(frame, format="rgba").to_ndarray()
-        found += ["its transparency"] if pixels[..., 3].min() < 255 else []
-    bits = max(part.bits for part in parts)
-    found += [f"the finer steps of its {bits} bits per colour"] if bits > 8 else []
-    found += (
-        ["interlacing: both halves of a frame are painted as one"] if frame.interlaced_frame else []
-    )
+        if pixels[..., 3].min() < 255:
+            found.append("its transparency")
+    if (bits := max(part.bits for part in parts)) > 8:
+        found.append(f"the finer steps of its {bits} bits per colour")
+    if frame.interlaced_frame:
+        found.append("interlacing: both halves of a frame are painted as one")
     return tuple(found)
 
 

@@ -339,13 +339,13 @@ def _judge(runs: Sequence[TrainConfig], config: TrainConfig) -> list[Point]:
     device = device_named(config.device)
     encoder = load_encoder(config.encoder).to(device)
     grams = style_grams(Path(config.style[0]), config.style_size, encoder, device)
+    photos = _photos(config, JUDGED)
     points = []
     for run in runs:
         folder = Path(run.out)
         path = folder / "model.safetensors"
         model = load_model(path)
         name = model.info.styles[0]
-        photos = _photos(config, JUDGED)
         found = evaluate(model, photos, {name: grams}, encoder, device, size=JUDGED_SIZE)
         scores = found.mean(repaired=model.repairer is not None)
         assert scores is not None

@@ -65,17 +65,13 @@ class Adam:
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
         skip = (~torch.isfinite(loss.detach() + norm)).float()
         self.count += 1 - skip
-        self._move(gradients, (norm / max_norm).clamp_min(1.0), skip)
+        self._move(self.weights, gradients, (norm / max_norm).clamp_min(1.0), skip)
         return skip
 
-    def _move(self, gradients: list[Tensor], scale: Tensor, skip: Tensor) -> None:
-        """Move by `gradients` / `scale`, one per weight, unless `skip` is 1."""
-        self._move_by_adam(self.weights, gradients, scale, skip)
-
-    def _move_by_adam(
+    def _move(
         self, weights: list[Tensor], gradients: list[Tensor], scale: Tensor, skip: Tensor
     ) -> None:
-        """Those of the weights that have means and squares, in their order."""
+        """Move `weights`, which have means and squares, by `gradients` / `scale` unless `skip`."""
         torch._fused_adam_(
             weights, gradients, self.means, self.squares, [], [self.count] * len(weights),
             lr=self._rate, beta1=self.betas[0], beta2=self.betas[1], weight_decay=0.0, eps=EPS,

@@ -29,8 +29,7 @@ class Muon(Adam):
 
     def __init__(self, net: nn.Module, full_rate: float, betas: tuple[float, float]) -> None:
         super().__init__(net, full_rate, betas)
-        kernels = [weight.ndim == 4 for weight in self.weights]
-        self._is_kernel = kernels
+        self._is_kernel = [weight.ndim == 4 for weight in self.weights]
         self.means, self.squares = self._others(self.means), self._others(self.squares)
         matrices = [(len(w), w[0].numel()) for w in self._kernels(self.weights)]
         if any(rows > columns for rows, columns in matrices):
@@ -57,16 +56,17 @@ class Muon(Adam):
     def _others(self, values: list[Tensor]) -> list[Tensor]:
         return [v for v, chosen in zip(values, self._is_kernel, strict=True) if not chosen]
 
-    def _move(self, gradients: list[Tensor], scale: Tensor, skip: Tensor) -> None:
-        others = self._others(self.weights), self._others(gradients)
-        self._move_by_adam(*others, scale, skip)
+    def _move(
+        self, weights: list[Tensor], gradients: list[Tensor], scale: Tensor, skip: Tensor
+    ) -> None:
+        super()._move(self._others(weights), self._others(gradients), scale, skip)
         torch._foreach_copy_(self._places, self._kernels(gradients))
         gradient = (self._stack / scale).masked_fill_(skip > 0, 0.0)
         self.momentum.lerp_(gradient, (1 - MOMENTUM) * (1 - skip))
         ahead = gradient.lerp(self.momentum, MOMENTUM)  # as in Nesterov's
-        step = orthogonal(ahead) * (self._sizes * self._rate * (1 - skip))
-        self._stack.copy_(step)
-        torch._foreach_sub_(self._kernels(self.weights), self._places)
+        sizes = self._sizes * self._rate * (1 - skip)
+        torch.mul(orthogonal(ahead), sizes, out=self._stack)
+        torch._foreach_sub_(self._kernels(weights), self._places)
 
 
 def orthogonal(x: Tensor) -> Tensor:
@@ -79,12 +79,18 @@ def orthogonal(x: Tensor) -> Tensor:
         gram = x @ x.mT
         square = gram.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None] + TINY  # Frobenius norm²
         gram = gram / square
-        one = torch.eye(x.shape[-2], dtype=x.dtype, device=x.device)
-        whole = one * square.rsqrt()
-        for _ in range(ITERATIONS):
-            each = LINEAR * one + torch.baddbmm(CUBIC * gram, gram, gram, alpha=QUINTIC)
-            whole, gram = each @ whole, each @ gram @ each
-        return whole @ x
+        whole = each = _factor(gram)
+        for _ in range(ITERATIONS - 1):
+            gram = each @ gram @ each
+            each = _factor(gram)
+            whole = each @ whole
+        return (whole * square.rsqrt()) @ x
+
+
+def _factor(gram: Tensor) -> Tensor:
+    """What an iteration multiplies x with, by x xᵀ [n, r, r]."""
+    one = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    return LINEAR * one + torch.baddbmm(CUBIC * gram, gram, gram, alpha=QUINTIC)
 
 
 def _as_kernel(matrix: Tensor, like: Tensor) -> Tensor:

@@ -193,6 +193,10 @@ def test_a_person_is_told_where_the_painting_is(photos, model, faststy, monkeypa
     monkeypatch.setattr(type(sys.stderr), "isatty", lambda _: True, raising=False)
     assert faststy("stylize", "photos/a.png", "-m", model)[2].endswith("photos/a_rain.png\n")
     assert faststy("stylize", "photos", "-m", model, "-o", "out")[2].endswith("pictures in out\n")
+    away = str(Path("photos/sub/b.jpg").absolute())  # one by its whole path, one not
+    assert faststy("stylize", "photos/a.png", away, "-m", model)[2].endswith(
+        "2 pictures in photos\n"
+    )
 
 
 def test_output_folder_of_one_picture(photos, model, faststy):
