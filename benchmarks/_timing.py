@@ -95,32 +95,36 @@ def measure(samplers: Mapping[str, Sampler], seconds: float) -> tuple[dict[str, 
     """Samples of each variant, a round at a time; and whether they had become steady before.
 
     `seconds` bounds the warm-up, and then the rounds beyond the first MIN_ROUNDS; with PATIENCE,
-    these too.
+    these too. A first round that takes longer than PATIENCE counts: the calls that checked the
+    results have warmed it up.
     """
-    steady = _warm_up(samplers, seconds)
-    samples: dict[str, list[float]] = {name: [] for name in samplers}
+    rounds, steady = _warm_up(samplers, seconds)
     order, shuffle = list(samplers), random.Random(0).shuffle
     end = time.perf_counter() + seconds
-    for done in range(MAX_ROUNDS):
+    while len(rounds) < MAX_ROUNDS:
         over = time.perf_counter() - end
-        if over > 0 and done >= (MIN_ROUNDS if over < PATIENCE else FEWEST_ROUNDS):
+        if over > 0 and len(rounds) >= (MIN_ROUNDS if over < PATIENCE else FEWEST_ROUNDS):
             break
         shuffle(order)  # who comes after whom must not matter
-        for name in order:
-            samples[name].append(samplers[name]())
-    return samples, steady
+        rounds.append({name: samplers[name]() for name in order})
+    return {name: [taken[name] for taken in rounds] for name in samplers}, steady
 
 
-def _warm_up(samplers: Mapping[str, Sampler], seconds: float) -> bool:
+def _warm_up(
+    samplers: Mapping[str, Sampler], seconds: float
+) -> tuple[list[dict[str, float]], bool]:
+    """The rounds that count already, at most one; and whether they became steady."""
     rounds: list[list[float]] = []
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end + PATIENCE * (len(rounds) < 6) or not rounds:
+    start = time.perf_counter()
+    while time.perf_counter() < start + seconds + PATIENCE * (len(rounds) < 6) or not rounds:
         rounds.append([sample() for sample in samplers.values()])
+        if len(rounds) == 1 and time.perf_counter() > start + PATIENCE:
+            return [dict(zip(samplers, rounds[0], strict=True))], False
         if len(rounds) >= 6:
             before, now = np.median(rounds[-6:-3], 0), np.median(rounds[-3:], 0)
             if np.all(np.abs(now / before - 1) < STEADY):
-                return True
-    return False
+                return [], True
+    return [], False
 
 
 def _wall(call: Call, count: int) -> Sampler:

@@ -438,10 +438,11 @@ def prepare(job: Job, device: torch.device, compiled: bool) -> Prepared:
     op = OPS[job.op]
     # As training does, hold larger tensors once: the C library then keeps memory of that size.
     torch.empty(28 << 20, dtype=torch.uint8)
-    size = sum(t.nbytes for t in op.inputs(job, device) if isinstance(t, Tensor))
-    sets = []
-    for _ in range(buffers(size, device)):
+    sets: list[tuple[list[Any], Tensor | None]] = []
+    count = 1
+    while len(sets) < count:
         inputs = op.inputs(job, device)
+        count = buffers(sum(t.nbytes for t in inputs if isinstance(t, Tensor)), device)
         dy = None
         if job.backward:
             for t in inputs[: op.leaves]:

@@ -61,6 +61,14 @@ def test_warm_up_waits_until_times_no_longer_fall() -> None:
     assert not steady
 
 
+def test_a_first_round_that_takes_long_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_timing, "PATIENCE", -1.0)  # so every round takes long
+    times = iter([3.0, 2.0, 1.0])
+    samples, steady = _timing.measure({"it": lambda: next(times)}, 0.0)
+    assert samples == {"it": [3.0, 2.0, 1.0]}
+    assert not steady
+
+
 def test_inputs_rotate_and_the_clock_is_right() -> None:
     seen: list[int] = []
 
