@@ -170,7 +170,8 @@ INLINE void write_pixel(const Conv& conv, int64_t place, int64_t lanes, vec z) {
     }
     z += load<vec>(residual);
   }
-  z = z > 0.f ? z : z * conv.slope;
+  const vec low = conv.slope == 0.f ? vec{} : z * conv.slope;  // 0 · -∞ would be NaN
+  z = z < 0.f ? low : z;  // false for NaN: it passes through
   if constexpr (RAGGED) {
     store(part, z);
     for (int i = 0; i < FOURS && 4 * i + 4 <= lanes; ++i) {

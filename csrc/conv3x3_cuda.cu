@@ -458,7 +458,8 @@ void set_vector(const std::optional<Tensor>& v, const char* name, const Conv& co
                 const void*& data, bool& wide, int64_t& stride) {
   if (!v) return;
   STD_TORCH_CHECK((v->dim() == 1 || (v->dim() == 2 && v->size(0) == conv.n)) &&
-                      v->size(v->dim() - 1) == conv.k && v->stride(v->dim() - 1) == 1,
+                      v->size(v->dim() - 1) == conv.k &&
+                      (conv.k == 1 || v->stride(v->dim() - 1) == 1),
                   name, ": expected [K] or [N, K] with neighbouring values");
   wide = v->scalar_type() == ScalarType::Float;
   STD_TORCH_CHECK((wide || v->scalar_type() == x.scalar_type()) && v->device() == x.device(), name,

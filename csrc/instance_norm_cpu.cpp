@@ -24,7 +24,7 @@ namespace {
 
 enum class Activation { none, relu, leaky_relu, silu };
 
-constexpr float LEAKY_SLOPE = 0.2f;
+constexpr double LEAKY_SLOPE = 0.2;
 
 Activation activation_named(const std::string& name) {
   if (name == "none") return Activation::none;

@@ -35,7 +35,8 @@ def _from_pixels_kernel(
     at = i_n * frame_strides[0] + y * frame_strides[1] + x * frame_strides[2]
     at += o_k // (R * R) * frame_strides[3]
     value = tl.load(frames_ptr + at, mask=mask, other=0).to(tl.float32) * scale + low
-    at = i_n * out_strides[0] + o_k * out_strides[1] + i_y * out_strides[2] + o_x * out_strides[3]
+    at = i_n * out_strides[0] + i_y * out_strides[2] + o_x * out_strides[3]
+    at += o_k.to(tl.int64) * out_strides[1]  # planes may lie far apart
     tl.store(out_ptr + at, value, mask=mask)
 
 

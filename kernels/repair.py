@@ -236,10 +236,15 @@ def repair_hints(painted: Tensor, photo: Tensor) -> tuple[Tensor, Tensor]:
     h, w = height // CELL.value, width // CELL.value
     down, across = ceil_div(height, BLOCK.value), ceil_div(width, BLOCK.value)
     means, products, details = (
-        torch.empty(shape, device=photo.device)
+        torch.empty(shape, dtype=torch.float32, device=photo.device)
         for shape in ((n, 2, down, across), (n, 3, h, w), (n, 2, height, width))
     )
-    hints = torch.empty((n, 3, h, w), device=photo.device, memory_format=torch.channels_last)
+    hints = torch.empty(
+        (n, 3, h, w),
+        dtype=torch.float32,
+        device=photo.device,
+        memory_format=torch.channels_last,
+    )
     size = min(REPAIR_BLOCKS, power_of_2(across))
     groups = ceil_div(across, size)
     _means_kernel[(2 * n * down * groups,)](

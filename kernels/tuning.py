@@ -429,14 +429,14 @@ def planes(x: Tensor) -> tuple[Tensor, Strides]:
     """`x` [N, C, H, W] and its strides by sample, channel and pixel.
 
     `x` is copied only if its pixels are not evenly spaced in memory, or so far apart that offsets
-    within a tile could pass 2³¹.
+    within a tile could pass 2³¹; of a plane in one piece they cannot.
     """
     h, w = x.shape[2:]
     stride_n, stride_c, stride_h, stride_w = x.stride()
     stride_p = stride_w if w > 1 or h == 1 else stride_h
     channels = 64 if stride_c < stride_p else max(LARGEST_TILE // (h * w), 1)  # in a tile, at most
     reach = stride_c * channels + stride_p * min(h * w, LARGEST_TILE)
-    if (h > 1 and w > 1 and stride_h != w * stride_w) or reach >= 2**31:
+    if (h > 1 and w > 1 and stride_h != w * stride_w) or (reach >= 2**31 and not x.is_contiguous()):
         return planes(x.contiguous())
     return x, (stride_n, stride_c, stride_p)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +13,16 @@ from faststy import ops
 from faststy.ops.instance_norm import Activation
 from faststy.ops.reference import wide
 
+Net = TypeVar("Net", bound=nn.Module)
+
 
 class InstanceNorm2d(nn.InstanceNorm2d):
     """`torch.nn.InstanceNorm2d` (same arguments, state dict and results) on the fused op.
 
-    Beyond it: a residual and an activation in the same pass, and planes of a single pixel.
+    Beyond it: a residual and an activation in the same pass, and planes of a single pixel, which
+    have no variance that running statistics could learn. What rewrites Python (torch.jit.script,
+    torch.fx) and the transforms of torch.func do not see through it; torch.compile, torch.export
+    and second derivatives do.
 
     Args:
         bias: without it, `affine` means a weight alone, as in newer versions of torch.
@@ -43,12 +50,17 @@ class InstanceNorm2d(nn.InstanceNorm2d):
         self.activation: Activation | None = activation
 
     def forward(
-        self, x: Tensor, *, activation: Activation | None = None, residual: Tensor | None = None
+        self,
+        input: Tensor,  # torch's name
+        *,
+        activation: Activation | None = None,
+        residual: Tensor | None = None,
     ) -> Tensor:
-        """`activation(normalised(x) · weight + bias + residual)`, shaped as `x`.
+        """`activation(normalised(x) · weight + bias + residual)`, shaped as the input `x`.
 
         `x` and `residual` are [N, C, H, W] or [C, H, W]; `activation` defaults to the module's.
         """
+        x = input
         # Without parameters any number of channels will do, as in torch, which warns.
         bound = self.affine or self.track_running_stats
         if x.ndim not in (3, 4) or (bound and x.shape[-3] != self.num_features):
@@ -68,7 +80,8 @@ class InstanceNorm2d(nn.InstanceNorm2d):
             else:
                 assert self.running_mean is not None
                 assert self.running_var is not None
-                statistics = (self.running_mean, torch.rsqrt(self.running_var + self.eps))
+                variance = self.running_var.to(wide(self.running_var.dtype))
+                statistics = (self.running_mean, torch.rsqrt(variance + self.eps))
         return ops.instance_norm(
             x,
             self.weight,
@@ -85,9 +98,12 @@ class InstanceNorm2d(nn.InstanceNorm2d):
         assert self.running_mean is not None
         assert self.running_var is not None
         share = self.momentum or 0.0  # None is 0, as in torch
-        variance, mean = torch.var_mean(x.to(wide(x.dtype)), (2, 3))  # the unbiased variance
-        self.running_mean.lerp_(mean.mean(0).to(self.running_mean.dtype), share)
-        self.running_var.lerp_(variance.mean(0).to(self.running_var.dtype), share)
+        x = x.to(wide(x.dtype))
+        mean = x.mean((0, 2, 3))
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
+        if x.shape[2:].numel() > 1:
+            variance = x.var((2, 3)).mean(0)  # the unbiased one
+            self.running_var.lerp_(variance.to(self.running_var.dtype), share)
 
     def extra_repr(self) -> str:
         fused = f", activation={self.activation!r}" if self.activation else ""
@@ -140,22 +156,31 @@ class ConditionalInstanceNorm2d(nn.Module):
         return f"{self.weight.shape[0]}, {self.weight.shape[1]}, eps={self.eps}"
 
 
-def replace_instance_norm(model: nn.Module) -> nn.Module:
+def replace_instance_norm(model: Net) -> Net:
     """Put `InstanceNorm2d` in place of every `torch.nn.InstanceNorm2d` of `model`, and return it.
 
     Parameters and buffers stay the same objects under the same names, so optimisers and checkpoints
-    go on working. Where a norm is followed by ReLU, LeakyReLU(0.2) or SiLU in a `Sequential`, the
-    activation is fused, and an `Identity` keeps its place. Subclasses and modules with hooks are
-    left alone.
+    go on working; a norm that several places share stays shared. Where a norm is followed by ReLU,
+    LeakyReLU(0.2) or SiLU in a `Sequential`, and is nowhere else, the activation is fused, and an
+    `Identity` keeps its place. Subclasses are left alone, and so is what others have changed: norms
+    and activations with hooks, with children or with a `forward` of their own.
     """
-    if type(model) is nn.InstanceNorm2d and not _hooked(model):
-        return _replacement(model)
-    for module in list(model.modules()):
-        for name, child in module.named_children():
-            if type(child) is nn.InstanceNorm2d and not _hooked(child):
-                setattr(module, name, _replacement(child))
-        if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
-            _fuse_activations(module)
+    if _plain(model, nn.InstanceNorm2d):
+        return _replacement(model)  # type: ignore[return-value, arg-type]
+    parents = list(model.modules())
+    places = Counter(child for parent in parents for child in parent._modules.values())
+    ours: dict[nn.Module, InstanceNorm2d] = {}
+    for parent in parents:
+        for name, child in list(parent._modules.items()):
+            if isinstance(child, nn.InstanceNorm2d) and _plain(child, nn.InstanceNorm2d):
+                if child not in ours:
+                    ours[child] = _replacement(child)
+                    places[ours[child]] = places[child]
+                setattr(parent, name, ours[child])
+    for parent in parents:
+        own = type(parent).forward is nn.Sequential.forward and "forward" not in vars(parent)
+        if isinstance(parent, nn.Sequential) and own:
+            _fuse_activations(parent, places)
     return model
 
 
@@ -170,37 +195,29 @@ def _replacement(norm: nn.InstanceNorm2d) -> InstanceNorm2d:
     )
     ours._parameters.update(norm._parameters)
     ours._buffers.update(norm._buffers)
+    ours._non_persistent_buffers_set.update(norm._non_persistent_buffers_set)
     return ours.train(norm.training)
 
 
-def _fuse_activations(layers: nn.Sequential) -> None:
+def _fuse_activations(layers: nn.Sequential, places: Counter[nn.Module | None]) -> None:
     for i in range(len(layers) - 1):
-        norm, after = layers[i], layers[i + 1]
-        fused = _activation(after)
-        # A norm that other places share must not gain an activation there.
-        if isinstance(norm, InstanceNorm2d) and norm.activation is None and fused is not None:
-            alone = _replacement(norm)
-            alone.activation = fused
-            layers[i], layers[i + 1] = alone, nn.Identity()
+        norm, fused = layers[i], _activation(layers[i + 1])
+        if not isinstance(norm, InstanceNorm2d) or not _plain(norm, InstanceNorm2d):
+            continue
+        if fused is not None and norm.activation is None and places[norm] == 1:
+            norm.activation, layers[i + 1] = fused, nn.Identity()
 
 
 def _activation(module: nn.Module) -> Activation | None:
-    if not _hooked(module):
-        if type(module) is nn.ReLU:
-            return "relu"
-        if type(module) is nn.LeakyReLU and module.negative_slope == 0.2:
-            return "leaky_relu"
-        if type(module) is nn.SiLU:
-            return "silu"
-    return None
+    if _plain(module, nn.ReLU):
+        return "relu"
+    if _plain(module, nn.LeakyReLU) and module.negative_slope == 0.2:
+        return "leaky_relu"
+    return "silu" if _plain(module, nn.SiLU) else None
 
 
-def _hooked(module: nn.Module) -> bool:
-    return any(
-        (
-            module._forward_hooks,
-            module._forward_pre_hooks,
-            module._backward_hooks,
-            module._backward_pre_hooks,
-        )
-    )
+def _plain(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether it is a `kind` and no more: no subclass, without hooks or anything put onto it."""
+    hooks = (value for name, value in vars(module).items() if name.endswith("_hooks"))
+    own = module._modules or "forward" in vars(module)
+    return type(module) is kind and not own and not any(hooks)

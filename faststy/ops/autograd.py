@@ -1,8 +1,8 @@
-"""Backward passes that cannot themselves be differentiated, and say so."""
+"""Backward passes of backward passes: by the reference, or not at all, which is said."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any
 
@@ -17,16 +17,36 @@ def once_differentiable(backward: Callable[..., Gradients]) -> Callable[..., Gra
     """Let a second derivative raise, rather than be silently without this op's share.
 
     torch's decorator of this name notices only second derivatives through the incoming gradients,
-    not those through saved inputs, as a loss of features needs them.
+    not those through saved inputs, as a loss of features needs them. What is saved must be what the
+    graph leads to, no copy of it.
     """
 
     @wraps(backward)
     def guarded(ctx: Any, *grads: Tensor) -> Gradients:
         with torch.no_grad():
             results = backward(ctx, *grads)
-        if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if not differentiated_again():
             return results
-        fail = torch._C._functions.DelayedError(MESSAGE, len(results))
-        return fail(*[None if r is None else r.detach().requires_grad_() for r in results])  # type: ignore[arg-type]
+        given = [None if r is None else r.detach().requires_grad_() for r in results]
+        # Whatever a second derivative is asked for, its way leads through one of the others.
+        tied = (*given, *grads, *ctx.saved_tensors)
+        failing = torch._C._functions.DelayedError(MESSAGE, len(tied))(*tied)
+        return tuple(failing[: len(results)])
 
     return guarded
+
+
+def differentiated_again() -> bool:
+    """Whether the backward pass that is running will be differentiated: `create_graph=True`."""
+    return torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
+def gradients(
+    function: Callable[..., Tensor], inputs: Sequence[Tensor | None], dy: Tensor
+) -> Gradients:
+    """Those of `function(*inputs)` for each of `inputs`, themselves differentiable."""
+    # Views, as one tensor may be several inputs, each of which has its own gradient.
+    own = [None if x is None else x.view_as(x) for x in inputs]
+    wanted = [x for x in own if x is not None and x.requires_grad]
+    found = iter(torch.autograd.grad(function(*own), wanted, dy, create_graph=True))
+    return tuple(next(found) if x is not None and x.requires_grad else None for x in own)

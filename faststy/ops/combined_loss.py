@@ -177,9 +177,9 @@ class _CombinedLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dtotal: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
-        tensors = ctx.saved_tensors
         if dtotal is None:
-            return (None,) * (5 + len(tensors))
+            counts: tuple[int, ...] = ctx.settings[2]
+            return (None,) * (5 + sum(counts))
         if torch.compiler.is_compiling():
             gradients = [gradient * dtotal.to(gradient.dtype) for gradient in ctx.gradients]
         else:
@@ -187,7 +187,7 @@ class _CombinedLoss(torch.autograd.Function):
             gradients, ctx.gradients = ctx.gradients, None
             if gradients is None:
                 form, variation, counts = ctx.settings
-                gradients = _raw(form, variation, counts, tensors, True)[2]
+                gradients = _raw(form, variation, counts, ctx.saved_tensors, True)[2]
             torch.ops.faststy.combined_loss_scale_(gradients, dtotal)
         return (*[None] * 5, *gradients, *[None] * ctx.constants)
 

@@ -113,6 +113,15 @@ def _fake(
     return y.to(memory_format=CHANNELS_LAST), found
 
 
+def few_enough(x: Tensor, grown: int = 0) -> bool:
+    """Whether csrc/conv3x3_cuda.cu can number the tiles of `x` [N, C, H, W], which it divides by
+    multiplying with reciprocals; `grown` is by how many pixels results are larger each way.
+    """
+    n, _, height, width = x.shape
+    down, across = -(-(height + 2 * grown) // 8), -(-(width + 2 * grown) // 32)
+    return n * down * across * across * (1 if n == 1 else down) < 2**32
+
+
 def _fits(
     inputs: list[Tensor],
     weight: Tensor,
@@ -125,8 +134,10 @@ def _fits(
     (k, c), dtype = weight.shape[:2], weight.dtype
     vectors = [v.dtype for v in (scale, bias) if v is not None]
     one_dtype = all(t.dtype == dtype for t in inputs) and {*vectors} <= {dtype, torch.float32}
-    small = len(inputs) <= 2 and c <= 96 and k <= 64 and c * k <= 4096
-    return dtype in HALVES and one_dtype and small and (residual is None or k % 2 == 0)
+    small = len(inputs) <= 2 and c <= 96 and k <= 64 and c * k <= 4096 and few_enough(inputs[0])
+    # Two values of the residual are read at once.
+    paired = residual is None or (k % 2 == 0 and residual.data_ptr() % 4 == 0)
+    return dtype in HALVES and one_dtype and small and paired
 
 
 define(

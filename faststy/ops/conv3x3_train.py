@@ -16,7 +16,7 @@ from torch import Tensor
 from faststy.ops import checks
 from faststy.ops.autograd import once_differentiable
 from faststy.ops.bias_activation import Activation, bias_activation
-from faststy.ops.conv3x3 import weight_layout
+from faststy.ops.conv3x3 import few_enough, weight_layout
 from faststy.ops.convolution import activate_, convolve
 from faststy.ops.dispatch import HALVES, by_extension, define
 from faststy.ops.max_pool import max_pool
@@ -77,7 +77,7 @@ def frozen_conv3x3(
         TypeError, ValueError: a wrong dtype, rank, shape or device.
     """
     _check(x, weight, bias)
-    if weight.requires_grad or not _fits(x, weight, False):
+    if weight.requires_grad or bias.requires_grad or not _fits(x, weight, False):
         return convolve(x, weight, bias, "relu" if relu else None, padding=1, pool=pool)
     x = x.to(weight.dtype, memory_format=CHANNELS_LAST)
     y: Tensor = _FrozenConv3x3.apply(x, weight, bias, relu)  # type: ignore[no-untyped-call]
@@ -103,7 +103,7 @@ def _fits(x: Tensor, weight: Tensor, learns: bool) -> bool:
     if x.is_cuda:
         few = c <= (48 if learns else MOST)
         few |= learns and c == 96 and k <= 32 and not x.requires_grad  # two frames' cells
-        suited = few and k <= MOST
+        suited = few and k <= MOST and few_enough(x, grown=1)
         suited &= dtype == torch.bfloat16 if learns else weight.dtype in HALVES
     elif torch.compiler.is_compiling():  # it knows torch's, and exports them
         return False
@@ -129,9 +129,9 @@ def _turned(weight: Tensor) -> Tensor:
 class _ReflectedConv3x3(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.dtypes = weight.dtype, None if bias is None else bias.dtype
-        weight = weight.to(x.dtype, memory_format=weight_layout(weight))
+        ctx.bias_dtype = None if bias is None else bias.dtype
         ctx.save_for_backward(x, weight)
+        weight = weight.to(x.dtype, memory_format=weight_layout(weight))
         if not x.is_cuda:
             # What is flat stays flat; minimal filtering would vary it by rounding, of which the
             # norms that follow make strokes.
@@ -145,13 +145,14 @@ class _ReflectedConv3x3(torch.autograd.Function):
         dy = dy.contiguous(memory_format=CHANNELS_LAST)
         dx = dw = db = None
         if ctx.needs_input_grad[0]:
-            padded = torch.ops.faststy.conv3x3_train_input_grad(dy, _turned(weight), None, True)
+            turned = _turned(weight.to(x.dtype))
+            padded = torch.ops.faststy.conv3x3_train_input_grad(dy, turned, None, True)
             dx = torch.ops.faststy.reflection_pad_bwd(padded, 1, True)
         if ctx.needs_input_grad[1]:
-            dw = torch.ops.faststy.conv3x3_train_weight_grad(dy, x).to(ctx.dtypes[0])
+            dw = torch.ops.faststy.conv3x3_train_weight_grad(dy, x).to(weight.dtype)
         if ctx.needs_input_grad[2]:
             _, db = torch.ops.faststy.bias_activation_bwd(dy, None, "none", True)
-            db = db.to(ctx.dtypes[1])
+            db = db.to(ctx.bias_dtype)
         return dx, dw, db
 
 

@@ -1,6 +1,6 @@
 """Which implementation computes a raw op: Triton or CUDA C++ on a GPU, C++ on a CPU, or PyTorch.
 
-`FASTSTY_IMPL=auto|reference|triton|native` (read once, at import) forces one.
+`FASTSTY_IMPL=auto|reference|triton|native` (read once, at import) forces one, where it has the op.
 """
 
 from __future__ import annotations
@@ -139,13 +139,15 @@ def _on_its_device(launcher: Callable[..., Any]) -> Callable[..., Any]:
 
 def choose(op: str, device: str) -> Implementation:
     """The implementation of `op` on `device`. Raises FaststyError for one forced but missing."""
-    if IMPL not in CHOICES:
-        raise FaststyError(f"FASTSTY_IMPL={IMPL}: expected one of {', '.join(CHOICES)}")
-    if IMPL == "reference":
+    if _impl() == "reference":
         return Implementation(op, device, "reference", "FASTSTY_IMPL=reference")
     missing = {"triton": _no_triton(op, device), "native": _no_native(op, device)}
-    # "triton" is for the ops that have such kernels; the others are chosen as ever.
-    if IMPL != "auto" and not (IMPL == "triton" and KERNELS[op] is None):
+    # Ops that the forced one does not have are chosen as ever.
+    has = {
+        "triton": KERNELS[op] is not None,
+        "native": missing["native"] != _not_in_extension(op, device),
+    }
+    if IMPL != "auto" and has[IMPL]:
         if missing[IMPL] is not None:
             raise FaststyError(f"FASTSTY_IMPL={IMPL}: {op} on {device}: {missing[IMPL]}")
         return Implementation(op, device, IMPL, f"FASTSTY_IMPL={IMPL}")
@@ -159,18 +161,25 @@ def choose(op: str, device: str) -> Implementation:
     return Implementation(op, device, "reference", why or f"there are no kernels for {device}")
 
 
+def _impl() -> str:
+    """What FASTSTY_IMPL asks for. Raises FaststyError for what there is not."""
+    if IMPL not in CHOICES:
+        raise FaststyError(f"FASTSTY_IMPL={IMPL}: expected one of {', '.join(CHOICES)}")
+    return IMPL
+
+
 def by_kernels(x: Tensor, values: int = 0) -> bool:
     """Whether kernels take an op that torch has, too, on samples of `values` values like `x`.
 
     On a CPU torch's do well, and tests and exports know them; larger samples pass int32 offsets.
     """
-    return (IMPL == "triton" or (IMPL == "auto" and x.is_cuda)) and values < 2**30
+    return (_impl() == "triton" or (IMPL == "auto" and x.is_cuda)) and values < 2**30
 
 
 def by_extension(op: str, x: Tensor) -> bool:
     """Whether the extension takes `op`, which torch has, too, on tensors like `x`."""
     device = x.device.type
-    asked = IMPL in ("auto", "native") and device in ("cpu", "cuda")
+    asked = _impl() in ("auto", "native") and device in ("cpu", "cuda")
     return asked and _is_native(op, device)
 
 
@@ -221,6 +230,10 @@ def _no_native(op: str, device: str) -> str | None:
             key, qualified = device.upper(), f"faststy_native::{name}"
             if key in ("CPU", "CUDA") and _has_kernel(qualified, key):
                 return _too_small(op) if device == "cuda" else None
+    return _not_in_extension(op, device)
+
+
+def _not_in_extension(op: str, device: str) -> str:
     return f"the C++ extension has no {op} for {device}"
 
 

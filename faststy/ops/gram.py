@@ -6,15 +6,16 @@ Transfer Using Convolutional Neural Networks", 2016).
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from faststy.ops import checks
-from faststy.ops.autograd import once_differentiable
+from faststy.ops import checks, reference
+from faststy.ops.autograd import differentiated_again, gradients
 from faststy.ops.dispatch import define
-from faststy.ops.reference import layout, wide
+from faststy.ops.reference import in_one_piece, layout, wide
 
 
 def gram(x: Tensor, center: bool = False) -> Tensor:
@@ -25,13 +26,13 @@ def gram(x: Tensor, center: bool = False) -> Tensor:
         center: subtract each channel's mean first (a covariance, then).
 
     Returns:
-        [N, C, C], symmetric, float32 (float64 for float64 `x`). Differentiable once.
+        [N, C, C], symmetric, float32 (float64 for float64 `x`).
 
     Raises:
         TypeError, ValueError: `x` has another dtype or rank.
     """
     checks.features(x)
-    return _Gram.apply(x, center)  # type: ignore[no-any-return, no-untyped-call]
+    return _Gram.apply(in_one_piece(x), center)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def gram_loss(x: Tensor, target: Tensor, center: bool = False) -> Tensor:
@@ -43,7 +44,7 @@ def gram_loss(x: Tensor, target: Tensor, center: bool = False) -> Tensor:
         center: as for `gram`; `target` must have been made the same way.
 
     Returns:
-        A scalar, float32 (float64 for float64 `x`). Differentiable once with respect to `x`.
+        A scalar, float32 (float64 for float64 `x`). Differentiable with respect to `x`.
 
     Raises:
         TypeError, ValueError: a wrong dtype, shape or device, or a target that needs gradients.
@@ -53,7 +54,7 @@ def gram_loss(x: Tensor, target: Tensor, center: bool = False) -> Tensor:
     checks.shaped(target, "target", {"[C, C]": (c, c), "[N, C, C]": (n, c, c)}, like=x)
     if target.requires_grad:
         raise ValueError("target: expected a constant, got one that requires gradients: detach it")
-    return _GramLoss.apply(x, target, center)  # type: ignore[no-any-return, no-untyped-call]
+    return _GramLoss.apply(in_one_piece(x), target, center)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _Gram(torch.autograd.Function):
@@ -64,9 +65,11 @@ class _Gram(torch.autograd.Function):
         return torch.ops.faststy.gram_fwd(x, mean)  # type: ignore[no-any-return]
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dgram: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, dgram: Tensor) -> tuple[Tensor | None, None]:
         x, mean = ctx.saved_tensors
+        if differentiated_again():
+            again = partial(reference.gram, center=mean is not None)
+            return gradients(again, [x], dgram)[0], None
         return torch.ops.faststy.gram_bwd(dgram + dgram.mT, x, mean, None), None
 
 
@@ -76,13 +79,15 @@ class _GramLoss(torch.autograd.Function):
         mean = _mean(x) if center else None
         target = target.to(wide(x.dtype)).contiguous()
         loss, difference, factor = torch.ops.faststy.gram_loss_fwd(x, mean, target)
-        ctx.save_for_backward(x, mean, difference, factor)
+        ctx.save_for_backward(x, mean, difference, factor, target)
         return loss  # type: ignore[no-any-return]
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor, None, None]:
-        x, mean, difference, factor = ctx.saved_tensors
+    def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, None, None]:
+        x, mean, difference, factor, target = ctx.saved_tensors
+        if differentiated_again():
+            again = partial(reference.gram_loss, target=target, center=mean is not None)
+            return gradients(again, [x], dloss)[0], None, None
         # What counts of d gram is d gram + d gramᵀ: twice its symmetric part.
         scale = factor * (2 * dloss)
         return torch.ops.faststy.gram_bwd(difference, x, mean, scale), None, None

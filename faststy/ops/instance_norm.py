@@ -12,10 +12,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from faststy.ops import checks
-from faststy.ops.autograd import once_differentiable
+from faststy.ops import checks, reference
+from faststy.ops.autograd import differentiated_again, gradients
 from faststy.ops.dispatch import define
-from faststy.ops.reference import layout, wide
+from faststy.ops.reference import in_one_piece, layout, wide
 
 Activation = Literal["relu", "leaky_relu", "silu"]
 ACTIVATIONS = ("relu", "leaky_relu", "silu")
@@ -73,7 +73,7 @@ def instance_norm(
         checks.shaped(mean, "statistics: mean", shapes, like=x)
         checks.shaped(rstd, "statistics: rstd", shapes, like=x)
         mean, rstd = (s.detach().to(wide(x.dtype)).expand(n, c) for s in (mean, rstd))
-    args = (x, weight, bias, residual, mean, rstd, eps, activation or "none")
+    args = (in_one_piece(x), weight, bias, residual, mean, rstd, eps, activation or "none")
     return _InstanceNorm.apply(*args)  # type: ignore[no-any-return, no-untyped-call]
 
 
@@ -114,13 +114,14 @@ class _InstanceNorm(torch.autograd.Function):
             y, mean, rstd = ops.instance_norm_fwd(x, weight, bias, residual, eps, activation)
         # Without an activation the residual's gradient is dy, and its values are not needed.
         kept = residual if activation != "none" else None
-        ctx.has_residual = residual is not None
+        ctx.has_residual, ctx.eps = residual is not None, eps
         ctx.save_for_backward(x, mean, rstd, weight, bias, kept)
         return y  # type: ignore[no-any-return]
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        if differentiated_again():
+            return _InstanceNorm._backward_again(ctx, dy)
         x, mean, rstd, weight, bias, residual = ctx.saved_tensors
         dx, dresidual, dweight, dbias = torch.ops.faststy.instance_norm_bwd(
             dy, x, mean, rstd, weight, bias, residual, ctx.activation, ctx.fixed
@@ -134,6 +135,29 @@ class _InstanceNorm(torch.autograd.Function):
             dresidual,
             *[None] * 4,
         )
+
+    @staticmethod
+    def _backward_again(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        """As `backward`, by the reference, so that it can itself be differentiated."""
+        x, mean, rstd, *parameters, residual = ctx.saved_tensors
+
+        def norm(
+            x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None
+        ) -> Tensor:
+            return reference.instance_norm(
+                x,
+                weight,
+                bias,
+                ctx.eps,
+                activation=None if ctx.activation == "none" else ctx.activation,
+                residual=residual,
+                statistics=(mean, rstd) if ctx.fixed else None,
+            )
+
+        *found, dresidual = gradients(norm, (x, *parameters, residual), dy)
+        if residual is None:
+            dresidual = dy if ctx.has_residual else None
+        return (*found, dresidual, *[None] * 4)
 
 
 def _sum_to(grad: Tensor, parameter: Tensor) -> Tensor:

@@ -34,6 +34,12 @@ def layout(x: Tensor) -> torch.memory_format:
     return CHANNELS_LAST if last else PLANAR
 
 
+def in_one_piece(x: Tensor) -> Tensor:
+    """`x`; on a CPU a part of a tensor in channels_last as a copy, which keeps that layout."""
+    part = x.is_cpu and x.stride(1) == 1 < x.shape[1] and layout(x) == PLANAR
+    return x.contiguous(memory_format=CHANNELS_LAST) if part and not x.is_contiguous() else x
+
+
 # --------------------------------------------------------------------------- Gram matrices
 
 

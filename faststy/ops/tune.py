@@ -12,6 +12,7 @@ from torch import Tensor
 from faststy.errors import FaststyError
 from faststy.ops import checks
 from faststy.ops.dispatch import choose
+from faststy.ops.reference import CHANNELS_LAST
 
 KERNELS = ("instance_norm", "gram", "conv3x3")
 
@@ -68,8 +69,10 @@ def tune(
     x = x.detach()
     results = []
     for kernel, call in _calls(x, kernels).items():
-        rows = tables.rows(kernel, x)
-        seconds = autotune.measure(kernel, x, rows, call, timer)
+        # Convolutions work in channels_last, whatever they are given.
+        seen = x.contiguous(memory_format=CHANNELS_LAST) if kernel.startswith("conv3x3") else x
+        rows = tables.rows(kernel, seen)
+        seconds = autotune.measure(kernel, seen, rows, call, timer)
         if not seconds:
             raise FaststyError(f"{kernel}: no row of its table fits on {x.device}")
         best = min(seconds, key=seconds.__getitem__)
@@ -96,8 +99,10 @@ def _calls(x: Tensor, kernels: tuple[str, ...]) -> dict[str, Callable[[], object
         calls["gram_fwd"] = lambda: raw.gram_fwd(x, None)
         calls["gram_bwd"] = lambda: raw.gram_bwd(gram, x, None, None)
     if "conv3x3" in kernels and min(x.shape[2:]) > 1:
-        last = x.contiguous(memory_format=torch.channels_last)
-        filters = x.new_ones(c, c, 3, 3).contiguous(memory_format=torch.channels_last)
+        last = x.contiguous(memory_format=CHANNELS_LAST)
+        filters = x.new_ones(c, c, 3, 3).contiguous(memory_format=CHANNELS_LAST)
         name = import_module("faststy.kernels.tuning").conv_kernel(c)
-        calls[name] = lambda: raw.conv3x3_fwd([last], filters, None, None, None, 0.0, False)
+        # Not the raw op: the extension, which has no such sizes, may compute that.
+        convolve = import_module("faststy.kernels.conv3x3").conv3x3_fwd
+        calls[name] = lambda: convolve([last], filters, None, None, None, 0.0, False)
     return calls

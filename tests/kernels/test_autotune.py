@@ -6,6 +6,7 @@ import json
 import os
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,18 @@ def test_a_row_that_is_not_in_the_table_is_passed_over(file: Path) -> None:
     file.write_text(file.read_text().replace("16384", "16383"))
     autotune.winners.cache_clear()
     assert chosen() == 0
+
+
+def test_threads_keep_all_winners(file: Path) -> None:
+    def keep(size: int) -> None:
+        x = torch.empty(1, 1, 1, 1 << size)
+        autotune.measure("instance_norm_fwd", x, ROWS, lambda: None, lambda call: 1.0)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(keep, range(16)))
+    (kept,) = json.loads(file.read_text()).values()
+    assert len(kept["instance_norm_fwd"]) == 16
+    assert not list(file.parent.glob(".*"))
 
 
 def test_where_the_file_is(monkeypatch: pytest.MonkeyPatch) -> None:

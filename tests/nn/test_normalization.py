@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from types import MethodType
 from typing import Any
 
 import pytest
@@ -132,6 +133,64 @@ def test_replace_leaves_hooks_and_subclasses_alone() -> None:
     replace_instance_norm(model)
     assert [type(m) for m in model] == [Special, nn.InstanceNorm2d, nn.ReLU]
     assert type(replace_instance_norm(nn.InstanceNorm2d(3))) is InstanceNorm2d
+
+
+def test_replace_leaves_alone_what_others_have_changed() -> None:
+    class Negative(InstanceNorm2d):
+        def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+            return -super().forward(x)
+
+    seen: list[nn.Module] = []
+    hooked, watched = InstanceNorm2d(3), nn.InstanceNorm2d(3)
+    hooked.register_forward_hook(lambda module, *_: seen.append(module))
+    watched._register_load_state_dict_pre_hook(lambda *_: None)
+    own = nn.InstanceNorm2d(3)
+    own.forward = MethodType(lambda self, x: x, own)  # type: ignore[method-assign]
+    model = nn.Sequential(Negative(3), nn.ReLU(), hooked, nn.ReLU(), watched, own)
+    x = torch.randn(1, 3, 5, 5)
+    truth, modules = model(x), list(model)
+    replace_instance_norm(model)
+    assert list(model) == modules
+    torch.testing.assert_close(model(x), truth)
+    assert len(seen) == 2
+
+
+def test_replace_keeps_what_is_shared_shared() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            norm = nn.InstanceNorm2d(3, track_running_stats=True)
+            norm.register_buffer("passing", torch.zeros(1), persistent=False)
+            self.a, self.b = norm, norm
+            self.layers = nn.Sequential(norm, nn.ReLU())
+
+    model = Twice()
+    names = list(model.state_dict())
+    replace_instance_norm(model)
+    assert type(model.a) is InstanceNorm2d
+    assert model.a is model.b is model.layers[0]
+    assert model.a.activation is None  # which the other places would gain
+    assert isinstance(model.layers[1], nn.ReLU)
+    assert list(model.state_dict()) == names
+
+
+def test_one_pixel_leaves_the_running_variance_as_it_is() -> None:
+    norm = InstanceNorm2d(2, track_running_stats=True)
+    norm(torch.full((3, 2, 1, 1), 5.0))
+    assert norm.running_mean is not None
+    torch.testing.assert_close(norm.running_mean, torch.full((2,), 0.5))
+    torch.testing.assert_close(norm.running_var, torch.ones(2))
+
+
+def test_running_statistics_of_half_precision_are_read_in_float32() -> None:
+    torch.manual_seed(4)
+    norm = InstanceNorm2d(8, track_running_stats=True).to(torch.bfloat16).eval()
+    assert norm.running_var is not None
+    norm.running_var.uniform_(0.5, 4)
+    x = torch.randn(2, 8, 9, 9)
+    truth = x.bfloat16().double() * (norm.running_var.double() + norm.eps).rsqrt()[:, None, None]
+    error = (norm(input=x.bfloat16()).double() - truth).abs().max()
+    assert error <= truth.abs().max() * 2**-8  # what rounding the result alone can do
 
 
 def test_bad_input() -> None:

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from faststy import ops
+from faststy.ops.conv3x3 import few_enough
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 6e-2, torch.float16: 1e-2}
@@ -89,6 +90,19 @@ def test_nan_and_infinity_stay(device):
     y, found = ops.conv3x3(x, weight, activation="relu", moments=True)
     assert y[0, :, 3:6, 3:6].isnan().all()
     assert found.isnan().all()
+
+
+def test_relu_of_minus_infinity_is_zero(device):
+    x, weight = torch.randn(1, 4, 6, 6, device=device), torch.randn(8, 4, 3, 3, device=device)
+    bias = torch.full((8,), -torch.inf, device=device)
+    y, _ = ops.conv3x3(x, weight, bias=bias, activation="relu")
+    assert (y == 0).all()
+
+
+def test_the_gpu_is_given_no_more_tiles_than_it_can_number():
+    shapes = {(1, 16, 2160, 3840): True, (5, 16, 2160, 3840): False, (16, 16, 2048, 2048): False}
+    for shape, fits in shapes.items():
+        assert few_enough(torch.empty(shape, device="meta")) == fits
 
 
 def test_nan_stays_where_it_is(device):

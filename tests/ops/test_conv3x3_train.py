@@ -199,6 +199,26 @@ def test_on_a_cpu_the_extension_takes_float32_in_channels_last():
     assert all("Conv3x3" not in type(y.grad_fn).__name__ for y in others)
 
 
+def test_a_second_derivative_is_refused_for_weights_too(device):
+    x = torch.randn(1, 8, 12, 12, device=device).to(memory_format=LAST).requires_grad_()
+    weight = torch.randn(8, 8, 3, 3, device=device, requires_grad=True)
+    half = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+    with half:
+        if not conv3x3_train._fits(x, weight, True):
+            pytest.skip("torch's own ops know it")
+        y = ops.reflected_conv3x3(x, weight).square().sum()
+    (dx,) = torch.autograd.grad(y, x, create_graph=True)
+    with pytest.raises(RuntimeError, match="second derivative"):
+        torch.autograd.grad(dx.square().sum(), weight)
+
+
+def test_a_bias_that_learns_is_not_frozen(device):
+    x = torch.randn(1, 3, 40, 40, device=device).to(memory_format=LAST)
+    bias = torch.zeros(4, device=device, requires_grad=True)
+    ops.frozen_conv3x3(x, torch.randn(4, 3, 3, 3, device=device), bias).sum().backward()
+    torch.testing.assert_close(bias.grad, torch.full_like(bias, 1600.0))
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_on_a_gpu_the_extension_takes_them():

@@ -67,6 +67,22 @@ def test_forced_but_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch, "IMPL", "fastest")
     with pytest.raises(FaststyError, match="FASTSTY_IMPL=fastest: expected one of auto"):
         dispatch.choose("gram", "cpu")
+    with pytest.raises(FaststyError, match="FASTSTY_IMPL=fastest: expected one of auto"):
+        ops.blur(torch.zeros(1, 3, 4, 4))  # which torch computes on a CPU
+
+
+def test_a_generator_trains_by_the_extension_and_what_it_lacks() -> None:
+    if dispatch._no_native("gram", "cpu") is not None:
+        pytest.skip("there is no extension")
+    code = """
+import torch
+from faststy import ops
+from faststy.nn.generator import Generator, GeneratorConfig
+net = Generator(GeneratorConfig.named("nano")).to(memory_format=torch.channels_last)
+net(torch.rand(1, 3, 160, 160)).sum().backward()
+print({i.name for i in ops.implementations() if i.device == "cpu"} - {"native", "reference"})
+"""
+    assert run(code, FASTSTY_IMPL="native").strip() == "set()"
 
 
 def test_float64_is_not_for_triton(monkeypatch: pytest.MonkeyPatch) -> None:
