@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import itertools
 import math
 import threading
@@ -392,14 +393,20 @@ def stream(
             yield from painter.batch(group)
 
     painting = Prefetch(paint(), size)
-    try:
-        while painted := painting.take(1, stop):
-            yield painted[0]
-    finally:
+
+    def end() -> None:
         reading.stop()  # the painter's thread may wait for a frame
         painting.stop()
         painting.join()  # an interpreter that ends while torch works aborts
         reading.join(1)  # a camera or a pipe that gives no more must not hold us
+
+    atexit.register(end)  # who breaks a loop off seldom closes
+    try:
+        while painted := painting.take(1, stop):
+            yield painted[0]
+    finally:
+        atexit.unregister(end)
+        end()
 
 
 class Prefetch(Generic[T]):

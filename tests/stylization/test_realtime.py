@@ -4,6 +4,9 @@ import contextlib
 import copy
 import itertools
 import math
+import subprocess
+import sys
+import textwrap
 import threading
 import time
 from dataclasses import asdict
@@ -369,6 +372,29 @@ def test_a_source_that_gives_nothing_holds_nobody(stylizer, count, way):
     for thread in set(threading.enumerate()) - before:
         thread.join(5)
         assert not thread.is_alive()
+
+
+@pytest.mark.parametrize(("count", "last"), [(9, ""), (9, "1 / 0"), (4, "")])
+def test_a_program_may_end_while_a_stream_is_open(count, last):
+    program = f"""
+        import threading
+        import numpy as np
+        from faststy import Stylizer
+
+        def frames():
+            for seed in range({count}):
+                yield np.random.default_rng(seed).integers(0, 256, (720, 1280, 3), np.uint8)
+            threading.Event().wait()
+
+        painted = Stylizer.load().stream(frames())
+        for i, frame in enumerate(painted):
+            if i == 3:
+                break
+        {last}
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == (1 if last else 0), ended.stderr
 
 
 def test_prefetch_of_nothing_and_errors_at_the_start():
