@@ -21,7 +21,7 @@ from faststy import assets
 from faststy.errors import FaststyError
 from faststy.model_file import Model, load_model
 from faststy.ops.reference import luminance
-from faststy.pictures import Picture, PictureSource, read_picture, scale_down
+from faststy.pictures import Picture, PictureSource, read_picture, scale_down, write_picture
 from faststy.stylization import tiles
 from faststy.stylization.strokes import stroke_for
 
@@ -49,12 +49,21 @@ class Painting:
     lost_content: npt.NDArray[np.float32] | None
     style: dict[str, float]
 
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the picture in the format of the suffix, with all that it carries; JPEG and BMP
+        know no transparency: there it lies on white.
+
+        Raises FaststyError for an unknown suffix, or a path that cannot be written.
+        """
+        write_picture(self.picture, path)
+
 
 class Stylizer:
     """Paints pictures with a trained model.
 
     >>> stylizer = Stylizer.load("run/model.safetensors")
-    >>> stylizer("photo.jpg", strength=0.8).save("painted.jpg")
+    >>> stylizer.paint("photo.jpg", strength=0.8).save("painted.jpg")
+    >>> stylizer("photo.jpg", style="ink").show()  # a Pillow image
     """
 
     def __init__(self, model: Model, device: torch.device | str | None = None) -> None:
@@ -118,7 +127,8 @@ class Stylizer:
 
         Returns:
             An RGB image, or RGBA where the photo has transparency, with the photo's ICC profile
-            and metadata in ``info``.
+            and metadata in ``info``. Pillow writes these into a JPEG only when they are given to
+            its `save`: to keep the colours right, save what :meth:`paint` gives.
 
         Raises:
             FaststyError: the picture or mask cannot be read, the style is unknown, `repair` is
@@ -151,7 +161,7 @@ class Stylizer:
         memory: int | None = None,
         progress: Callable[[float], None] | None = None,
     ) -> Painting:
-        """Paints like a call, and also gives what a file needs and the lost-content map.
+        """Paints like a call; what comes can be saved whole, and has the lost-content map.
 
         Args:
             memory: bytes that the program may take; by default two thirds of what is free. What

@@ -119,6 +119,19 @@ def test_what_the_photo_carries_is_kept(stylizer, photo):
     assert 0x0112 not in painted.getexif()
 
 
+@pytest.mark.parametrize("name", ["painted.jpg", "painted.png"])
+def test_a_painting_is_saved_whole(stylizer, photo, tmp_path, name, dim_profile):
+    exif = Image.Exif()
+    exif[0x010F] = "Camera"
+    image = Image.fromarray(np.dstack([photo, photo[..., 0]]))
+    image.info.update(icc_profile=dim_profile, exif=exif.tobytes())
+    stylizer.paint(image).save(tmp_path / name)
+    with Image.open(tmp_path / name) as saved:
+        assert saved.mode == ("RGB" if name.endswith("jpg") else "RGBA")
+        assert saved.info["icc_profile"] == dim_profile
+        assert saved.getexif()[0x010F] == "Camera"
+
+
 def test_invisible_colours_do_not_matter(stylizer, photo):
     alpha = np.full(photo.shape[:2], 255, np.uint8)
     alpha[:, 30:] = 0
