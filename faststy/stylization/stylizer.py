@@ -256,18 +256,24 @@ class Stylizer:
         comes in its place.
 
         Args:
-            frames: any iterable; frames may change their size.
-            painter: one made by :meth:`painter`, whose dials can be turned meanwhile; or
+            frames: any iterable; frames may change their size, and may be the same array again.
+            painter: one made by :meth:`painter` of this stylizer, whose dials can be turned
+                meanwhile; or
             dials: the arguments of :meth:`painter`.
             ahead: how many frames wait at each side, at least 1; by default 2, on a GPU 5.
             stop: once set, the stream ends, as by `close()`, also while `frames` gives nothing.
 
-        Raises what :meth:`painter` raises, before a frame is read, and ValueError for less `ahead`.
+        Raises what :meth:`painter` raises, before a frame is read, ValueError for less `ahead` or
+        another stylizer's `painter`, and TypeError for a `painter` beside dials.
         """
         from faststy.stylization.realtime import stream
 
         if ahead is not None and ahead < 1:
             raise ValueError(f"ahead is {ahead}; expected at least 1")
+        if painter is not None and dials:
+            raise TypeError(f"{next(iter(dials))} is given beside painter; turn it by painter.set")
+        if painter is not None and painter.stylizer is not self:
+            raise ValueError("painter is of another stylizer; expected one that this one made")
         return stream(frames, painter or self.painter(**dials), ahead, stop)
 
     def check_dials(self, strength: float, repair: float | None) -> None:

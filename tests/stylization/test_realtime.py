@@ -265,6 +265,19 @@ def test_stream_gives_every_frame_in_its_order_and_size(stylizer):
     assert list(stylizer.stream([])) == []
 
 
+def test_a_source_may_fill_the_same_array_again(stylizer):
+    frames = [frame(phase) for phase in range(6)]
+
+    def source():
+        buffer = np.empty_like(frames[0])
+        for one in frames:
+            buffer[:] = one
+            yield buffer
+
+    for got, want in zip(stylizer.stream(source()), stylizer.stream(frames), strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
 def test_dials_of_a_stream_can_be_turned(stylizer):
     painter = stylizer.painter(repair=0.0)
     one = frame()
@@ -274,6 +287,13 @@ def test_dials_of_a_stream_can_be_turned(stylizer):
         seen = list(itertools.islice(painted, 8))
     np.testing.assert_array_equal(seen[-1], one)
     assert np.abs(first.astype(int) - one).max() > 5
+
+
+def test_a_stream_drops_no_dials(stylizer):
+    with pytest.raises(TypeError, match="style is given beside painter"):
+        stylizer.stream([], painter=stylizer.painter(), style="rain")
+    with pytest.raises(ValueError, match="painter is of another stylizer"):
+        stylizer.stream([], painter=Stylizer(stylizer.model, "cpu").painter())
 
 
 def test_an_exception_of_the_frames_comes_in_its_place(stylizer):
