@@ -355,7 +355,7 @@ class FramePainter:
 
     def _weights(self) -> Tensor:
         weights = [self._style.get(name, 0.0) for name in self.stylizer.styles]
-        return torch.tensor(weights, device=self.stylizer.device)
+        return torch.tensor(weights, dtype=torch.float32, device=self.stylizer.device)
 
 
 def jump(before: Tensor, after: Tensor) -> float:

@@ -53,8 +53,8 @@ class NormStatistics:
     def on_the_way(self, others: NormStatistics, share: float, steps: int) -> dict[str, Tensor]:
         """The moments after each of so many steps of `approach`, float32 ``[steps, 2, C]``; takes
         these steps."""
-        step = torch.arange(1, steps + 1, device=self._together.device)[:, None, None]
-        each = torch.lerp(others._together, self._together, (1 - share) ** step)
+        step = torch.arange(1, steps + 1, dtype=torch.float32, device=self._together.device)
+        each = torch.lerp(others._together, self._together, (1 - share) ** step[:, None, None])
         self._together.copy_(each[-1])
         return self._parted(each)
 
@@ -75,7 +75,11 @@ class NormStatistics:
 
     @staticmethod
     def _joined(moments: Mapping[str, Tensor]) -> Tensor:
-        return torch.cat([*moments.values()], dim=1) if moments else torch.empty(2, 0)
+        return (
+            torch.cat([*moments.values()], dim=1)
+            if moments
+            else torch.empty(2, 0, dtype=torch.float32)
+        )
 
     def _parted(self, together: Tensor) -> dict[str, Tensor]:
         """Views [..., 2, C] of all together, by the names and sizes of `moments`."""

@@ -246,6 +246,23 @@ def test_wrong_frames(stylizer, shape):
         painter(np.zeros((4, 5, 3)))
 
 
+@pytest.mark.parametrize("in_batches", [False, True])
+def test_the_default_dtype_does_not_matter(stylizer, in_batches):
+    frames = [frame(phase) for phase in np.linspace(0, 0.5, 12)]
+
+    def painted():
+        painter = stylizer.painter(strength=0.5)
+        painter.in_batches = in_batches
+        return np.stack(painter.batch([*frames, np.full_like(frames[0], 200)]))
+
+    expected = painted()
+    torch.set_default_dtype(torch.float64)
+    try:
+        np.testing.assert_array_equal(painted(), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_frames_of_any_memory_layout(stylizer):
     one = frame()
     expected = stylizer.painter()(one)
