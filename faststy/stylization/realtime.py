@@ -119,6 +119,10 @@ class FramePainter:
 
     def set(self, **dials: Unpack[Dials]) -> None:
         """Turns dials, from the next frame on. Raises as a call does; then none turns."""
+        for name in dials.keys() - Dials.__annotations__:
+            raise TypeError(
+                f"unknown dial '{name}'; expected one of {', '.join(Dials.__annotations__)}"
+            )
         changes: dict[str, Any] = dict(dials)
         if "style" in dials:
             changes["style"] = mixing_weights(dials["style"], self.stylizer.styles)
@@ -154,7 +158,8 @@ class FramePainter:
         return min(batches.SIZES[0], self._until_look(self._settings))
 
     def __call__(self, frame: Frame) -> Frame:
-        """Paints `frame`, uint8 ``[H, W, 3]``, into a new array. Raises ValueError for another."""
+        """Paints `frame`, uint8 ``[H, W, 3]``, into a new array. Raises ValueError for another,
+        and TypeError for what is no array."""
         return self.batch([frame])[0]
 
     def batch(self, frames: Sequence[Frame]) -> list[Frame]:
@@ -163,8 +168,10 @@ class FramePainter:
         Painted together there, frames also share memory: who keeps one keeps all.
         """
         for frame in frames:
+            expected = "expected a NumPy array, uint8 [H, W, 3]"
+            if not isinstance(frame, np.ndarray):
+                raise TypeError(f"frame is a {type(frame).__name__}; {expected}")
             if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or not frame.size:
-                expected = "expected uint8 [H, W, 3]"
                 raise ValueError(f"frame is {frame.dtype} {list(frame.shape)}; {expected}")
         painted: list[Frame] = []
         with self._lock, torch.inference_mode():

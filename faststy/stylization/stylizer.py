@@ -24,6 +24,7 @@ from faststy.ops.reference import luminance
 from faststy.pictures import Picture, PictureSource, read_picture, scale_down, write_picture
 from faststy.stylization import tiles
 from faststy.stylization.strokes import stroke_for
+from faststy.tensors import device_named
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 Source: TypeAlias = "PictureSource | Picture | Tensor"
 Style: TypeAlias = "str | Mapping[str, float]"
+OVERSHOOT = 0.25  # what a cubic or Lanczos filter may give beyond 0…1 where black meets white
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,10 +69,9 @@ class Stylizer:
     """
 
     def __init__(self, model: Model, device: torch.device | str | None = None) -> None:
-        """Moves `model` to `device`: by default CUDA where there is one, else the CPU."""
-        if device is None:
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.device = torch.device(device)
+        """Moves `model` to `device`: by default, or for "auto", CUDA where there is one, else the
+        CPU. Raises FaststyError for a device that cannot be used."""
+        self.device = device_named("auto" if device is None else device)
         self.model = model.to(self.device)
         for module in (model.generator, model.repairer):
             if module is not None:
@@ -82,9 +83,9 @@ class Stylizer:
         path: str | os.PathLike[str] | None = None,
         device: torch.device | str | None = None,
     ) -> Stylizer:
-        """Loads a model file, by default the bundled styles.
+        """Loads a model file, by default the bundled styles, for `device` as above.
 
-        Raises FaststyError when it is damaged or from a newer faststy.
+        Raises FaststyError when it is damaged or from a newer faststy, or the device is not there.
         """
         return cls(load_model(assets.model() if path is None else path), device)
 
@@ -109,8 +110,8 @@ class Stylizer:
 
         Args:
             picture: a path, a binary stream, the bytes of a file, a Pillow image, a uint8 array
-                ``[H, W, 3]``, or a tensor ``[3, H, W]`` or ``[1, 3, H, W]`` (uint8, or float in
-                0…1).
+                ``[H, W]``, ``[H, W, 3]`` or ``[H, W, 4]``, or a tensor ``[3, H, W]`` or
+                ``[1, 3, H, W]`` (uint8, or float in 0…1; what resampling overshoots is clamped).
             style: a name, a mixture like ``"rain:0.7,night:0.3"``, or weights by name. Weights
                 are brought to a sum of 1. The model's first style by default.
             strength: 0 is the photo, 1 the full style; in between see :func:`blend`.
@@ -170,10 +171,12 @@ class Stylizer:
             progress: is told the part of the picture that is painted, 0 to 1.
         """
         self.check_dials(strength, repair)
-        if size is not None and size < 1:
-            raise ValueError(f"size is {size}; expected at least 1 pixel")
+        if size is not None and (size < 1 or size % 1):
+            raise ValueError(f"size is {size}; expected a whole number of pixels, at least 1")
+        if memory is not None and not memory > 0:
+            raise ValueError(f"memory is {memory}; expected at least 1 byte")
         weights = mixing_weights(style, self.styles)
-        photo = picture if isinstance(picture, Picture) else read_picture(_for_reading(picture))
+        photo = picture if isinstance(picture, Picture) else _read(picture, "the picture")
         photo = photo.with_rgb(scale_down(photo.rgb, size))
         soft = None if mask is None else _soft_mask(mask, photo.size)
         filled = _fill_transparent(photo)
@@ -297,18 +300,23 @@ def mixing_weights(style: Style | None, names: list[str]) -> dict[str, float]:
 
     Raises:
         FaststyError: a name that is not there, or weights that are no numbers, negative or all 0.
+        TypeError: `style` is of another type.
     """
     if style is None:
         return {names[0]: 1.0}
     if isinstance(style, str):
         style = {style: 1.0} if style in names else _parse_mixture(style)
+    if not isinstance(style, Mapping):
+        raise TypeError(f"style is a {type(style).__name__}; expected a name or weights by name")
     as_spoken = {name.replace("_", " "): name for name in names}
     style = {n if n in names else as_spoken.get(n, n): weight for n, weight in style.items()}
-    for name in style:
+    for name, weight in style.items():
         if name not in names:
-            close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+            close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
             hint = f"did you mean '{close[0]}'? " if close else ""
             raise FaststyError(f"unknown style '{name}': {hint}the model has {', '.join(names)}")
+        if not isinstance(weight, int | float | np.number):
+            raise FaststyError(f"style weight {weight!r} of '{name}' is no number")
     total = sum(style.values())
     if not all(weight >= 0 for weight in style.values()) or not 0 < total < math.inf:
         shown = ", ".join(f"{name}:{weight:g}" for name, weight in style.items())
@@ -387,20 +395,29 @@ def _contrast(detail: Tensor) -> Tensor:
     return F.avg_pool2d(squares, 3, stride=1, padding=1, count_include_pad=False).add(1e-8).sqrt()
 
 
-def _for_reading(picture: PictureSource | Tensor) -> PictureSource:
-    """Tensors as uint8 arrays, everything else as it is."""
-    if not isinstance(picture, Tensor):
-        return picture
+def _read(source: PictureSource | Tensor, name: str) -> Picture:
+    """As `read_picture`, tensors, too; in messages a path is called by itself."""
+    if isinstance(source, Tensor):
+        source = _pixels_of(source)
+    return read_picture(source, name=None if isinstance(source, str | os.PathLike) else name)
+
+
+def _pixels_of(picture: Tensor) -> Frame:
+    """A picture ``[3, H, W]`` or ``[1, 3, H, W]`` as a uint8 array ``[H, W, 3]``."""
     shape = list(picture.shape)
     if picture.ndim == 4 and shape[0] == 1:
         picture = picture[0]
     if picture.ndim != 3 or picture.shape[0] != 3 or 0 in shape:
         raise ValueError(f"picture has shape {shape}; expected [3, H, W] or [1, 3, H, W]")
+    picture = picture.detach().cpu()
     if picture.is_floating_point():
-        picture = (picture.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
+        low, high = (x.item() for x in picture.aminmax())
+        if not (low >= -OVERSHOOT and high <= 1 + OVERSHOOT):  # NaN, too
+            raise ValueError(f"picture has values in {low:.3g}...{high:.3g}; expected 0...1")
+        picture = (picture.float().clamp(0, 1) * 255).round().to(torch.uint8)
     if picture.dtype != torch.uint8:
         raise ValueError(f"picture is {picture.dtype}; expected uint8, or float in 0...1")
-    return np.ascontiguousarray(picture.permute(1, 2, 0).cpu().numpy())
+    return np.ascontiguousarray(picture.permute(1, 2, 0).numpy())
 
 
 def _fill_transparent(photo: Picture) -> Image.Image:
@@ -425,7 +442,7 @@ def _masked(photo: Frame, painted: Frame, mask: Image.Image | None) -> Frame:
 
 def _soft_mask(mask: PictureSource, size: tuple[int, int]) -> Image.Image:
     """A mask of any size in grey at `size` (width, height)."""
-    picture = read_picture(mask)
+    picture = _read(mask, "the mask")
     grey = picture.rgb.convert("L")
     if picture.alpha is not None:
         black = Image.new("L", grey.size, 0)

@@ -10,10 +10,12 @@ import textwrap
 import threading
 import time
 from dataclasses import asdict
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from faststy.errors import FaststyError
 from faststy.model_file import Model, ModelInfo
@@ -240,7 +242,7 @@ def test_dials_do_not_wait_for_a_painting(stylizer, monkeypatch):
 @pytest.mark.parametrize("shape", [(4, 5), (0, 5, 3), (4, 5, 4)])
 def test_wrong_frames(stylizer, shape):
     painter = stylizer.painter()
-    with pytest.raises(ValueError, match=r"frame is uint8 .*; expected uint8 \[H, W, 3\]"):
+    with pytest.raises(ValueError, match=r"frame is uint8 .*; expected a NumPy array, uint8"):
         painter(np.zeros(shape, np.uint8))
     with pytest.raises(ValueError, match="frame is float64"):
         painter(np.zeros((4, 5, 3)))
@@ -261,6 +263,24 @@ def test_the_default_dtype_does_not_matter(stylizer, in_batches):
         np.testing.assert_array_equal(painted(), expected)
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+def test_frames_that_are_no_arrays(stylizer):
+    one = frame(h=8, w=8)
+    for other in (Image.fromarray(one), torch.from_numpy(one)):
+        expected = f"frame is a {type(other).__name__}; expected a NumPy array, uint8"
+        with pytest.raises(TypeError, match=expected):
+            stylizer.painter()(other)
+        with pytest.raises(TypeError, match=expected):
+            list(stylizer.stream([other]))
+
+
+def test_unknown_dials(stylizer):
+    for call in (stylizer.painter, stylizer.painter().set, partial(stylizer.stream, [])):
+        with pytest.raises(
+            TypeError, match="unknown dial 'sytle'; expected one of style, strength"
+        ):
+            call(sytle="rain")
 
 
 def test_frames_of_any_memory_layout(stylizer):

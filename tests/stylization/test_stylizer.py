@@ -274,12 +274,27 @@ def test_mixing_weights():
         ("rain:1e308,starry night:1e308", "0 or more"),  # their sum is no number
         ("rain:0", "not all 0"),
         ({}, "not all 0"),
+        ({"rain": "0.5"}, "weight '0.5' of 'rain' is no number"),
+        ({3: 1.0}, "unknown style '3'"),
         ("", "unknown style ''"),
     ],
 )
 def test_wrong_styles(style, message):
     with pytest.raises(FaststyError, match=message):
         mixing_weights(style, ["rain", "starry night"])
+
+
+@pytest.mark.parametrize("style", [["rain"], ("rain",), 3])
+def test_styles_of_other_types(style):
+    with pytest.raises(TypeError, match=f"style is a {type(style).__name__}; expected a name"):
+        mixing_weights(style, ["rain", "starry night"])
+
+
+@pytest.mark.parametrize("device", ["meta", torch.device("cuda:99")])
+def test_a_device_that_cannot_be_used(device):
+    with pytest.raises(FaststyError, match=f"device '{device}' cannot be used"):
+        Stylizer.load(device=device)
+    assert Stylizer(make_model(), "auto").device.type in ("cpu", "cuda")
 
 
 def test_a_model_without_a_repairer(photo):
@@ -298,13 +313,25 @@ def test_arguments_out_of_range(stylizer, photo):
         ({"strength": 1.5}, r"strength is 1\.5; expected 0 to 1"),
         ({"repair": -1}, "repair is -1; expected 0 to 1"),
         ({"size": 0}, "size is 0"),
+        ({"size": 1.5}, r"size is 1\.5; expected a whole number"),
+        ({"memory": 0}, "memory is 0; expected at least 1 byte"),
+        ({"memory": -1}, "memory is -1"),
+        ({"mask": np.zeros((4, 4))}, "the mask is float64; expected uint8"),
+        ({"mask": photo[..., :2]}, r"the mask has shape \[45, 62, 2\]"),
     ]:
         with pytest.raises(ValueError, match=message):
-            stylizer(photo, **options)
+            stylizer.paint(photo, **options)
+    with pytest.raises(TypeError, match="the mask is a list; expected a path"):
+        stylizer(photo, mask=[])
+    with pytest.raises(FaststyError, match=r"none\.png: cannot be read"):
+        stylizer(photo, mask="none.png")
     for tensor, message in [
         (torch.zeros(1, 4, 5), r"shape \[1, 4, 5\]; expected \[3, H, W\]"),
         (torch.zeros(2, 3, 4, 5), r"shape \[2, 3, 4, 5\]"),
         (torch.zeros(3, 4, 5, dtype=torch.int64), "int64; expected uint8"),
+        (torch.linspace(0, 255, 60).view(3, 4, 5), r"values in 0\.\.\.255; expected 0\.\.\.1"),
+        (torch.linspace(-1, 1, 60).view(3, 4, 5), r"values in -1\.\.\.1"),
+        (torch.full((3, 4, 5), torch.nan), r"values in nan"),
     ]:
         with pytest.raises(ValueError, match=message):
             stylizer(tensor)
