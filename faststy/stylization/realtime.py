@@ -212,9 +212,12 @@ class FramePainter:
             got = f"{frames.dtype} {list(frames.shape)} on {frames.device}"
             raise ValueError(f"frames are {got}; expected uint8 [N, H, W, 3] on {device}")
         painted: list[Tensor] = []
-        with self._lock, torch.inference_mode():
+        with self._lock:
             while (done := sum(map(len, painted))) < len(frames):
-                painted.append(self._paint_some(frames[done:], self._settings))
+                with torch.inference_mode():
+                    some = self._paint_some(frames[done:], self._settings)
+                # The next step overwrites it, and an inference tensor would refuse to be changed.
+                painted.append(some.clone())
         return painted[0] if len(painted) == 1 else torch.cat(painted or [frames])
 
     def _paint_some(self, frames: Sequence[Frame] | Tensor, settings: _Settings) -> Tensor:
@@ -235,7 +238,6 @@ class FramePainter:
         photos = self._on_device(frames[: batches.length(frames, most)])
         painted, *entrances = self._step(photos, settings)
         if isinstance(frames, Tensor):
-            painted = painted.clone()  # the next step overwrites its results
             entrances = batches.to_host(*entrances) if entrances else []
         else:
             painted, *entrances = batches.to_host(painted, *entrances)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from faststy.nn.plain import PlainGenerator
 from faststy.ops.instance_norm import Activation
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # tensors have no single answer to ==
 class NormStatistics:
     """Mean and variance of what each norm of a generator sees.
 
@@ -37,6 +38,9 @@ class NormStatistics:
         object.__setattr__(self, "moments", dict(sorted(self.moments.items())))
         object.__setattr__(self, "_together", self._joined(self.moments))
         object.__setattr__(self, "moments", self._parted(self._together))
+
+    def __reduce__(self) -> tuple[Any, ...]:  # a pickle would part the views from their tensor
+        return NormStatistics, (self.moments,)
 
     @classmethod
     def collect(cls, generator: Generator, frames: Tensor, style: Tensor) -> NormStatistics:

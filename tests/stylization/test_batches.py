@@ -223,6 +223,8 @@ def test_frames_may_come_and_stay_as_tensors(stylizer):
     expected = np.stack(stylizer.painter().batch(frames))
     painted = stylizer.painter().on_device(torch.from_numpy(np.stack(frames)))
     assert torch.equal(painted, torch.from_numpy(expected))
+    alone = stylizer.painter().on_device(torch.from_numpy(frames[0][None]))
+    alone[:, :4] = 0  # it is the caller's own
     none = torch.zeros(0, 8, 8, 3, dtype=torch.uint8)
     assert torch.equal(stylizer.painter().on_device(none), none)  # as `batch`
     empty = torch.zeros(1, 0, 8, 3, dtype=torch.uint8)
