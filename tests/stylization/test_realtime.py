@@ -11,6 +11,7 @@ import threading
 import time
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -452,6 +453,15 @@ def test_a_program_may_end_while_a_stream_is_open(count, last):
     command = [sys.executable, "-c", textwrap.dedent(program)]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert ended.returncode == (1 if last else 0), ended.stderr
+
+
+def test_what_the_readme_shows_runs(film, tmp_path, monkeypatch, capsys):
+    film("clip.mp4", frames=4)
+    monkeypatch.chdir(tmp_path)
+    text = Path(__file__).parents[2].joinpath("README.md").read_text(encoding="utf-8")
+    shown = text.split("### Real time")[1].split("```")[1].removeprefix("python")
+    exec(shown, {})
+    assert len(capsys.readouterr().out.split()) == 3  # one was painted before
 
 
 def test_prefetch_of_nothing_and_errors_at_the_start():
