@@ -73,7 +73,7 @@ _KEPT_EXIF = (
 _PIXEL_SIZE_EXIF = (ExifTags.Base.ExifImageWidth, ExifTags.Base.ExifImageHeight)
 
 PictureSource: TypeAlias = (
-    "str | os.PathLike[str] | bytes | BinaryIO | Image.Image | npt.NDArray[np.uint8]"
+    str | os.PathLike[str] | bytes | BinaryIO | Image.Image | npt.NDArray[np.uint8]
 )
 
 

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
     from faststy.stylization.realtime import Dials, Frame, FramePainter
 
-Source: TypeAlias = "PictureSource | Picture | Tensor"
-Style: TypeAlias = "str | Mapping[str, float]"
+Source: TypeAlias = PictureSource | Picture | Tensor
+Style: TypeAlias = str | Mapping[str, float]
 OVERSHOOT = 0.25  # what a cubic or Lanczos filter may give beyond 0…1 where black meets white
 
 

@@ -1,6 +1,7 @@
 """The stylizer's dials do what they say, and nothing to the photo that they do not say."""
 
 from dataclasses import asdict
+from typing import get_type_hints
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from faststy.nn.repairer import Repairer
 from faststy.ops.reference import LUMA
 from faststy.pictures import read_picture
 from faststy.stylization import tiles
+from faststy.stylization.realtime import Dials
 from faststy.stylization.stylizer import Stylizer, blend, mixing_weights, with_colors_of
 
 
@@ -306,6 +308,11 @@ def test_a_model_without_a_repairer(photo):
     )
     with pytest.raises(FaststyError, match="without a repairer"):
         stylizer(photo, repair=0.5)
+
+
+@pytest.mark.parametrize("annotated", [Stylizer.__call__, Stylizer.paint, Dials])
+def test_types_are_there_for_programs(annotated):
+    assert "style" in get_type_hints(annotated)
 
 
 def test_arguments_out_of_range(stylizer, photo):
