@@ -409,7 +409,7 @@ def _pixels_of(picture: Tensor) -> Frame:
         picture = picture[0]
     if picture.ndim != 3 or picture.shape[0] != 3 or 0 in shape:
         raise ValueError(f"picture has shape {shape}; expected [3, H, W] or [1, 3, H, W]")
-    picture = picture.detach().cpu()
+    picture = picture.detach()
     if picture.is_floating_point():
         low, high = (x.item() for x in picture.aminmax())
         if not (low >= -OVERSHOOT and high <= 1 + OVERSHOOT):  # NaN, too
@@ -417,7 +417,7 @@ def _pixels_of(picture: Tensor) -> Frame:
         picture = (picture.float().clamp(0, 1) * 255).round().to(torch.uint8)
     if picture.dtype != torch.uint8:
         raise ValueError(f"picture is {picture.dtype}; expected uint8, or float in 0...1")
-    return np.ascontiguousarray(picture.permute(1, 2, 0).numpy())
+    return np.ascontiguousarray(picture.permute(1, 2, 0).cpu().numpy())
 
 
 def _fill_transparent(photo: Picture) -> Image.Image:
