@@ -79,11 +79,7 @@ class NormStatistics:
 
     @staticmethod
     def _joined(moments: Mapping[str, Tensor]) -> Tensor:
-        return (
-            torch.cat([*moments.values()], dim=1)
-            if moments
-            else torch.empty(2, 0, dtype=torch.float32)
-        )
+        return torch.cat([*moments.values()], dim=1) if moments else torch.empty(2, 0)
 
     def _parted(self, together: Tensor) -> dict[str, Tensor]:
         """Views [..., 2, C] of all together, by the names and sizes of `moments`."""

@@ -176,8 +176,9 @@ class Stylizer:
         if memory is not None and not memory > 0:
             raise ValueError(f"memory is {memory}; expected at least 1 byte")
         weights = mixing_weights(style, self.styles)
-        photo = picture if isinstance(picture, Picture) else _read(picture, "the picture")
-        photo = photo.with_rgb(scale_down(photo.rgb, size))
+        if not isinstance(picture, Picture):
+            picture = _read(_for_reading(picture), "the picture")
+        photo = picture.with_rgb(scale_down(picture.rgb, size))
         soft = None if mask is None else _soft_mask(mask, photo.size)
         filled = _fill_transparent(photo)
         limit = tiles.limit(memory, self.device)
@@ -395,15 +396,15 @@ def _contrast(detail: Tensor) -> Tensor:
     return F.avg_pool2d(squares, 3, stride=1, padding=1, count_include_pad=False).add(1e-8).sqrt()
 
 
-def _read(source: PictureSource | Tensor, name: str) -> Picture:
-    """As `read_picture`, tensors, too; in messages a path is called by itself."""
-    if isinstance(source, Tensor):
-        source = _pixels_of(source)
+def _read(source: PictureSource, name: str) -> Picture:
+    """As `read_picture`; in messages a path is called by itself, everything else by `name`."""
     return read_picture(source, name=None if isinstance(source, str | os.PathLike) else name)
 
 
-def _pixels_of(picture: Tensor) -> Frame:
-    """A picture ``[3, H, W]`` or ``[1, 3, H, W]`` as a uint8 array ``[H, W, 3]``."""
+def _for_reading(picture: PictureSource | Tensor) -> PictureSource:
+    """Tensors as uint8 arrays, everything else as it is."""
+    if not isinstance(picture, Tensor):
+        return picture
     shape = list(picture.shape)
     if picture.ndim == 4 and shape[0] == 1:
         picture = picture[0]

@@ -330,6 +330,8 @@ def test_arguments_out_of_range(stylizer, photo):
             stylizer.paint(photo, **options)
     with pytest.raises(TypeError, match="the mask is a list; expected a path"):
         stylizer(photo, mask=[])
+    with pytest.raises(TypeError, match="the mask is a Tensor; expected a path"):
+        stylizer(photo, mask=torch.zeros(3, 4, 4))
     with pytest.raises(FaststyError, match=r"none\.png: cannot be read"):
         stylizer(photo, mask="none.png")
     for tensor, message in [
