@@ -90,8 +90,9 @@ def load_model(path: str | os.PathLike[str]) -> Model:
     if info.repairer is not None and info.format < TWO_GATES:
         raise FaststyError(f"{path}: made by an older faststy, with another repair; train it again")
     try:
-        generator = Generator(GeneratorConfig(**info.generator))
-        repairer = Repairer(**info.repairer) if info.repairer is not None else None
+        with torch.random.fork_rng(devices=[]):  # new nets draw weights: the caller's state stays
+            generator = Generator(GeneratorConfig(**info.generator))
+            repairer = Repairer(**info.repairer) if info.repairer is not None else None
         for name, module in (("generator", generator), ("repairer", repairer)):
             if module is not None:
                 prefix = f"{name}."
@@ -103,7 +104,7 @@ def load_model(path: str | os.PathLike[str]) -> Model:
         raise FaststyError(f"{path}: the weights do not fit the model ({reason})") from error
     for module in (generator, repairer):
         if module is not None:
-            module.eval().requires_grad_(False)
+            module.float().eval().requires_grad_(False)  # whatever dtype is torch's default
     return Model(generator, repairer, info)
 
 

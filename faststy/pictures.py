@@ -73,7 +73,7 @@ _KEPT_EXIF = (
 _PIXEL_SIZE_EXIF = (ExifTags.Base.ExifImageWidth, ExifTags.Base.ExifImageHeight)
 
 PictureSource: TypeAlias = (
-    "str | os.PathLike[str] | bytes | BinaryIO | Image.Image | npt.NDArray[np.uint8]"
+    str | os.PathLike[str] | bytes | BinaryIO | Image.Image | npt.NDArray[np.uint8]
 )
 
 
@@ -149,7 +149,8 @@ def read_picture(
         TypeError, ValueError: `source` is of another type, or an array of another shape.
     """
     if isinstance(source, np.ndarray):
-        return _from_image(_from_array(source), name or "the array", pixel_limit)
+        name = name or "the array"
+        return _from_image(_from_array(source, name), name, pixel_limit)
     if isinstance(source, Image.Image):
         return _from_image(source, name or "the image", pixel_limit)
     if isinstance(source, bytes):
@@ -164,8 +165,8 @@ def read_picture(
     if hasattr(source, "read"):
         return _from_stream(source, name or "the stream", pixel_limit)
     raise TypeError(
-        f"source is a {type(source).__name__}; expected a path, a binary stream, bytes, "
-        "a Pillow image or a uint8 array"
+        f"{name or 'source'} is a {type(source).__name__}; expected a path, a binary stream, "
+        "bytes, a Pillow image or a uint8 array"
     )
 
 
@@ -358,12 +359,12 @@ def _reason(error: BaseException) -> str:
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
-def _from_array(array: npt.NDArray[np.uint8]) -> Image.Image:
+def _from_array(array: npt.NDArray[np.uint8], name: str) -> Image.Image:
     shape = array.shape
     if array.dtype != np.uint8:
-        raise ValueError(f"source is an array of {array.dtype}; expected uint8 in 0...255")
+        raise ValueError(f"{name} is {array.dtype}; expected uint8 in 0...255")
     if not (len(shape) == 2 or (len(shape) == 3 and shape[2] in (3, 4))) or 0 in shape:
-        raise ValueError(f"source has shape {list(shape)}; expected [H, W], [H, W, 3] or [H, W, 4]")
+        raise ValueError(f"{name} has shape {list(shape)}; expected [H, W], [H, W, 3] or [H, W, 4]")
     return Image.fromarray(array)
 
 

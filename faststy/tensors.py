@@ -30,7 +30,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return "can't allocate" in str(error) or str(error) == "could not create a primitive"
 
 
-def device_named(name: str) -> torch.device:
+def device_named(name: torch.device | str) -> torch.device:
     """The device `name`; "auto" is CUDA where there is one. Raises FaststyError if unusable."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -39,5 +39,5 @@ def device_named(name: str) -> torch.device:
         torch.empty(0, device=device).cpu()  # there and back: "meta" is a device, too
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise FaststyError(f"device {name!r} cannot be used ({reason})") from error
+        raise FaststyError(f"device '{name}' cannot be used ({reason})") from error
     return device

@@ -86,6 +86,19 @@ def test_half_precision_halves_the_file_and_loads_as_float32(tmp_path, path):
         torch.testing.assert_close(value, exact, atol=1e-3, rtol=1e-3)
 
 
+def test_loading_neither_moves_the_random_state_nor_asks_for_the_default_dtype(path):
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    torch.set_default_dtype(torch.float64)
+    try:
+        loaded = load_model(path)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    torch.testing.assert_close(torch.get_rng_state(), before)
+    for net in (loaded.generator, loaded.repairer):
+        assert {tensor.dtype for tensor in [*net.parameters(), *net.buffers()]} == {torch.float32}
+
+
 def test_saving_replaces_by_rename(path):
     save_model(model(repairer=False), path)
     assert load_model(path).repairer is None

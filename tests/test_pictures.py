@@ -350,12 +350,14 @@ def test_unreadable_file(tmp_path, monkeypatch):
 
 
 def test_wrong_arrays_and_types():
-    with pytest.raises(ValueError, match=r"array of float32; expected uint8"):
+    with pytest.raises(ValueError, match=r"the array is float32; expected uint8"):
         read_picture(np.zeros((2, 2, 3), np.float32))
     with pytest.raises(ValueError, match=r"shape \[2, 2, 5\]; expected \[H, W\]"):
         read_picture(np.zeros((2, 2, 5), np.uint8))
     with pytest.raises(TypeError, match="source is a int"):
         read_picture(3)
+    with pytest.raises(TypeError, match="the mask is a int"):
+        read_picture(3, name="the mask")
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "AVIF"])

@@ -33,7 +33,7 @@ def test_half_precision_and_gradients_are_no_obstacle():
 
 
 def test_devices_by_name():
-    assert device_named("cpu") == torch.device("cpu")
+    assert device_named("cpu") == device_named(torch.device("cpu")) == torch.device("cpu")
     assert device_named("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import itertools
 import math
 import threading
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar
 
@@ -78,11 +80,12 @@ class FramePainter:
             frames. 0: each frame has its own, as a picture has; infinite: those of the first one.
 
     Attributes:
+        stylizer: as given.
         in_batches: it paints several frames together: on a GPU, as a CPU gains nothing by that.
     """
 
     def __init__(self, stylizer: Stylizer, **dials: Unpack[Dials]) -> None:
-        self._stylizer = stylizer
+        self.stylizer = stylizer
         self._lock = threading.Lock()  # of those who paint
         self._turning = threading.Lock()  # of those who turn dials: they do not wait for a painting
         self.in_batches = stylizer.device.type == "cuda"
@@ -109,19 +112,23 @@ class FramePainter:
     @property
     def backend(self) -> str:
         """What paints, for people."""
-        device = self._stylizer.device.type
+        device = self.stylizer.device.type
         if device == "cpu":
             return "C++ extension" if _is_native() else "PyTorch (the C++ extension is faster)"
         return f"{device}, {str(self._dtype).removeprefix('torch.')}"
 
     def set(self, **dials: Unpack[Dials]) -> None:
         """Turns dials, from the next frame on. Raises as a call does; then none turns."""
+        for name in dials.keys() - Dials.__annotations__:
+            raise TypeError(
+                f"unknown dial '{name}'; expected one of {', '.join(Dials.__annotations__)}"
+            )
         changes: dict[str, Any] = dict(dials)
         if "style" in dials:
-            changes["style"] = mixing_weights(dials["style"], self._stylizer.styles)
+            changes["style"] = mixing_weights(dials["style"], self.stylizer.styles)
         with self._turning:
             turned = replace(self._settings, **changes)
-            self._stylizer.check_dials(turned.strength, turned.repair)
+            self.stylizer.check_dials(turned.strength, turned.repair)
             if turned.stroke not in (None, *strokes.SIZES):
                 raise ValueError(f"stroke is {turned.stroke}; expected 1, 2 or 4")
             if not turned.half_life >= 0:
@@ -137,7 +144,7 @@ class FramePainter:
             self.set(half_life=math.inf)
             self._make_net(self._settings.style)
             self._held, self._stale = True, False
-            self._start(frames.to(self._stylizer.device), self._settings)
+            self._start(frames.to(self.stylizer.device), self._settings)
 
     def reset(self) -> None:
         """Forgets the statistics, as after a jump in time."""
@@ -151,7 +158,8 @@ class FramePainter:
         return min(batches.SIZES[0], self._until_look(self._settings))
 
     def __call__(self, frame: Frame) -> Frame:
-        """Paints `frame`, uint8 ``[H, W, 3]``, into a new array. Raises ValueError for another."""
+        """Paints `frame`, uint8 ``[H, W, 3]``, into a new array. Raises ValueError for another,
+        and TypeError for what is no array."""
         return self.batch([frame])[0]
 
     def batch(self, frames: Sequence[Frame]) -> list[Frame]:
@@ -160,8 +168,10 @@ class FramePainter:
         Painted together there, frames also share memory: who keeps one keeps all.
         """
         for frame in frames:
+            expected = "expected a NumPy array, uint8 [H, W, 3]"
+            if not isinstance(frame, np.ndarray):
+                raise TypeError(f"frame is a {type(frame).__name__}; {expected}")
             if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or not frame.size:
-                expected = "expected uint8 [H, W, 3]"
                 raise ValueError(f"frame is {frame.dtype} {list(frame.shape)}; {expected}")
         painted: list[Frame] = []
         with self._lock, torch.inference_mode():
@@ -196,15 +206,18 @@ class FramePainter:
 
         Raises ValueError for another dtype, shape or device.
         """
-        device = next(self._stylizer.model.generator.parameters()).device  # with its number
+        device = next(self.stylizer.model.generator.parameters()).device  # with its number
         sound = frames.dtype == torch.uint8 and frames.ndim == 4 and frames.shape[3] == 3
         if not sound or 0 in frames.shape[1:] or frames.device != device:
             got = f"{frames.dtype} {list(frames.shape)} on {frames.device}"
             raise ValueError(f"frames are {got}; expected uint8 [N, H, W, 3] on {device}")
         painted: list[Tensor] = []
-        with self._lock, torch.inference_mode():
+        with self._lock:
             while (done := sum(map(len, painted))) < len(frames):
-                painted.append(self._paint_some(frames[done:], self._settings))
+                with torch.inference_mode():
+                    some = self._paint_some(frames[done:], self._settings)
+                # The next step overwrites it, and an inference tensor would refuse to be changed.
+                painted.append(some.clone())
         return painted[0] if len(painted) == 1 else torch.cat(painted or [frames])
 
     def _paint_some(self, frames: Sequence[Frame] | Tensor, settings: _Settings) -> Tensor:
@@ -225,7 +238,6 @@ class FramePainter:
         photos = self._on_device(frames[: batches.length(frames, most)])
         painted, *entrances = self._step(photos, settings)
         if isinstance(frames, Tensor):
-            painted = painted.clone()  # the next step overwrites its results
             entrances = batches.to_host(*entrances) if entrances else []
         else:
             painted, *entrances = batches.to_host(painted, *entrances)
@@ -242,7 +254,7 @@ class FramePainter:
         if isinstance(frames, Tensor):
             return frames
         if self.in_batches:
-            return batches.to_device(frames, self._stylizer.device)
+            return batches.to_device(frames, self.stylizer.device)
         return torch.from_numpy(np.require(frames[0], requirements=["C", "W"]))[None]
 
     def _paint_slowly(self, frames: Tensor, settings: _Settings) -> tuple[Tensor, ...]:
@@ -304,7 +316,7 @@ class FramePainter:
             # All variances are 0, and norms would make pictures of rounding errors. The generator's
             # own convolutions have none here. What comes next starts anew.
             self._stale = True
-            generator = self._stylizer.model.generator
+            generator = self.stylizer.model.generator
             return ops.to_pixels(generator(ops.from_pixels(frames), self._weights()))
         painted = self._net.paint(frames, collect=True)
         seen = self._net.seen
@@ -342,7 +354,7 @@ class FramePainter:
 
     def _make_net(self, style: dict[str, float]) -> None:
         self._style = style
-        generator = self._stylizer.model.generator
+        generator = self.stylizer.model.generator
         self._net, self._watcher = (
             PlainGenerator(generator, self._weights(), self._dtype) for _ in range(2)
         )
@@ -351,8 +363,8 @@ class FramePainter:
         self._stale, self._held = True, False
 
     def _weights(self) -> Tensor:
-        weights = [self._style.get(name, 0.0) for name in self._stylizer.styles]
-        return torch.tensor(weights, device=self._stylizer.device)
+        weights = [self._style.get(name, 0.0) for name in self.stylizer.styles]
+        return torch.tensor(weights, dtype=torch.float32, device=self.stylizer.device)
 
 
 def jump(before: Tensor, after: Tensor) -> float:
@@ -385,28 +397,39 @@ def stream(
     is set, and may be closed, also while `frames` gives nothing.
     """
     size = size or (batches.SIZES[0] if painter.in_batches else 2)
-    reading = Prefetch(frames, size)
+    reading = Prefetch(frames, size, copy)  # some sources fill the same array again and again
 
     def paint() -> Iterator[Frame]:
         while group := reading.take(painter.at_a_time):
             yield from painter.batch(group)
 
     painting = Prefetch(paint(), size)
-    try:
-        while painted := painting.take(1, stop):
-            yield painted[0]
-    finally:
+
+    def end() -> None:
         reading.stop()  # the painter's thread may wait for a frame
         painting.stop()
         painting.join()  # an interpreter that ends while torch works aborts
         reading.join(1)  # a camera or a pipe that gives no more must not hold us
 
+    atexit.register(end)  # who breaks a loop off seldom closes
+    try:
+        while painted := painting.take(1, stop):
+            yield painted[0]
+    finally:
+        atexit.unregister(end)
+        end()
+
 
 class Prefetch(Generic[T]):
-    """`items`, taken by a thread of its own, up to `size` of them before they are asked for."""
+    """`items`, taken by a thread of its own, up to `size` of them before they are asked for.
 
-    def __init__(self, items: Iterable[T], size: int) -> None:
-        self._items, self._size = items, size
+    They wait as `kept` makes them, in that thread.
+    """
+
+    def __init__(
+        self, items: Iterable[T], size: int, kept: Callable[[T], T] = lambda item: item
+    ) -> None:
+        self._items, self._size, self._kept = items, size, kept
         self._ready: deque[T] = deque()
         self._changed = threading.Condition()
         self._ended = self._stopped = False
@@ -447,7 +470,7 @@ class Prefetch(Generic[T]):
 
     def _work(self) -> None:
         try:
-            for item in self._items:
+            for item in map(self._kept, self._items):
                 with self._changed:
                     self._changed.wait_for(lambda: len(self._ready) < self._size or self._stopped)
                     if self._stopped:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from faststy.nn.plain import PlainGenerator
 from faststy.ops.instance_norm import Activation
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # tensors have no single answer to ==
 class NormStatistics:
     """Mean and variance of what each norm of a generator sees.
 
@@ -38,6 +39,9 @@ class NormStatistics:
         object.__setattr__(self, "_together", self._joined(self.moments))
         object.__setattr__(self, "moments", self._parted(self._together))
 
+    def __reduce__(self) -> tuple[Any, ...]:  # a pickle would part the views from their tensor
+        return NormStatistics, (self.moments,)
+
     @classmethod
     def collect(cls, generator: Generator, frames: Tensor, style: Tensor) -> NormStatistics:
         """Those of uint8 frames ``[N, H, W, 3]``, of all N together: of a frame, of a thumbnail, of
@@ -53,8 +57,8 @@ class NormStatistics:
     def on_the_way(self, others: NormStatistics, share: float, steps: int) -> dict[str, Tensor]:
         """The moments after each of so many steps of `approach`, float32 ``[steps, 2, C]``; takes
         these steps."""
-        step = torch.arange(1, steps + 1, device=self._together.device)[:, None, None]
-        each = torch.lerp(others._together, self._together, (1 - share) ** step)
+        step = torch.arange(1, steps + 1, dtype=torch.float32, device=self._together.device)
+        each = torch.lerp(others._together, self._together, (1 - share) ** step[:, None, None])
         self._together.copy_(each[-1])
         return self._parted(each)
 

@@ -21,17 +21,19 @@ from faststy import assets
 from faststy.errors import FaststyError
 from faststy.model_file import Model, load_model
 from faststy.ops.reference import luminance
-from faststy.pictures import Picture, PictureSource, read_picture, scale_down
+from faststy.pictures import Picture, PictureSource, read_picture, scale_down, write_picture
 from faststy.stylization import tiles
 from faststy.stylization.strokes import stroke_for
+from faststy.tensors import device_named
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from faststy.stylization.realtime import Dials, Frame, FramePainter
 
-Source: TypeAlias = "PictureSource | Picture | Tensor"
-Style: TypeAlias = "str | Mapping[str, float]"
+Source: TypeAlias = PictureSource | Picture | Tensor
+Style: TypeAlias = str | Mapping[str, float]
+OVERSHOOT = 0.25  # what a cubic or Lanczos filter may give beyond 0…1 where black meets white
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,19 +51,27 @@ class Painting:
     lost_content: npt.NDArray[np.float32] | None
     style: dict[str, float]
 
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the picture in the format of the suffix, with all that it carries; JPEG and BMP
+        know no transparency: there it lies on white.
+
+        Raises FaststyError for an unknown suffix, or a path that cannot be written.
+        """
+        write_picture(self.picture, path)
+
 
 class Stylizer:
     """Paints pictures with a trained model.
 
     >>> stylizer = Stylizer.load("run/model.safetensors")
-    >>> stylizer("photo.jpg", strength=0.8).save("painted.jpg")
+    >>> stylizer.paint("photo.jpg", strength=0.8).save("painted.jpg")
+    >>> stylizer("photo.jpg", style="ink").show()  # a Pillow image
     """
 
     def __init__(self, model: Model, device: torch.device | str | None = None) -> None:
-        """Moves `model` to `device`: by default CUDA where there is one, else the CPU."""
-        if device is None:
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.device = torch.device(device)
+        """Moves `model` to `device`: by default, or for "auto", CUDA where there is one, else the
+        CPU. Raises FaststyError for a device that cannot be used."""
+        self.device = device_named("auto" if device is None else device)
         self.model = model.to(self.device)
         for module in (model.generator, model.repairer):
             if module is not None:
@@ -73,9 +83,9 @@ class Stylizer:
         path: str | os.PathLike[str] | None = None,
         device: torch.device | str | None = None,
     ) -> Stylizer:
-        """Loads a model file, by default the bundled styles.
+        """Loads a model file, by default the bundled styles, for `device` as above.
 
-        Raises FaststyError when it is damaged or from a newer faststy.
+        Raises FaststyError when it is damaged or from a newer faststy, or the device is not there.
         """
         return cls(load_model(assets.model() if path is None else path), device)
 
@@ -100,8 +110,8 @@ class Stylizer:
 
         Args:
             picture: a path, a binary stream, the bytes of a file, a Pillow image, a uint8 array
-                ``[H, W, 3]``, or a tensor ``[3, H, W]`` or ``[1, 3, H, W]`` (uint8, or float in
-                0…1).
+                ``[H, W]``, ``[H, W, 3]`` or ``[H, W, 4]``, or a tensor ``[3, H, W]`` or
+                ``[1, 3, H, W]`` (uint8, or float in 0…1; what resampling overshoots is clamped).
             style: a name, a mixture like ``"rain:0.7,night:0.3"``, or weights by name. Weights
                 are brought to a sum of 1. The model's first style by default.
             strength: 0 is the photo, 1 the full style; in between see :func:`blend`.
@@ -118,7 +128,8 @@ class Stylizer:
 
         Returns:
             An RGB image, or RGBA where the photo has transparency, with the photo's ICC profile
-            and metadata in ``info``.
+            and metadata in ``info``. Pillow writes these into a JPEG only when they are given to
+            its `save`: to keep the colours right, save what :meth:`paint` gives.
 
         Raises:
             FaststyError: the picture or mask cannot be read, the style is unknown, `repair` is
@@ -151,7 +162,7 @@ class Stylizer:
         memory: int | None = None,
         progress: Callable[[float], None] | None = None,
     ) -> Painting:
-        """Paints like a call, and also gives what a file needs and the lost-content map.
+        """Paints like a call; what comes can be saved whole, and has the lost-content map.
 
         Args:
             memory: bytes that the program may take; by default two thirds of what is free. What
@@ -160,11 +171,14 @@ class Stylizer:
             progress: is told the part of the picture that is painted, 0 to 1.
         """
         self.check_dials(strength, repair)
-        if size is not None and size < 1:
-            raise ValueError(f"size is {size}; expected at least 1 pixel")
+        if size is not None and (size < 1 or size % 1):
+            raise ValueError(f"size is {size}; expected a whole number of pixels, at least 1")
+        if memory is not None and not memory > 0:
+            raise ValueError(f"memory is {memory}; expected at least 1 byte")
         weights = mixing_weights(style, self.styles)
-        photo = picture if isinstance(picture, Picture) else read_picture(_for_reading(picture))
-        photo = photo.with_rgb(scale_down(photo.rgb, size))
+        if not isinstance(picture, Picture):
+            picture = _read(_for_reading(picture), "the picture")
+        photo = picture.with_rgb(scale_down(picture.rgb, size))
         soft = None if mask is None else _soft_mask(mask, photo.size)
         filled = _fill_transparent(photo)
         limit = tiles.limit(memory, self.device)
@@ -246,18 +260,24 @@ class Stylizer:
         comes in its place.
 
         Args:
-            frames: any iterable; frames may change their size.
-            painter: one made by :meth:`painter`, whose dials can be turned meanwhile; or
+            frames: any iterable; frames may change their size, and may be the same array again.
+            painter: one made by :meth:`painter` of this stylizer, whose dials can be turned
+                meanwhile; or
             dials: the arguments of :meth:`painter`.
             ahead: how many frames wait at each side, at least 1; by default 2, on a GPU 5.
             stop: once set, the stream ends, as by `close()`, also while `frames` gives nothing.
 
-        Raises what :meth:`painter` raises, before a frame is read, and ValueError for less `ahead`.
+        Raises what :meth:`painter` raises, before a frame is read, ValueError for less `ahead` or
+        another stylizer's `painter`, and TypeError for a `painter` beside dials.
         """
         from faststy.stylization.realtime import stream
 
         if ahead is not None and ahead < 1:
             raise ValueError(f"ahead is {ahead}; expected at least 1")
+        if painter is not None and dials:
+            raise TypeError(f"{next(iter(dials))} is given beside painter; turn it by painter.set")
+        if painter is not None and painter.stylizer is not self:
+            raise ValueError("painter is of another stylizer; expected one that this one made")
         return stream(frames, painter or self.painter(**dials), ahead, stop)
 
     def check_dials(self, strength: float, repair: float | None) -> None:
@@ -281,18 +301,23 @@ def mixing_weights(style: Style | None, names: list[str]) -> dict[str, float]:
 
     Raises:
         FaststyError: a name that is not there, or weights that are no numbers, negative or all 0.
+        TypeError: `style` is of another type.
     """
     if style is None:
         return {names[0]: 1.0}
     if isinstance(style, str):
         style = {style: 1.0} if style in names else _parse_mixture(style)
+    if not isinstance(style, Mapping):
+        raise TypeError(f"style is a {type(style).__name__}; expected a name or weights by name")
     as_spoken = {name.replace("_", " "): name for name in names}
     style = {n if n in names else as_spoken.get(n, n): weight for n, weight in style.items()}
-    for name in style:
+    for name, weight in style.items():
         if name not in names:
-            close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+            close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
             hint = f"did you mean '{close[0]}'? " if close else ""
             raise FaststyError(f"unknown style '{name}': {hint}the model has {', '.join(names)}")
+        if not isinstance(weight, int | float | np.number):
+            raise FaststyError(f"style weight {weight!r} of '{name}' is no number")
     total = sum(style.values())
     if not all(weight >= 0 for weight in style.values()) or not 0 < total < math.inf:
         shown = ", ".join(f"{name}:{weight:g}" for name, weight in style.items())
@@ -371,6 +396,11 @@ def _contrast(detail: Tensor) -> Tensor:
     return F.avg_pool2d(squares, 3, stride=1, padding=1, count_include_pad=False).add(1e-8).sqrt()
 
 
+def _read(source: PictureSource, name: str) -> Picture:
+    """As `read_picture`; in messages a path is called by itself, everything else by `name`."""
+    return read_picture(source, name=None if isinstance(source, str | os.PathLike) else name)
+
+
 def _for_reading(picture: PictureSource | Tensor) -> PictureSource:
     """Tensors as uint8 arrays, everything else as it is."""
     if not isinstance(picture, Tensor):
@@ -380,8 +410,12 @@ def _for_reading(picture: PictureSource | Tensor) -> PictureSource:
         picture = picture[0]
     if picture.ndim != 3 or picture.shape[0] != 3 or 0 in shape:
         raise ValueError(f"picture has shape {shape}; expected [3, H, W] or [1, 3, H, W]")
+    picture = picture.detach()
     if picture.is_floating_point():
-        picture = (picture.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
+        low, high = (x.item() for x in picture.aminmax())
+        if not (low >= -OVERSHOOT and high <= 1 + OVERSHOOT):  # NaN, too
+            raise ValueError(f"picture has values in {low:.3g}...{high:.3g}; expected 0...1")
+        picture = (picture.float().clamp(0, 1) * 255).round().to(torch.uint8)
     if picture.dtype != torch.uint8:
         raise ValueError(f"picture is {picture.dtype}; expected uint8, or float in 0...1")
     return np.ascontiguousarray(picture.permute(1, 2, 0).cpu().numpy())
@@ -409,7 +443,7 @@ def _masked(photo: Frame, painted: Frame, mask: Image.Image | None) -> Frame:
 
 def _soft_mask(mask: PictureSource, size: tuple[int, int]) -> Image.Image:
     """A mask of any size in grey at `size` (width, height)."""
-    picture = read_picture(mask)
+    picture = _read(mask, "the mask")
     grey = picture.rgb.convert("L")
     if picture.alpha is not None:
         black = Image.new("L", grey.size, 0)

@@ -194,7 +194,7 @@ def test_what_is_recorded_asks_no_number_of_the_gpu(stylizer, dials, size):
     painter._dtype, painter.in_batches = torch.float16, True
     painter._make_net(painter._settings.style)
     net = painter._net.to("meta")
-    painter._repairer = PlainRepairer(painter._stylizer.model.repairer, torch.float16).to("meta")
+    painter._repairer = PlainRepairer(painter.stylizer.model.repairer, torch.float16).to("meta")
     for conv in net.norms.values():
         conv.norm_weight, conv.norm_bias = conv.norm_weight.to("meta"), conv.norm_bias.to("meta")
     moments = {name: torch.empty(2, len(c.weight), device="meta") for name, c in net.norms.items()}
@@ -223,6 +223,8 @@ def test_frames_may_come_and_stay_as_tensors(stylizer):
     expected = np.stack(stylizer.painter().batch(frames))
     painted = stylizer.painter().on_device(torch.from_numpy(np.stack(frames)))
     assert torch.equal(painted, torch.from_numpy(expected))
+    alone = stylizer.painter().on_device(torch.from_numpy(frames[0][None]))
+    alone[:, :4] = 0  # it is the caller's own
     none = torch.zeros(0, 8, 8, 3, dtype=torch.uint8)
     assert torch.equal(stylizer.painter().on_device(none), none)  # as `batch`
     empty = torch.zeros(1, 0, 8, 3, dtype=torch.uint8)

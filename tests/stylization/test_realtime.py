@@ -4,13 +4,19 @@ import contextlib
 import copy
 import itertools
 import math
+import subprocess
+import sys
+import textwrap
 import threading
 import time
 from dataclasses import asdict
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from faststy.errors import FaststyError
 from faststy.model_file import Model, ModelInfo
@@ -237,10 +243,45 @@ def test_dials_do_not_wait_for_a_painting(stylizer, monkeypatch):
 @pytest.mark.parametrize("shape", [(4, 5), (0, 5, 3), (4, 5, 4)])
 def test_wrong_frames(stylizer, shape):
     painter = stylizer.painter()
-    with pytest.raises(ValueError, match=r"frame is uint8 .*; expected uint8 \[H, W, 3\]"):
+    with pytest.raises(ValueError, match=r"frame is uint8 .*; expected a NumPy array, uint8"):
         painter(np.zeros(shape, np.uint8))
     with pytest.raises(ValueError, match="frame is float64"):
         painter(np.zeros((4, 5, 3)))
+
+
+@pytest.mark.parametrize("in_batches", [False, True])
+def test_the_default_dtype_does_not_matter(stylizer, in_batches):
+    frames = [frame(phase) for phase in np.linspace(0, 0.5, 12)]
+
+    def painted():
+        painter = stylizer.painter(strength=0.5)
+        painter.in_batches = in_batches
+        return np.stack(painter.batch([*frames, np.full_like(frames[0], 200)]))
+
+    expected = painted()
+    torch.set_default_dtype(torch.float64)
+    try:
+        np.testing.assert_array_equal(painted(), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_frames_that_are_no_arrays(stylizer):
+    one = frame(h=8, w=8)
+    for other in (Image.fromarray(one), torch.from_numpy(one)):
+        expected = f"frame is a {type(other).__name__}; expected a NumPy array, uint8"
+        with pytest.raises(TypeError, match=expected):
+            stylizer.painter()(other)
+        with pytest.raises(TypeError, match=expected):
+            list(stylizer.stream([other]))
+
+
+def test_unknown_dials(stylizer):
+    for call in (stylizer.painter, stylizer.painter().set, partial(stylizer.stream, [])):
+        with pytest.raises(
+            TypeError, match="unknown dial 'sytle'; expected one of style, strength"
+        ):
+            call(sytle="rain")
 
 
 def test_frames_of_any_memory_layout(stylizer):
@@ -262,6 +303,19 @@ def test_stream_gives_every_frame_in_its_order_and_size(stylizer):
     assert list(stylizer.stream([])) == []
 
 
+def test_a_source_may_fill_the_same_array_again(stylizer):
+    frames = [frame(phase) for phase in range(6)]
+
+    def source():
+        buffer = np.empty_like(frames[0])
+        for one in frames:
+            buffer[:] = one
+            yield buffer
+
+    for got, want in zip(stylizer.stream(source()), stylizer.stream(frames), strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
 def test_dials_of_a_stream_can_be_turned(stylizer):
     painter = stylizer.painter(repair=0.0)
     one = frame()
@@ -271,6 +325,13 @@ def test_dials_of_a_stream_can_be_turned(stylizer):
         seen = list(itertools.islice(painted, 8))
     np.testing.assert_array_equal(seen[-1], one)
     assert np.abs(first.astype(int) - one).max() > 5
+
+
+def test_a_stream_drops_no_dials(stylizer):
+    with pytest.raises(TypeError, match="style is given beside painter"):
+        stylizer.stream([], painter=stylizer.painter(), style="rain")
+    with pytest.raises(ValueError, match="painter is of another stylizer"):
+        stylizer.stream([], painter=Stylizer(stylizer.model, "cpu").painter())
 
 
 def test_an_exception_of_the_frames_comes_in_its_place(stylizer):
@@ -369,6 +430,38 @@ def test_a_source_that_gives_nothing_holds_nobody(stylizer, count, way):
     for thread in set(threading.enumerate()) - before:
         thread.join(5)
         assert not thread.is_alive()
+
+
+@pytest.mark.parametrize(("count", "last"), [(9, ""), (9, "1 / 0"), (4, "")])
+def test_a_program_may_end_while_a_stream_is_open(count, last):
+    program = f"""
+        import threading
+        import numpy as np
+        from faststy import Stylizer
+
+        def frames():
+            for seed in range({count}):
+                yield np.random.default_rng(seed).integers(0, 256, (720, 1280, 3), np.uint8)
+            threading.Event().wait()
+
+        painted = Stylizer.load().stream(frames())
+        for i, frame in enumerate(painted):
+            if i == 3:
+                break
+        {last}
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == (1 if last else 0), ended.stderr
+
+
+def test_what_the_readme_shows_runs(film, tmp_path, monkeypatch, capsys):
+    film("clip.mp4", frames=4)
+    monkeypatch.chdir(tmp_path)
+    text = Path(__file__).parents[2].joinpath("README.md").read_text(encoding="utf-8")
+    shown = text.split("### Real time")[1].split("```")[1].removeprefix("python")
+    exec(shown, {})
+    assert len(capsys.readouterr().out.split()) == 3  # one was painted before
 
 
 def test_prefetch_of_nothing_and_errors_at_the_start():

@@ -1,5 +1,8 @@
 """Norm statistics: collected, moved, given back and folded, they are the same thing."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 
@@ -51,6 +54,17 @@ def test_approaching_is_a_running_mean(generator, frames):
     a.approach(b, 0.25)
     for name, moments in a.moments.items():
         torch.testing.assert_close(moments, expected[name])
+
+
+@pytest.mark.parametrize("way", [copy.deepcopy, lambda it: pickle.loads(pickle.dumps(it))])
+def test_a_copy_moves_by_itself(generator, frames, way):
+    a, b = (NormStatistics.collect(generator, frames[i : i + 1], STYLE) for i in range(2))
+    copied = way(a)
+    assert copied != a
+    copied.approach(b, 1)
+    for name, moments in copied.moments.items():
+        torch.testing.assert_close(moments, b.moments[name])
+        assert not torch.equal(moments, a.moments[name])
 
 
 def test_norms_are_told_apart_by_their_names(generator, frames):

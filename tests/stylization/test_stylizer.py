@@ -1,6 +1,7 @@
 """The stylizer's dials do what they say, and nothing to the photo that they do not say."""
 
 from dataclasses import asdict
+from typing import get_type_hints
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from faststy.nn.repairer import Repairer
 from faststy.ops.reference import LUMA
 from faststy.pictures import read_picture
 from faststy.stylization import tiles
+from faststy.stylization.realtime import Dials
 from faststy.stylization.stylizer import Stylizer, blend, mixing_weights, with_colors_of
 
 
@@ -117,6 +119,19 @@ def test_what_the_photo_carries_is_kept(stylizer, photo):
     assert painted.info["icc_profile"] == image.info["icc_profile"]
     assert painted.getexif()[0x010F] == "Camera"
     assert 0x0112 not in painted.getexif()
+
+
+@pytest.mark.parametrize("name", ["painted.jpg", "painted.png"])
+def test_a_painting_is_saved_whole(stylizer, photo, tmp_path, name, dim_profile):
+    exif = Image.Exif()
+    exif[0x010F] = "Camera"
+    image = Image.fromarray(np.dstack([photo, photo[..., 0]]))
+    image.info.update(icc_profile=dim_profile, exif=exif.tobytes())
+    stylizer.paint(image).save(tmp_path / name)
+    with Image.open(tmp_path / name) as saved:
+        assert saved.mode == ("RGB" if name.endswith("jpg") else "RGBA")
+        assert saved.info["icc_profile"] == dim_profile
+        assert saved.getexif()[0x010F] == "Camera"
 
 
 def test_invisible_colours_do_not_matter(stylizer, photo):
@@ -261,12 +276,27 @@ def test_mixing_weights():
         ("rain:1e308,starry night:1e308", "0 or more"),  # their sum is no number
         ("rain:0", "not all 0"),
         ({}, "not all 0"),
+        ({"rain": "0.5"}, "weight '0.5' of 'rain' is no number"),
+        ({3: 1.0}, "unknown style '3'"),
         ("", "unknown style ''"),
     ],
 )
 def test_wrong_styles(style, message):
     with pytest.raises(FaststyError, match=message):
         mixing_weights(style, ["rain", "starry night"])
+
+
+@pytest.mark.parametrize("style", [["rain"], ("rain",), 3])
+def test_styles_of_other_types(style):
+    with pytest.raises(TypeError, match=f"style is a {type(style).__name__}; expected a name"):
+        mixing_weights(style, ["rain", "starry night"])
+
+
+@pytest.mark.parametrize("device", ["meta", torch.device("cuda:99")])
+def test_a_device_that_cannot_be_used(device):
+    with pytest.raises(FaststyError, match=f"device '{device}' cannot be used"):
+        Stylizer.load(device=device)
+    assert Stylizer(make_model(), "auto").device.type in ("cpu", "cuda")
 
 
 def test_a_model_without_a_repairer(photo):
@@ -280,18 +310,37 @@ def test_a_model_without_a_repairer(photo):
         stylizer(photo, repair=0.5)
 
 
+@pytest.mark.parametrize("annotated", [Stylizer.__call__, Stylizer.paint, Dials])
+def test_types_are_there_for_programs(annotated):
+    assert "style" in get_type_hints(annotated)
+
+
 def test_arguments_out_of_range(stylizer, photo):
     for options, message in [
         ({"strength": 1.5}, r"strength is 1\.5; expected 0 to 1"),
         ({"repair": -1}, "repair is -1; expected 0 to 1"),
         ({"size": 0}, "size is 0"),
+        ({"size": 1.5}, r"size is 1\.5; expected a whole number"),
+        ({"memory": 0}, "memory is 0; expected at least 1 byte"),
+        ({"memory": -1}, "memory is -1"),
+        ({"mask": np.zeros((4, 4))}, "the mask is float64; expected uint8"),
+        ({"mask": photo[..., :2]}, r"the mask has shape \[45, 62, 2\]"),
     ]:
         with pytest.raises(ValueError, match=message):
-            stylizer(photo, **options)
+            stylizer.paint(photo, **options)
+    with pytest.raises(TypeError, match="the mask is a list; expected a path"):
+        stylizer(photo, mask=[])
+    with pytest.raises(TypeError, match="the mask is a Tensor; expected a path"):
+        stylizer(photo, mask=torch.zeros(3, 4, 4))
+    with pytest.raises(FaststyError, match=r"none\.png: cannot be read"):
+        stylizer(photo, mask="none.png")
     for tensor, message in [
         (torch.zeros(1, 4, 5), r"shape \[1, 4, 5\]; expected \[3, H, W\]"),
         (torch.zeros(2, 3, 4, 5), r"shape \[2, 3, 4, 5\]"),
         (torch.zeros(3, 4, 5, dtype=torch.int64), "int64; expected uint8"),
+        (torch.linspace(0, 255, 60).view(3, 4, 5), r"values in 0\.\.\.255; expected 0\.\.\.1"),
+        (torch.linspace(-1, 1, 60).view(3, 4, 5), r"values in -1\.\.\.1"),
+        (torch.full((3, 4, 5), torch.nan), r"values in nan"),
     ]:
         with pytest.raises(ValueError, match=message):
             stylizer(tensor)
