@@ -63,10 +63,11 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Raises FaststyError that names the setting, its value and what it can be."""
-        self._require(len(self.style) > 0, "style", "at least one picture or folder")
         for field in fields(self):
-            value = getattr(self, field.name)
+            value = _typed(field.name.replace("_", "-"), getattr(self, field.name), str(field.type))
+            object.__setattr__(self, field.name, value)  # frozen, but for this
             self._require(not isinstance(value, float) or isfinite(value), field.name, "finite")
+        self._require(len(self.style) > 0, "style", "at least one picture or folder")
         for name in ("steps", "seconds", "checkpoint_every"):
             value = getattr(self, name)
             self._require(value is None or value > 0, name, "more than 0")
@@ -91,7 +92,7 @@ class TrainConfig:
                 self._require(usable, field.name, f"in 0...{LARGEST_WEIGHT:,}")
         ordered = tuple(stage for stage in STAGES if stage in self.stages)
         starts = ordered[:1] == STAGES[:1]
-        self._require(ordered == tuple(self.stages) and starts, "stages", STAGE_RULE)
+        self._require(ordered == self.stages and starts, "stages", STAGE_RULE)
         self._require(self.precision in PRECISIONS, "precision", f"one of {', '.join(PRECISIONS)}")
         forms = ("bce", "hinge", "lsgan")
         self._require(self.adversarial in forms, "adversarial", f"one of {', '.join(forms)}")
@@ -166,14 +167,21 @@ def read_config(path: Path | None, **overrides: Any) -> TrainConfig:
 
 
 def _typed(name: str, value: Any, annotation: str) -> Any:
-    """`value` as the type of a field, whole numbers passing for floats and lists for tuples."""
+    """`value` as the type of a field; raises FaststyError where it is of none that passes for it.
+
+    Paths pass for str, lists and single items for tuples, whole numbers for floats.
+    """
     kind = annotation.split("|")[0].strip()
-    if kind.startswith("tuple"):
-        items = [value] if isinstance(value, str) else value
-        if isinstance(items, list) and all(isinstance(item, str) for item in items):
-            return tuple(items)
-    elif kind == "float" and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value) if abs(value) < sys.float_info.max else inf
-    elif type(value).__name__ == kind:  # bool is no int here
+    if value is None and annotation.endswith("None"):
+        return None
+    if kind == "str" and isinstance(value, str | os.PathLike):
+        return os.fspath(value)
+    if kind == "tuple[str, ...]":
+        items = [value] if isinstance(value, str | os.PathLike) else value
+        if isinstance(items, list | tuple):
+            return tuple(_typed(f"{name}[{i}]", item, "str") for i, item in enumerate(items))
+    if kind == "float" and isinstance(value, int | float) and not isinstance(value, bool):
+        return inf if abs(value) > sys.float_info.max else float(value)
+    if type(value).__name__ == kind:  # bool is no int here
         return value
-    raise FaststyError(f"{name} is {value!r}, which is not of type {kind.split('[')[0]}")
+    raise FaststyError(f"{name} is {value!r}, which is not of type {kind}")

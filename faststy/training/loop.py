@@ -94,17 +94,19 @@ def train(
 
     With `resume`, goes on from the run's newest whole checkpoint; on one CPU the result has the
     same bytes as that of an undisturbed run of as many steps. SIGINT and SIGTERM save a checkpoint
-    and return with `finished=False`; so does having done `until` of the run (0...1), which leaves
-    the model that there is by then, too. What goes wrong on the way is answered and told in words:
-    see `guards`, `checkpoint` and `picture_cache`.
+    and return with `finished=False`; so does having done `until` of the run, above 0 and 1 at most,
+    which leaves the model that there is by then, too. What goes wrong on the way is answered and
+    told in words: see `guards`, `checkpoint` and `picture_cache`.
 
     Under torchrun every worker calls this, takes its samples of each batch, and returns; the first
     one writes the files and tells the progress: see `distributed`.
 
     Raises:
         FaststyError: nothing to train on, an unwritable folder, a run that is already there or has
-            other settings, a worker that was lost, too little memory.
+            other settings, a worker that was lost, too little memory, another `until`.
     """
+    if not 0 < until <= 1:
+        raise FaststyError(f"until is {until!r}; it must be above 0, and 1 at most")
     batch = config.batch or (recorded_batch(Path(config.out)) if resume else None)
     batch = batch or default_batch(config.device)
     config = replace(config, batch=batch)

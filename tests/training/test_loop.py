@@ -274,6 +274,13 @@ def test_a_run_done_in_parts_leaves_a_model_each_time_and_ends_with_the_same_byt
     assert result.model.read_bytes() == whole
 
 
+@pytest.mark.parametrize("until", [0, -1, 1.5, float("nan")])
+def test_a_part_that_no_run_has_is_refused(config, tmp_path, until):
+    with pytest.raises(FaststyError, match=f"^until is {until}; it must be above 0, and 1 at most"):
+        train(config(), until=until)
+    assert not (tmp_path / "run").exists()
+
+
 def test_events_for_tensorboard_go_on_with_the_run(config, tmp_path, monkeypatch):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     monkeypatch.setattr(loop, "LOG_EVERY", 0.0)
