@@ -21,7 +21,7 @@ from PIL import Image, ImageOps
 
 from faststy.assets import photos as bundled_photos
 from faststy.errors import FaststyError
-from faststy.evaluation.evaluate import evaluate, paint, style_grams
+from faststy.evaluation.measure import evaluate, paint, style_grams
 from faststy.files import replacing, write_text
 from faststy.model_file import load_model
 from faststy.nn.encoder import load_encoder
@@ -52,7 +52,7 @@ class Point:
     run: Path
     model: Path
     steps: int
-    content: float  # relative distance from the photo, see `faststy.evaluation.evaluate.Scores`
+    content: float  # relative distance from the photo, see `faststy.evaluation.measure.Scores`
     style: float  # and from the style
     lost: float  # share of the picture where most content is gone
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from faststy.errors import FaststyError
-from faststy.evaluation import evaluate as evaluation
+from faststy.evaluation import evaluate, style_grams
 from faststy.model_file import load_model
 from faststy.sweep import sweep as module
 from faststy.sweep.sweep import Point, run_folder, suggest, sweep
@@ -81,8 +81,8 @@ def test_a_sweep_leaves_models_numbers_sheet_curve_and_page(config, tmp_path):
     # The numbers are those of `faststy evaluate`.
     point, net = result.points[1], load_model(result.points[1].model)
     encoder = module.load_encoder("faststy")
-    grams = evaluation.style_grams(Path(config().style[0]), 64, encoder, module.device_named("cpu"))
-    scores = evaluation.evaluate(
+    grams = style_grams(Path(config().style[0]), 64, encoder, module.device_named("cpu"))
+    scores = evaluate(
         net, [Path(config().content) / f"{n}.png" for n in "ab"], {"painted_waves": grams}, encoder,
         module.device_named("cpu"),
     ).mean(repaired=False)  # fmt: skip
