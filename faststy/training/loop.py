@@ -83,6 +83,7 @@ class TrainResult:
     interrupted: bool = False  # by a signal
 
 
+@torch.inference_mode(False)  # gradients, whatever the caller has switched off
 def train(
     config: TrainConfig,
     on_progress: Callable[[Progress], None] | None = None,

@@ -281,6 +281,17 @@ def test_a_part_that_no_run_has_is_refused(config, tmp_path, until):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_the_callers_modes_and_random_states_play_no_part(config, tmp_path, monkeypatch, mode):
+    expected = train(config(base="none")).model.read_bytes()
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("a GPU was seeded"))
+    state = torch.get_rng_state()
+    with mode():
+        result = train(config(base="none", out=str(tmp_path / mode.__name__)))
+    assert result.model.read_bytes() == expected
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_events_for_tensorboard_go_on_with_the_run(config, tmp_path, monkeypatch):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     monkeypatch.setattr(loop, "LOG_EVERY", 0.0)
