@@ -122,7 +122,7 @@ def train(
             raise
         raise FaststyError(
             f"not enough memory for steps of {batch} crops of {config.size} px with the "
-            f"{config.model} model; use a smaller --batch, --size or --model and another --out"
+            f"{config.model} model; use a smaller batch, size or model and another out folder"
         ) from error
 
 
@@ -320,7 +320,9 @@ def _train(
     try:
         save_model(model, model_path)
     except FaststyError as error:
-        raise FaststyError(f"{error}; with that mended, --resume goes on with {run}") from error
+        raise FaststyError(
+            f"{error}; with that mended, the run can be resumed (--resume, or resume=True)"
+        ) from error
     log.attempt(step, "preview", show)
     log.attempt(step, "report", lambda: write_report(run))
     if finished and config.cache is None:
@@ -350,7 +352,7 @@ def _content(config: TrainConfig, cache: PictureCache) -> Pictures:
         return Pictures(bundled_photos(), short_side, cache)
     folder = Path(config.content)
     if not folder.is_dir():
-        raise FaststyError(f"{folder}: --content must be a folder of photos")
+        raise FaststyError(f"{folder}: content must be a folder of photos")
     return Pictures.found(folder, short_side, cache)
 
 
