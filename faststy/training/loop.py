@@ -69,7 +69,20 @@ LICENSE = "The weights are yours; the style picture keeps the terms that it has.
 
 @dataclass(frozen=True)
 class TrainResult:
-    """Where the run is and what it took; `skipped` lists pictures that could not be used."""
+    """Where the run is and what it took.
+
+    Attributes:
+        run: its folder.
+        model: the file for `Stylizer.load`; an interrupted run may not have written it.
+        steps: done, of the whole run.
+        seconds: of the whole run, parts before a resume included.
+        images_per_second: crops learned a second, in this call.
+        skipped: pictures that could not be used, with the reason.
+        skipped_steps: updates that were left out, as they were not finite.
+        events: what went wrong and what was done, in words.
+        finished: whether all of the run is done.
+        interrupted: whether a signal ended it.
+    """
 
     run: Path
     model: Path
@@ -77,10 +90,10 @@ class TrainResult:
     seconds: float
     images_per_second: float
     skipped: dict[Path, str]
-    skipped_steps: int = 0  # updates that were not finite
-    events: tuple[str, ...] = ()  # what went wrong and what was done, in words
+    skipped_steps: int = 0
+    events: tuple[str, ...] = ()
     finished: bool = True
-    interrupted: bool = False  # by a signal
+    interrupted: bool = False
 
 
 @torch.inference_mode(False)  # gradients, whatever the caller has switched off
@@ -104,7 +117,7 @@ def train(
 
     Raises:
         FaststyError: nothing to train on, an unwritable folder, a run that is already there or has
-            other settings, a worker that was lost, too little memory, another `until`.
+            other settings, a worker that was lost, too little memory, an `until` out of range.
     """
     if not 0 < until <= 1:
         raise FaststyError(f"until is {until!r}; it must be above 0, and 1 at most")

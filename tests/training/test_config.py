@@ -7,6 +7,8 @@ import pytest
 
 from faststy.errors import FaststyError
 from faststy.training.config import DEFAULT_SECONDS, MODELS, STAGES, TrainConfig, read_config
+from faststy.training.log import Progress
+from faststy.training.loop import TrainResult
 
 DEFAULT = {field.name: field.default for field in fields(TrainConfig)}
 
@@ -206,6 +208,13 @@ def test_the_models_are_the_generators_sizes():
     from faststy.nn.generator import SIZES
 
     assert tuple(SIZES) == MODELS
+
+
+@pytest.mark.parametrize("each", [TrainConfig, TrainResult, Progress])
+def test_every_field_is_documented_in_their_order(each):
+    *_, attributes = each.__doc__.partition("Attributes:\n")
+    named = re.findall(r"^ {8}(\w[\w, ]*):", attributes, re.MULTILINE)
+    assert ", ".join(named).split(", ") == [field.name for field in fields(each)]
 
 
 def test_config_needs_no_torch():
