@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from faststy import assets
-from faststy.evaluation.evaluate import paint
+from faststy.evaluation.measure import paint
 from faststy.model_file import load_model
 from faststy.pictures import list_pictures, read_picture
 from faststy.tensors import to_tensor

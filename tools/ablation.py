@@ -22,7 +22,7 @@ from PIL import Image
 from faststy import assets
 from faststy.errors import FaststyError
 from faststy.evaluation.checkerboard import STRIDES
-from faststy.evaluation.evaluate import Evaluation, Scores, evaluate, paint, style_grams
+from faststy.evaluation.measure import Evaluation, Scores, evaluate, paint, style_grams
 from faststy.files import write_text
 from faststy.model_file import Model, load_model
 from faststy.nn.encoder import load_encoder

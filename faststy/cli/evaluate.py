@@ -13,7 +13,7 @@ import click
 from faststy.training.config import TrainConfig
 
 if TYPE_CHECKING:
-    from faststy.evaluation.evaluate import Evaluation
+    from faststy.evaluation.measure import Evaluation
 
 
 NARROWEST = 80  # columns of a terminal that the numbers fit into
@@ -81,7 +81,7 @@ def command(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
     from rich.progress import TimeRemainingColumn as Remaining
 
-    from faststy.evaluation.evaluate import evaluate, match_styles, style_grams
+    from faststy.evaluation.measure import evaluate, match_styles, style_grams
     from faststy.model_file import load_model
     from faststy.nn.encoder import load_encoder
     from faststy.pictures import list_pictures
@@ -151,7 +151,7 @@ def _check_order(model: Path, given: list[Path]) -> None:
 def _write_page(path: Path, result: Evaluation, model: Path, net: Any, size: int | None) -> None:
     from PIL import Image
 
-    from faststy.evaluation.evaluate import Entry, paint
+    from faststy.evaluation.measure import Entry, paint
     from faststy.evaluation.page import evaluation_page
     from faststy.files import write_text
     from faststy.pictures import read_picture, scale_down

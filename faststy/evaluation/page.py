@@ -8,7 +8,7 @@ from html import escape
 from PIL import Image
 
 from faststy.evaluation.checkerboard import STRIDES
-from faststy.evaluation.evaluate import Entry, Evaluation, Scores
+from faststy.evaluation.measure import Entry, Evaluation, Scores
 from faststy.page import embed, page
 
 HEAD = (

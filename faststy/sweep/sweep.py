@@ -21,7 +21,7 @@ from PIL import Image, ImageOps
 
 from faststy.assets import photos as bundled_photos
 from faststy.errors import FaststyError
-from faststy.evaluation.evaluate import evaluate, paint, style_grams
+from faststy.evaluation.measure import evaluate, paint, style_grams
 from faststy.files import replacing, write_text
 from faststy.model_file import load_model
 from faststy.nn.encoder import load_encoder
@@ -52,7 +52,7 @@ class Point:
     run: Path
     model: Path
     steps: int
-    content: float  # relative distance from the photo, see `faststy.evaluation.evaluate.Scores`
+    content: float  # relative distance from the photo, see `faststy.evaluation.measure.Scores`
     style: float  # and from the style
     lost: float  # share of the picture where most content is gone
 
@@ -238,16 +238,19 @@ class _Record:
         if path.exists():
             if not resume:
                 raise FaststyError(
-                    f"{out}: holds a sweep; go on with --resume or choose another --out"
+                    f"{out}: holds a sweep; resume it (--resume, or resume=True) or choose another "
+                    "out folder"
                 )
             values = _read(path)
         elif (out / "config.toml").exists():
-            raise FaststyError(f"{out}: holds a training run, not a sweep; choose another --out")
+            raise FaststyError(
+                f"{out}: holds a training run, not a sweep; choose another out folder"
+            )
         try:
             known = values.get("style_weights") or ()
             weights = _checked([*known, *(style_weights or ())])
         except (TypeError, ValueError) as error:
-            raise FaststyError(f"{path}: damaged; choose another --out") from error
+            raise FaststyError(f"{path}: damaged; choose another out folder") from error
         if len(config.style) != 1:
             raise FaststyError("a sweep takes one style, a picture or a folder of them")
         if config.style_share is not None:
@@ -267,7 +270,7 @@ class _Record:
                 record.shown = float(values["shown"])
                 record.points = [_point(out, **point) for point in values["points"]]
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise FaststyError(f"{path}: damaged; choose another --out") from error
+            raise FaststyError(f"{path}: damaged; choose another out folder") from error
         return record
 
     def write(self) -> None:
@@ -288,7 +291,7 @@ def _read(path: Path) -> dict[str, Any]:
         values = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(values, dict):
             return values
-    raise FaststyError(f"{path}: damaged or not of a sweep; choose another --out")
+    raise FaststyError(f"{path}: damaged or not of a sweep; choose another out folder")
 
 
 def _point(out: Path, style_weight: float, run: str, model: str, **numbers: Any) -> Point:

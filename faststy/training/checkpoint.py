@@ -79,7 +79,7 @@ def restore(tensors: Tensors, nets: Nets, optimisers: Optimisers) -> None:
     except (KeyError, RuntimeError) as error:
         raise FaststyError(  # PyTorch's own words name every tensor
             "the checkpoint does not fit this run: it is of nets as another version of faststy has "
-            "them; finish it with that version or choose another --out"
+            "them; finish it with that version or choose another out folder"
         ) from error
 
 
@@ -155,5 +155,5 @@ def newest_checkpoint(path: Path) -> tuple[Position, Tensors, str | None] | None
             path.replace(path.with_stem("damaged"))
         return position, tensors, f"{damage[0]}; going on from step {position.step}, the one before"
     if damage:
-        raise FaststyError(f"{damage[0]}, and there is no whole one; start anew in another --out")
+        raise FaststyError(f"{damage[0]}, and there is no whole one; begin in another out folder")
     return None

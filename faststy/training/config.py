@@ -26,47 +26,92 @@ BATCH, GPU_BATCH = 2, 16  # a GPU takes hardly longer for sixteen crops than for
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Settings of a training run; the defaults give a good style in three minutes on two cores."""
+    """Settings of a training run; the defaults give a good style in three minutes on two cores.
 
-    style: tuple[str, ...] = ()  # one picture or folder (a style domain) per style
-    content: str | None = None  # folder of photos; the bundled ones by default
-    cache: str | None = None  # folder for decoded pictures, shared between runs; see picture_cache
+    Paths pass for str, lists and a single str for tuples. The terms are those of docs/method.md.
+    Raises FaststyError that names the setting, its value and what it can be.
+
+    Attributes:
+        style: a picture, or a folder of pictures by one hand, per style; at least one.
+        content: folder of photos to learn on; None: the bundled ones.
+        cache: folder for decoded pictures, shared between runs; None: memory, and what it does not
+            hold beside the run.
+        out: folder of the run.
+        pairs: folder with before/ and after/ pictures of the same names, painted in the first
+            style; None: no paired term.
+        steps, seconds: length of the run, in steps or in seconds of wall clock; one of them, or
+            neither for 180 seconds.
+        model: size of the generator: nano, fast or quality.
+        base: model to start from: a file, "none" for noise, or "auto" for the bundled one, where
+            it is no larger than `model`. A smaller one is grown.
+        size: side of the training crops, 64...1024 px in steps of 8.
+        batch: crops of a step, of all workers together; None: 2, on a GPU 16, and enough for all
+            workers; of a run that is resumed, its own.
+        style_size: short side that the style pictures are shown at, px, at least 64: the smaller,
+            the smaller the strokes.
+        stages: perceptual, optionally followed by adversarial and repair, in this order.
+        style_weight: λ at its largest, above 0. No weight may be above a million.
+        style_weight_start: the share of `style_weight` that λ starts at, 0...1, not 0.
+        style_share: of the loss, between 0 and 1, that λ rises for, beyond `style_weight` if need
+            be; None: it rises to `style_weight`.
+        content_weight: of the content term.
+        colour_weight: of the colour term, times λ.
+        adversarial: form of the adversarial term: bce, hinge or lsgan.
+        adversarial_weight: of that term.
+        variation_weight: of the total variation term.
+        stability_weight: of the small-motion term.
+        lattice_weight: of the finest details within the stability term, against a grid.
+        patches_weight: of the term against patches of colour in calm places.
+        paired_weight: of the paired term.
+        learning_rate: of the generator at its highest, between 0 and 1.
+        encoder: what judges: faststy, vgg19 (torchvision's) or vgg19:FILE.
+        device: auto (CUDA where there is one), cpu, cuda, cuda:1, …
+        precision: of the convolutions: float32, bfloat16, or auto for bfloat16 where the device is
+            faster with it.
+        seed: 0 or more, below 2^63; on one machine the same seed and steps give the same model.
+        checkpoint_every: seconds between checkpoints; more where one takes over a twentieth.
+        tensorboard: also write event files into the run's folder.
+    """
+
+    style: tuple[str, ...] = ()
+    content: str | None = None
+    cache: str | None = None
     out: str = "run"
-    pairs: str | None = None  # folder with before/ and after/ pictures of the same names
-    steps: int | None = None  # length of the run: in steps,
-    seconds: float | None = None  # or in seconds of wall clock (180 when neither is given)
+    pairs: str | None = None
+    steps: int | None = None
+    seconds: float | None = None
     model: str = "fast"
-    base: str = "auto"  # model to start from: the bundled one if it has this size, a file, or none
-    size: int = 192  # side of the training crops, px
-    batch: int | None = None  # crops per step: 2, on a GPU 16, and enough for all workers
-    style_size: int = 400  # short side the style pictures are shown at, px: the size of the strokes
+    base: str = "auto"
+    size: int = 192
+    batch: int | None = None
+    style_size: int = 400
     stages: tuple[str, ...] = STAGES
-    style_weight: float = 20.0  # λ at its largest
-    style_weight_start: float = 0.1  # λ starts at this share of it
-    style_share: float | None = None  # of the loss, that λ rises for; see training/style_weight
+    style_weight: float = 20.0
+    style_weight_start: float = 0.1
+    style_share: float | None = None
     content_weight: float = 1.0
-    colour_weight: float = 1.0  # times λ
+    colour_weight: float = 1.0
     adversarial: str = "hinge"
     adversarial_weight: float = 0.6
     variation_weight: float = 0.0
     stability_weight: float = 1.0
-    lattice_weight: float = 1.5  # of the fine details within the stability term: against a grid
-    patches_weight: float = 1.0  # against patches of colour in calm places
+    lattice_weight: float = 1.5
+    patches_weight: float = 1.0
     paired_weight: float = 10.0
     learning_rate: float = 2e-3
     encoder: str = "faststy"
     device: str = "auto"
-    precision: str = "auto"  # of convolutions: bfloat16 where the device is fast with it
+    precision: str = "auto"
     seed: int = 0
-    checkpoint_every: float = 30.0  # seconds
-    tensorboard: bool = False  # also write event files into the run's folder
+    checkpoint_every: float = 30.0
+    tensorboard: bool = False
 
     def __post_init__(self) -> None:
-        """Raises FaststyError that names the setting, its value and what it can be."""
-        self._require(len(self.style) > 0, "style", "at least one picture or folder")
         for field in fields(self):
-            value = getattr(self, field.name)
+            value = _typed(field.name.replace("_", "-"), getattr(self, field.name), str(field.type))
+            object.__setattr__(self, field.name, value)  # frozen, but for this
             self._require(not isinstance(value, float) or isfinite(value), field.name, "finite")
+        self._require(len(self.style) > 0, "style", "at least one picture or folder")
         for name in ("steps", "seconds", "checkpoint_every"):
             value = getattr(self, name)
             self._require(value is None or value > 0, name, "more than 0")
@@ -91,7 +136,7 @@ class TrainConfig:
                 self._require(usable, field.name, f"in 0...{LARGEST_WEIGHT:,}")
         ordered = tuple(stage for stage in STAGES if stage in self.stages)
         starts = ordered[:1] == STAGES[:1]
-        self._require(ordered == tuple(self.stages) and starts, "stages", STAGE_RULE)
+        self._require(ordered == self.stages and starts, "stages", STAGE_RULE)
         self._require(self.precision in PRECISIONS, "precision", f"one of {', '.join(PRECISIONS)}")
         forms = ("bce", "hinge", "lsgan")
         self._require(self.adversarial in forms, "adversarial", f"one of {', '.join(forms)}")
@@ -166,14 +211,21 @@ def read_config(path: Path | None, **overrides: Any) -> TrainConfig:
 
 
 def _typed(name: str, value: Any, annotation: str) -> Any:
-    """`value` as the type of a field, whole numbers passing for floats and lists for tuples."""
+    """`value` as the type of a field; raises FaststyError where it is of none that passes for it.
+
+    Paths pass for str, lists and single items for tuples, whole numbers for floats.
+    """
     kind = annotation.split("|")[0].strip()
-    if kind.startswith("tuple"):
-        items = [value] if isinstance(value, str) else value
-        if isinstance(items, list) and all(isinstance(item, str) for item in items):
-            return tuple(items)
-    elif kind == "float" and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value) if abs(value) < sys.float_info.max else inf
-    elif type(value).__name__ == kind:  # bool is no int here
+    if value is None and annotation.endswith("None"):
+        return None
+    if kind == "str" and isinstance(value, str | os.PathLike):
+        return os.fspath(value)
+    if kind == "tuple[str, ...]":
+        items = [value] if isinstance(value, str | os.PathLike) else value
+        if isinstance(items, list | tuple):
+            return tuple(_typed(f"{name}[{i}]", item, "str") for i, item in enumerate(items))
+    if kind == "float" and isinstance(value, int | float) and not isinstance(value, bool):
+        return inf if abs(value) > sys.float_info.max else float(value)
+    if type(value).__name__ == kind:  # bool is no int here
         return value
-    raise FaststyError(f"{name} is {value!r}, which is not of type {kind.split('[')[0]}")
+    raise FaststyError(f"{name} is {value!r}, which is not of type {kind}")

@@ -147,8 +147,8 @@ class Worker(Alone):
             yield
         except RuntimeError as error:  # what every backend says when a connection breaks
             raise FaststyError(
-                "another worker was lost; go on from the last checkpoint, with any number of "
-                f"workers: faststy train --resume --out {self._out}"
+                f"{self._out}: another worker was lost; resume the run (--resume, or "
+                "resume=True), with any number of workers"
             ) from error
 
 
@@ -181,7 +181,7 @@ def joined(batch: int, out: str, device: str) -> Iterator[Alone]:
         raise FaststyError(f"the {size} workers do not find together ({reason})") from error
     try:
         if float(worker.sum(torch.tensor(float(batch)))) != batch * size:
-            raise FaststyError("the workers have different batches; give all the same --batch")
+            raise FaststyError("the workers have different batches; give all the same batch")
         yield worker
     finally:
         # After an error NCCL would wait for the others here; the process ends anyway.

@@ -43,7 +43,7 @@ class Claim:
             except BlockingIOError:
                 raise FaststyError(
                     f"{self.run}: another process trains this run; wait for its end, "
-                    "or choose another --out"
+                    "or choose another out folder"
                 ) from None
 
 
@@ -58,7 +58,9 @@ def refuse_sources(out: Path, config: TrainConfig) -> None:
             and Path(source).is_dir()
             and without_links(Path(source)) == (without_links(out))
         ):
-            raise FaststyError(f"{out}: is a folder of pictures to learn from; name another --out")
+            raise FaststyError(
+                f"{out}: is a folder of pictures to learn from; name another out folder"
+            )
 
 
 def refuse_another(run: Path, config: TrainConfig, *, resume: bool) -> None:
@@ -68,12 +70,13 @@ def refuse_another(run: Path, config: TrainConfig, *, resume: bool) -> None:
         if (run / "model.safetensors").exists():
             raise FaststyError(
                 f"{run}: holds a model.safetensors but no config.toml, so it is of no run that "
-                "could be gone on with; choose another --out"
+                "could be gone on with; choose another out folder"
             )
         return
     if not resume:
         raise FaststyError(
-            f"{run}: holds a training run; go on with --resume or choose another --out"
+            f"{run}: holds a training run; resume it (--resume, or resume=True) or choose another "
+            "out folder"
         )
     before = read_config(recorded)
     found, wanted = before.absolute(), config.absolute()
@@ -82,7 +85,7 @@ def refuse_another(run: Path, config: TrainConfig, *, resume: bool) -> None:
             old, new = _shown(getattr(before, name)), _shown(getattr(config, name))
             raise FaststyError(
                 f"{run}: this run has {name.replace('_', '-')} {old}, not {new}; "
-                "go on without that setting or choose another --out"
+                "go on without that setting or choose another out folder"
             )
 
 

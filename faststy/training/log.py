@@ -18,17 +18,31 @@ from faststy.files import write_text
 
 @dataclass(frozen=True)
 class Progress:
-    """What a display needs to know; `terms` are means since the last report."""
+    """What a display needs to know of a run, twice a second at most.
+
+    Attributes:
+        stage: perceptual, adversarial or repair.
+        step: steps done, of the whole run.
+        fraction: of the whole run, 0...1.
+        seconds: of the whole run, parts before a resume included.
+        images_per_second: crops learned a second, since the last report.
+        style_weight: λ.
+        terms: of the loss, by name, unweighted, and their weighted `total`: means since the last
+            report.
+        preview: preview.png, when it has just been painted anew; else None.
+        events: what happened since the last report, in words.
+        learning_rate: of the generator.
+    """
 
     stage: str
     step: int
-    fraction: float  # of the whole run, 0...1
+    fraction: float
     seconds: float
     images_per_second: float
     style_weight: float
     terms: dict[str, float]
     preview: Path | None = None
-    events: tuple[str, ...] = ()  # what happened since the last report, in words
+    events: tuple[str, ...] = ()
     learning_rate: float = 0.0
 
 

@@ -69,7 +69,20 @@ LICENSE = "The weights are yours; the style picture keeps the terms that it has.
 
 @dataclass(frozen=True)
 class TrainResult:
-    """Where the run is and what it took; `skipped` lists pictures that could not be used."""
+    """Where the run is and what it took.
+
+    Attributes:
+        run: its folder.
+        model: the file for `Stylizer.load`; an interrupted run may not have written it.
+        steps: done, of the whole run.
+        seconds: of the whole run, parts before a resume included.
+        images_per_second: crops learned a second, in this call.
+        skipped: pictures that could not be used, with the reason.
+        skipped_steps: updates that were left out, as they were not finite.
+        events: what went wrong and what was done, in words.
+        finished: whether all of the run is done.
+        interrupted: whether a signal ended it.
+    """
 
     run: Path
     model: Path
@@ -77,12 +90,13 @@ class TrainResult:
     seconds: float
     images_per_second: float
     skipped: dict[Path, str]
-    skipped_steps: int = 0  # updates that were not finite
-    events: tuple[str, ...] = ()  # what went wrong and what was done, in words
+    skipped_steps: int = 0
+    events: tuple[str, ...] = ()
     finished: bool = True
-    interrupted: bool = False  # by a signal
+    interrupted: bool = False
 
 
+@torch.inference_mode(False)  # gradients, whatever the caller has switched off
 def train(
     config: TrainConfig,
     on_progress: Callable[[Progress], None] | None = None,
@@ -94,17 +108,19 @@ def train(
 
     With `resume`, goes on from the run's newest whole checkpoint; on one CPU the result has the
     same bytes as that of an undisturbed run of as many steps. SIGINT and SIGTERM save a checkpoint
-    and return with `finished=False`; so does having done `until` of the run (0...1), which leaves
-    the model that there is by then, too. What goes wrong on the way is answered and told in words:
-    see `guards`, `checkpoint` and `picture_cache`.
+    and return with `finished=False`; so does having done `until` of the run, above 0 and 1 at most,
+    which leaves the model that there is by then, too. What goes wrong on the way is answered and
+    told in words: see `guards`, `checkpoint` and `picture_cache`.
 
     Under torchrun every worker calls this, takes its samples of each batch, and returns; the first
     one writes the files and tells the progress: see `distributed`.
 
     Raises:
         FaststyError: nothing to train on, an unwritable folder, a run that is already there or has
-            other settings, a worker that was lost, too little memory.
+            other settings, a worker that was lost, too little memory, an `until` out of range.
     """
+    if not 0 < until <= 1:
+        raise FaststyError(f"until is {until!r}; it must be above 0, and 1 at most")
     batch = config.batch or (recorded_batch(Path(config.out)) if resume else None)
     batch = batch or default_batch(config.device)
     config = replace(config, batch=batch)
@@ -119,7 +135,7 @@ def train(
             raise
         raise FaststyError(
             f"not enough memory for steps of {batch} crops of {config.size} px with the "
-            f"{config.model} model; use a smaller --batch, --size or --model and another --out"
+            f"{config.model} model; use a smaller batch, size or model and another out folder"
         ) from error
 
 
@@ -317,7 +333,9 @@ def _train(
     try:
         save_model(model, model_path)
     except FaststyError as error:
-        raise FaststyError(f"{error}; with that mended, --resume goes on with {run}") from error
+        raise FaststyError(
+            f"{error}; with that mended, the run can be resumed (--resume, or resume=True)"
+        ) from error
     log.attempt(step, "preview", show)
     log.attempt(step, "report", lambda: write_report(run))
     if finished and config.cache is None:
@@ -347,7 +365,7 @@ def _content(config: TrainConfig, cache: PictureCache) -> Pictures:
         return Pictures(bundled_photos(), short_side, cache)
     folder = Path(config.content)
     if not folder.is_dir():
-        raise FaststyError(f"{folder}: --content must be a folder of photos")
+        raise FaststyError(f"{folder}: content must be a folder of photos")
     return Pictures.found(folder, short_side, cache)
 
 

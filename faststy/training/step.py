@@ -98,7 +98,7 @@ class Trainer:
         self.precision = precision_named(config.precision, device)
         self.encoder = computing_in(self.precision, encoder)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
+            torch.default_generator.manual_seed(config.seed)  # the forked one, and no GPU's
             self.generator = Generator(GeneratorConfig.named(config.model, len(styles)))
             self.discriminator = Discriminator(len(styles))
             self.repairer = Repairer()

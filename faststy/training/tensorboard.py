@@ -30,7 +30,7 @@ class Events:
                 import torch.utils.tensorboard  # noqa: F401
             except ImportError as error:
                 raise FaststyError(
-                    f"--tensorboard needs the package tensorboard ({error}); "
+                    f"tensorboard needs its package ({error}); "
                     "pip install 'faststy[tensorboard]' brings it"
                 ) from error
 

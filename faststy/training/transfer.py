@@ -20,6 +20,7 @@ JITTER = 8  # px: the encoder's lattice is moved at random, so that it leaves no
 COARSE_SHARE = 0.6  # style pictures are never shown smaller than this share of their size
 
 
+@torch.inference_mode(False)  # gradients, whatever the caller has switched off
 def transfer(
     photo: Tensor,
     style: Tensor,

@@ -31,7 +31,10 @@ def start(trainer: Trainer, base: str, photo: Tensor) -> str | None:
     if ours.channels < theirs.channels or ours.blocks < theirs.blocks:
         if base == "auto":
             return None
-        raise FaststyError(f"{path}: a larger generator than --model; --base none does it")
+        raise FaststyError(
+            f"{path}: a larger generator than that of model {trainer.config.model}; "
+            "choose a larger model, or base none"
+        )
     names = " and ".join(f"'{name}'" for name in warm_start(trainer, model, photo))
     source = "the bundled styles" if base == "auto" else path
     same = (ours.channels, ours.blocks) == (theirs.channels, theirs.blocks)

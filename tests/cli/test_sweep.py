@@ -82,11 +82,11 @@ def test_the_folder_may_be_named_in_the_file(place, told):
         (("style.png", "--style-weights", "inf"), "style-weights must be numbers above 0"),
         (("--style-weights", "5"), "style is ''; it must be at least one picture or folder"),
         (("absent.png", "--style-weights", "5"), "absent.png: cannot be read"),
-        (("style.png", "--style-weights", "5", "--content", "absent"), "absent: --content must be"),
+        (("style.png", "--style-weights", "5", "--content", "absent"), "absent: content must be"),
         (("style.png", "--style-weights", "5", "--out", "style.png/x"), "style.png/x"),
         (
             ("style.png", "--style-weights", "5", "--content", "content", "--out", "content"),
-            "content: is a folder of pictures to learn from; name another --out",
+            "content: is a folder of pictures to learn from; name another out folder",
         ),
         (("--resume",), "sweep: holds no sweep to go on with; is --out right?"),
     ],

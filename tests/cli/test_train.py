@@ -221,7 +221,8 @@ def test_the_end_is_told_in_words_and_a_second_run_is_refused(place):
     assert "paint   faststy stylize photo.jpg -m run/model.safetensors" in out
     assert "perceptual 0% step 1 " in err
     fails_with(
-        begin("--steps", "2"), "run: holds a training run; go on with --resume or choose another"
+        begin("--steps", "2"),
+        "run: holds a training run; resume it (--resume, or resume=True) or choose another",
     )
 
 
@@ -262,8 +263,8 @@ def told(monkeypatch, capsys):
         (("empty",), "empty: no pictures in this folder"),
         (("style.png", "--content", "empty"), "empty: no pictures in this folder"),
         (("style.png", "--content", "broken"), "broken: none of 2 pictures can be read"),
-        (("style.png", "--content", "style.png"), "--content must be a folder of photos"),
-        (("style.png", "--content", "absent"), "absent: --content must be a folder"),
+        (("style.png", "--content", "style.png"), "style.png: content must be a folder of photos"),
+        (("style.png", "--content", "absent"), "absent: content must be a folder"),
         (("style.png", "--pairs", "empty"), "no such folder; pairs are read from before/"),
         (("style.png", "--out", "text.jpg/run", "--steps", "1"), "text.jpg/run: cannot be made"),
         (("style.png", "--out", "text.jpg", "--steps", "1"), "text.jpg: cannot be made a folder"),

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from faststy.errors import FaststyError
-from faststy.evaluation import evaluate as evaluation
+from faststy.evaluation import evaluate, style_grams
 from faststy.model_file import load_model
 from faststy.sweep import sweep as module
 from faststy.sweep.sweep import Point, run_folder, suggest, sweep
@@ -81,8 +81,8 @@ def test_a_sweep_leaves_models_numbers_sheet_curve_and_page(config, tmp_path):
     # The numbers are those of `faststy evaluate`.
     point, net = result.points[1], load_model(result.points[1].model)
     encoder = module.load_encoder("faststy")
-    grams = evaluation.style_grams(Path(config().style[0]), 64, encoder, module.device_named("cpu"))
-    scores = evaluation.evaluate(
+    grams = style_grams(Path(config().style[0]), 64, encoder, module.device_named("cpu"))
+    scores = evaluate(
         net, [Path(config().content) / f"{n}.png" for n in "ab"], {"painted_waves": grams}, encoder,
         module.device_named("cpu"),
     ).mean(repaired=False)  # fmt: skip
@@ -226,7 +226,7 @@ def test_a_sweep_goes_on_from_another_folder(config, pictures, tmp_path, monkeyp
 
 def test_weights_are_shared_with_no_other_folder(config):
     sweep(config(steps=1), [3.0])
-    with pytest.raises(FaststyError, match="holds a sweep; go on with --resume or choose"):
+    with pytest.raises(FaststyError, match="holds a sweep; resume it "):
         sweep(config(steps=1), [3.0])
     with pytest.raises(FaststyError, match="this run has seed 0, not 1"):
         sweep(config(steps=2, seed=1), None, resume=True)
@@ -253,7 +253,7 @@ def test_weights_are_shared_with_no_other_folder(config):
         ({"style": ("a", "b")}, [5.0], "a sweep takes one style"),
         ({"style_share": 0.5}, [5.0], "style-share moves λ by itself"),
         ({"style": ("absent.jpg",)}, [5.0], "absent.jpg: cannot be read"),
-        ({"content": "absent"}, [5.0], "absent: --content must be a folder"),
+        ({"content": "absent"}, [5.0], "absent: content must be a folder"),
     ],
 )
 def test_what_cannot_be_swept_leaves_nothing_behind(config, tmp_path, settings, weights, sentence):

@@ -183,7 +183,7 @@ def test_nothing_and_nothing_whole(path):
     assert newest_checkpoint(path) is None
     save(path, Position(1, 0.0), setup())
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(FaststyError, match="there is no whole one; start anew in another --out"):
+    with pytest.raises(FaststyError, match="there is no whole one; begin in another out folder"):
         newest_checkpoint(path)
 
 
@@ -208,7 +208,7 @@ def test_a_checkpoint_of_other_nets(path):
     _, tensors = load_checkpoint(path)
     with pytest.raises(FaststyError, match="does not fit this run") as told:
         restore(tensors, *setup(channels=5))
-    assert "another --out" in str(told.value)
+    assert "another out folder" in str(told.value)
     assert len(str(told.value)) < 200  # not the names of all tensors
     with pytest.raises(FaststyError, match="does not fit this run"):
         restore(tensors, {"b": nn.Linear(2, 2)}, {})

@@ -1,3 +1,4 @@
+import re
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -6,6 +7,8 @@ import pytest
 
 from faststy.errors import FaststyError
 from faststy.training.config import DEFAULT_SECONDS, MODELS, STAGES, TrainConfig, read_config
+from faststy.training.log import Progress
+from faststy.training.loop import TrainResult
 
 DEFAULT = {field.name: field.default for field in fields(TrainConfig)}
 
@@ -86,8 +89,8 @@ def test_an_unknown_setting_is_named_with_the_known_ones(tmp_path):
         ('seconds = "60"', "seconds", "float"),
         ("steps = 1.5", "steps", "int"),
         ("model = 3", "model", "str"),
-        ("style = [1, 2]", "style", "tuple"),
-        ("stages = 1", "stages", "tuple"),
+        ("style = [1, 2]", "style[0]", "str"),
+        ("stages = 1", "stages", "tuple[str, ...]"),
         ("content = ['a']", "content", "str"),
         ("tensorboard = 1", "tensorboard", "bool"),
         ("style_share = false", "style_share", "float"),
@@ -95,9 +98,45 @@ def test_an_unknown_setting_is_named_with_the_known_ones(tmp_path):
 )
 def test_a_value_of_the_wrong_type_names_setting_and_type(tmp_path, line, name, kind):
     path = toml(tmp_path, line)
-    with pytest.raises(FaststyError, match=f"{name} is .* which is not of type {kind}$") as caught:
+    said = f"^{re.escape(f'{path}: {name}')} is .* which is not of type {re.escape(kind)}$"
+    with pytest.raises(FaststyError, match=said):
         read_config(path, style=("a",))
-    assert str(path) in str(caught.value)
+
+
+def test_python_may_spell_paths_and_tuples_as_they_come(tmp_path):
+    plain = TrainConfig(style=("a.jpg",), content="photos", out="run", stages=("perceptual",))
+    for style in ("a.jpg", Path("a.jpg"), ["a.jpg"], [Path("a.jpg")]):
+        config = TrainConfig(
+            style=style, content=Path("photos"), out=Path("run"), stages=["perceptual"]
+        )
+        assert config == plain
+    config = TrainConfig(style="a.jpg", seconds=3)
+    assert isinstance(config.seconds, float)
+    config.write(tmp_path / "config.toml")
+    assert read_config(tmp_path / "config.toml") == config
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("style", 3, "style is 3, which is not of type tuple[str, ...]"),
+        ("style", ("a", 3), "style[1] is 3, which is not of type str"),
+        ("style", None, "style is None, which is not of type tuple[str, ...]"),
+        ("device", b"cpu", "device is b'cpu', which is not of type str"),
+        ("out", None, "out is None, which is not of type str"),
+        ("steps", 2.5, "steps is 2.5, which is not of type int"),
+        ("size", 192.0, "size is 192.0, which is not of type int"),
+        ("batch", 2.5, "batch is 2.5, which is not of type int"),
+        ("seed", True, "seed is True, which is not of type int"),
+        ("seconds", "3", "seconds is '3', which is not of type float"),
+        ("style_weight", "5", "style-weight is '5', which is not of type float"),
+        ("tensorboard", 1, "tensorboard is 1, which is not of type bool"),
+    ],
+)
+def test_python_values_of_the_wrong_type_are_named_at_once(name, value, sentence):
+    with pytest.raises(FaststyError) as caught:
+        TrainConfig(**{"style": "a", name: value})
+    assert str(caught.value) == sentence
 
 
 @pytest.mark.parametrize(
@@ -169,6 +208,13 @@ def test_the_models_are_the_generators_sizes():
     from faststy.nn.generator import SIZES
 
     assert tuple(SIZES) == MODELS
+
+
+@pytest.mark.parametrize("each", [TrainConfig, TrainResult, Progress])
+def test_every_field_is_documented_in_their_order(each):
+    *_, attributes = each.__doc__.partition("Attributes:\n")
+    named = re.findall(r"^ {8}(\w[\w, ]*):", attributes, re.MULTILINE)
+    assert ", ".join(named).split(", ") == [field.name for field in fields(each)]
 
 
 def test_config_needs_no_torch():

@@ -171,8 +171,8 @@ def test_a_run_that_loses_a_worker_goes_on_with_another_number(monkeypatch):
     code, _, err = ends(first)
     assert code == 2, err
     assert err.rstrip().endswith(
-        "another worker was lost; go on from the last checkpoint, with any number of workers: "
-        "faststy train --resume --out run"
+        "run: another worker was lost; resume the run (--resume, or resume=True), with any number "
+        "of workers"
     )
     assert len(rows()) < 30
 
@@ -206,7 +206,7 @@ main()
     for process in workers("-c", program, *command, "--batch"):
         code, _, err = ends(process)
         assert code == 2, err
-        assert err == "faststy: the workers have different batches; give all the same --batch\n"
+        assert err == "faststy: the workers have different batches; give all the same batch\n"
     assert not Path("run").exists()
 
 

@@ -274,6 +274,24 @@ def test_a_run_done_in_parts_leaves_a_model_each_time_and_ends_with_the_same_byt
     assert result.model.read_bytes() == whole
 
 
+@pytest.mark.parametrize("until", [0, -1, 1.5, float("nan")])
+def test_a_part_that_no_run_has_is_refused(config, tmp_path, until):
+    with pytest.raises(FaststyError, match=f"^until is {until}; it must be above 0, and 1 at most"):
+        train(config(), until=until)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_the_callers_modes_and_random_states_play_no_part(config, tmp_path, monkeypatch, mode):
+    expected = train(config(base="none")).model.read_bytes()
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("a GPU was seeded"))
+    state = torch.get_rng_state()
+    with mode():
+        result = train(config(base="none", out=str(tmp_path / mode.__name__)))
+    assert result.model.read_bytes() == expected
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_events_for_tensorboard_go_on_with_the_run(config, tmp_path, monkeypatch):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     monkeypatch.setattr(loop, "LOG_EVERY", 0.0)
@@ -302,7 +320,7 @@ def test_a_finished_run_can_be_made_longer(config, tmp_path):
 def test_a_run_that_is_there_is_not_overwritten(config, tmp_path):
     train(config(steps=2))
     before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
-    with pytest.raises(FaststyError, match="holds a training run; go on with --resume or"):
+    with pytest.raises(FaststyError, match="holds a training run; resume it "):
         train(config(steps=3))
     assert {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()} == before
 

@@ -39,7 +39,9 @@ def forbid(monkeypatch):
 
 def test_a_missing_package_is_one_sentence(monkeypatch):
     forbid(monkeypatch)
-    with pytest.raises(FaststyError, match=r"needs the package tensorboard .*pip install") as error:
+    with pytest.raises(
+        FaststyError, match=r"^tensorboard needs its package .*pip install"
+    ) as error:
         Events(True)
     assert "\n" not in str(error.value)
 

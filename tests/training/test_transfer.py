@@ -104,6 +104,15 @@ def test_any_photo_size(encoder, size):
     assert painted.isfinite().all()
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_the_callers_modes_play_no_part(encoder, mode):
+    with mode():
+        photo, style = scene(), stripes()
+        painted = transfer(photo, style, encoder, steps=2)
+    expected = transfer(photo.clone(), style.clone(), encoder, steps=2)
+    assert torch.equal(painted, expected)
+
+
 def test_shifting_grows_by_reflection_at_the_top_and_left():
     x = torch.rand(1, 3, 16, 20)
     grown = _shifted(x, (3, 5))

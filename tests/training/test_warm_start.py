@@ -124,7 +124,9 @@ def test_noise_is_where_a_run_begins_where_the_base_is_larger(tmp_path):
     for base in ("none", "auto"):  # the bundled one is larger than nano
         assert start(trainer, base, photo) is None
     assert torch.equal(trainer.generator.stem.weight, before)
-    with pytest.raises(FaststyError, match="a larger generator than --model"):
+    with pytest.raises(
+        FaststyError, match="a larger generator than that of model nano; choose a larger"
+    ):
         start(trainer, str(assets.model()), photo)
 
 

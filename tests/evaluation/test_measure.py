@@ -12,16 +12,10 @@ import torch
 from PIL import Image
 
 from faststy.errors import FaststyError
+from faststy.evaluation import Evaluation, evaluate, match_styles, style_grams
 from faststy.evaluation.checkerboard import checkerboard
 from faststy.evaluation.distances import content_distance, style_distance
-from faststy.evaluation.evaluate import (
-    Evaluation,
-    Moving,
-    evaluate,
-    match_styles,
-    paint,
-    style_grams,
-)
+from faststy.evaluation.measure import Moving, paint
 from faststy.evaluation.page import HEAD, evaluation_page, table
 from faststy.evaluation.stability import Motion
 from faststy.model_file import Model, ModelInfo
@@ -138,14 +132,14 @@ def test_motion_is_what_does_not_move_with_the_photo(result, model, monkeypatch)
     def painted(model, frame, style):  # as it is, and as something else each time
         return frame, torch.rand(frame.shape, generator=rng)
 
-    monkeypatch.setattr("faststy.evaluation.evaluate.paint", painted)
+    monkeypatch.setattr("faststy.evaluation.measure.paint", painted)
     errors = Moving(photo).errors(model, "rain")
     assert errors[False] < 3  # rounding to levels, and sampling between pixels
     assert errors[True] > 100  # of two unrelated pictures: √2, less what sampling smooths
 
 
 def test_motion_that_cannot_be_followed_is_a_dash(model, folder, encoder, monkeypatch):
-    monkeypatch.setattr("faststy.evaluation.evaluate.PAN", Motion((500.0, 0.0)))
+    monkeypatch.setattr("faststy.evaluation.measure.PAN", Motion((500.0, 0.0)))
     grams = style_grams(folder / "style.png", 64, encoder, CPU)
     result = evaluate(model, [folder / "a.png"], {"rain": grams}, encoder, CPU)
     assert result.mean_motion(repaired=True) is None
@@ -168,7 +162,7 @@ def test_a_photo_that_memory_does_not_hold_is_skipped(model, folder, encoder, mo
             raise error
         return paint(model, photo, style)
 
-    monkeypatch.setattr("faststy.evaluation.evaluate.paint", painted)
+    monkeypatch.setattr("faststy.evaluation.measure.paint", painted)
     a, b = folder / "a.png", folder / "b.png"
     grams = style_grams(folder / "style.png", 64, encoder, CPU)
     styles = {"rain": grams, "night": grams}
@@ -185,7 +179,7 @@ def test_other_errors_of_torch_are_no_lack_of_memory(model, folder, encoder, mon
     def painted(model, photo, style):
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("faststy.evaluation.evaluate.paint", painted)
+    monkeypatch.setattr("faststy.evaluation.measure.paint", painted)
     grams = style_grams(folder / "style.png", 64, encoder, CPU)
     with pytest.raises(RuntimeError, match="a bug"):
         evaluate(model, [folder / "a.png"], {"rain": grams}, encoder, CPU)
@@ -230,8 +224,30 @@ def test_a_large_folder_is_judged_by_the_targets_of_its_training(encoder, tmp_pa
 
 
 def test_nothing_to_judge(model, folder, encoder):
+    styles = {"rain": style_grams(folder / "style.png", 64, encoder, CPU)}
     with pytest.raises(FaststyError, match=r"none of 1 photos can be judged: .*broken\.jpg"):
-        evaluate(model, [folder / "broken.jpg"], {}, encoder, CPU)
+        evaluate(model, [folder / "broken.jpg"], styles, encoder, CPU)
+    with pytest.raises(FaststyError, match="photos is empty; it must hold at least one"):
+        evaluate(model, [], styles, encoder, CPU)
+    with pytest.raises(FaststyError, match="styles is empty; it must hold at least one"):
+        evaluate(model, [folder / "a.png"], {}, encoder, CPU)
+
+
+def test_a_style_that_the_model_lacks_is_refused(model, folder, encoder):
+    """With all weights of 0 it would paint something, too."""
+    styles = {"rainn": style_grams(folder / "style.png", 64, encoder, CPU)}
+    with pytest.raises(FaststyError, match="unknown style 'rainn'; the model has rain, night"):
+        evaluate(model, [folder / "a.png"], styles, encoder, CPU)
+
+
+def test_files_and_devices_may_be_strings(model, folder, encoder):
+    style = str(folder / "style.png")
+    assert match_styles(["style"], [style]) == {"style": folder / "style.png"}
+    grams = style_grams(style, 64, encoder, "cpu")
+    result = evaluate(model, [str(folder / "a.png")], {"rain": grams}, encoder, "cpu")
+    assert result.entries[0].photo == folder / "a.png"
+    with pytest.raises(FaststyError, match="device 'nonsense' cannot be used"):
+        style_grams(style, 64, encoder, "nonsense")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from faststy.evaluation.stability import Layer, Motion, Scene, contrast, warp_er
 from faststy.model_file import Model
 from faststy.nn.lost_content import CONTENT_TAP, lost_content, lost_regions
 from faststy.pictures import list_pictures, read_picture, scale_down, style_sample
-from faststy.tensors import is_out_of_memory, to_tensor
+from faststy.tensors import device_named, is_out_of_memory, to_tensor
 
 SMALLEST = 16  # px: in less there is nothing to judge
 EPS = 1e-6
@@ -115,22 +116,25 @@ class Evaluation:
         return Scores(**means, checkerboard={n: fmean(g[n] for g in grids) for n in strides})
 
 
-def match_styles(names: Sequence[str], pictures: Sequence[Path]) -> dict[str, Path]:
+def match_styles(
+    names: Sequence[str], pictures: Sequence[str | os.PathLike[str]]
+) -> dict[str, Path]:
     """Which picture (or folder of pictures) belongs to which of a model's styles.
 
     By file name, for some or all of the styles; or, where no file has a style's name, one per
     style in their order. Raises FaststyError where neither holds.
     """
-    stems = [path.resolve().stem.replace(",", "_").replace(":", "_") for path in pictures]
-    strangers = [path for path, stem in zip(pictures, stems, strict=True) if stem not in names]
+    paths = [Path(picture) for picture in pictures]
+    stems = [path.resolve().stem.replace(",", "_").replace(":", "_") for path in paths]
+    strangers = [path for path, stem in zip(paths, stems, strict=True) if stem not in names]
     if not strangers and len(set(stems)) == len(stems):
-        return dict(zip(stems, pictures, strict=True))
-    if len(strangers) in (0, len(pictures)) and len(pictures) == len(names):
-        return dict(zip(names, pictures, strict=True))
+        return dict(zip(stems, paths, strict=True))
+    if len(strangers) in (0, len(paths)) and len(paths) == len(names):
+        return dict(zip(names, paths, strict=True))
     what = (
         f"{strangers[0]}: no style of the model has this name"
         if strangers
-        else f"{len(pictures)} style pictures, but two of them have the same name"
+        else f"{len(paths)} style pictures, but two of them have the same name"
     )
     raise FaststyError(
         f"{what}; the model has {', '.join(names)}: name pictures so, or give one per style in "
@@ -139,17 +143,24 @@ def match_styles(names: Sequence[str], pictures: Sequence[Path]) -> dict[str, Pa
 
 
 def style_grams(
-    source: Path,
+    source: str | os.PathLike[str],
     short_side: int,
     encoder: nn.Module,
-    device: torch.device,
+    device: torch.device | str,
     skipped: dict[Path, str] | None = None,
 ) -> list[Tensor]:
     """The Gram matrices [1, C, C] per tap of a style picture; of a folder those of its training.
 
-    In place of a picture of the folder that cannot be used stands the next, as in training, and
-    `skipped` gets the reason. Raises FaststyError where there is none.
+    Args:
+        source: the picture or folder.
+        short_side: px, at which pictures are shown; smaller ones stay as they are.
+        encoder: `[N, 3, H, W]` in 0...1 to four taps, on `device`.
+        skipped: gets the reason for each picture of the folder that cannot be used.
+
+    In place of a picture of the folder that cannot be used stands the next, as in training. Raises
+    FaststyError where there is none.
     """
+    source, device = Path(source), device_named(str(device))
     paths = list_pictures(source) if source.is_dir() else [source]
     unusable: dict[Path, str] = {}
     grams = []
@@ -173,10 +184,10 @@ def style_grams(
 
 def evaluate(
     model: Model,
-    photos: Sequence[Path],
+    photos: Sequence[str | os.PathLike[str]],
     styles: Mapping[str, Sequence[Tensor]],
     encoder: nn.Module,
-    device: torch.device,
+    device: torch.device | str,
     *,
     size: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
@@ -186,16 +197,20 @@ def evaluate(
     Args:
         photos: picture files; those that cannot be read, or that memory does not suffice for, are
             listed in the result.
-        styles: by name, what `style_grams` gives.
+        styles: of the model, by name, what `style_grams` gives.
         encoder: judges; `[N, 3, H, W]` in 0...1 to four taps, on `device`.
         size: short side, px, at which photos are painted; smaller ones stay as they are.
         on_progress: called after each painting with how many are done and how many there are.
 
-    Raises FaststyError when no photo can be judged.
+    Raises FaststyError when no photo can be judged, and for styles that the model does not have.
     """
+    for name, given in (("photos", photos), ("styles", styles)):
+        if not given:
+            raise FaststyError(f"{name} is empty; it must hold at least one")
+    device = device_named(str(device))
     model = model.to(device)
     result, total = Evaluation(), len(photos) * len(styles)
-    for number, path in enumerate(photos):
+    for number, path in enumerate(map(Path, photos)):
         try:
             picture = scale_down(read_picture(path).in_srgb().rgb, size)
             if min(picture.size) < SMALLEST:
@@ -260,7 +275,12 @@ def _of_photo(
 
 @torch.inference_mode()
 def paint(model: Model, photo: Tensor, style: str) -> tuple[Tensor, Tensor | None]:
-    """The painting of [1, 3, H, W] without and with repair; None for a model without a repairer."""
+    """The painting of [1, 3, H, W] without and with repair; None for a model without a repairer.
+
+    Raises FaststyError for a style that the model does not have.
+    """
+    if style not in model.info.styles:
+        raise FaststyError(f"unknown style {style!r}; the model has {', '.join(model.info.styles)}")
     weights = photo.new_tensor([float(name == style) for name in model.info.styles])
     painted: Tensor = model.generator(photo, weights)
     if model.repairer is None:
