@@ -21,7 +21,7 @@ MODELS = ("nano", "fast", "quality")  # the sizes of faststy.nn.generator, named
 PRECISIONS = ("auto", "float32", "bfloat16")
 DEFAULT_SECONDS = 180.0
 LARGEST_WEIGHT = 1_000_000  # of a term: with more, gradients overflow and nothing is learned
-BATCH, GPU_BATCH = 2, 16  # a GPU takes hardly longer for sixteen crops than for two
+BATCH, GPU_BATCH = 1, 8  # a GPU takes hardly longer for eight crops than for one
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class TrainConfig:
         base: model to start from: a file, "none" for noise, or "auto" for the bundled one, where
             it is no larger than `model`. A smaller one is grown.
         size: side of the training crops, 64...1024 px in steps of 8.
-        batch: crops of a step, of all workers together; None: 2, on a GPU 16, and enough for all
+        batch: crops of a step, of all workers together; None: 1, on a GPU 8, and enough for all
             workers; of a run that is resumed, its own.
         style_size: short side that the style pictures are shown at, px, at least 64: the smaller,
             the smaller the strokes.
@@ -82,7 +82,7 @@ class TrainConfig:
     seconds: float | None = None
     model: str = "fast"
     base: str = "auto"
-    size: int = 192
+    size: int = 256
     batch: int | None = None
     style_size: int = 400
     stages: tuple[str, ...] = STAGES

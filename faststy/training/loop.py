@@ -195,12 +195,14 @@ def _train(
     def load(position: Position, tensors: Tensors) -> None:
         restore(tensors, trainer.nets, trainer.optimisers)
         memory = dict(position.memory)
+        trainer.repairer_pace = memory.pop("repairer_pace", 1.0)
         weight.load_state(memory.pop("style_weight", None), tensors)
         guards.load_state(memory, tensors)
 
     def state(step: int, seconds: float) -> tuple[Position, Tensors]:
         (memory, tensors), (own, rows) = guards.state(), weight.state()
         tensors |= rows | capture(trainer.nets, trainer.optimisers)
+        own["repairer_pace"] = trainer.repairer_pace
         return Position(step, seconds, memory | own), tensors
 
     if found is not None:

@@ -111,6 +111,7 @@ class Trainer:
             "discriminator": Adam(self.discriminator, rate / 2, (0.5, 0.99)),
             "repairer": Adam(self.repairer, 2 * rate, (0.9, 0.99)),
         }
+        self.repairer_pace = 1.0  # times its learning rate; less where it can repair already
         self.painted = torch.zeros(1, 3, 1, 1, device=device)  # of the last step
         self.skipped = torch.zeros((), device=device)  # updates whose gradient was not finite
         self._grams = [torch.stack(tap) for tap in zip(*(s.grams for s in styles), strict=True)]
@@ -132,9 +133,9 @@ class Trainer:
 
     def set_learning_rate(self, factor: float, pace: float = 1.0) -> None:
         """Learn at `factor` of the full rates; the discriminator at `pace` times that."""
+        paces = {"discriminator": pace, "repairer": self.repairer_pace}
         for name, optimiser in self.optimisers.items():
-            own = factor * pace if name == "discriminator" else factor
-            optimiser.rate = optimiser.full_rate * own
+            optimiser.rate = optimiser.full_rate * factor * paces.get(name, 1.0)
 
     # -- steps ---------------------------------------------------------------------------------
 

@@ -16,6 +16,8 @@ from faststy.training import objective
 from faststy.training.precision import in_precision
 from faststy.training.step import StyleTarget, Trainer
 
+REPAIRER_PACE = 0.25  # of its learning rate: at all of it, it forgets more than it learns
+
 
 def start(trainer: Trainer, base: str, photo: Tensor) -> str | None:
     """Start `trainer` from `base` ("auto", "none" or a file), and say in words how, or None.
@@ -63,6 +65,7 @@ def warm_start(trainer: Trainer, base: Model, photo: Tensor) -> list[str]:
     if base.repairer is not None:
         trainer.repairer.load_state_dict(base.repairer.state_dict())
         trainer.repairer.forget_colours()
+        trainer.repairer_pace = REPAIRER_PACE
     return [base.info.styles[index] for index in nearest]
 
 

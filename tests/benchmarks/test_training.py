@@ -47,6 +47,6 @@ def test_a_wrong_step_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_size_of_the_classic_recipe_is_among_them() -> None:
     names = [case.name for case in suite.cases(CPU, quick=False)]
-    ours = [f"{stage} step, 2 × 192²" for stage in suite.STAGES]
+    ours = [f"{stage} step, 1 × 256²" for stage in suite.STAGES]
     assert names == [ours[0], "adversarial step, 4 × 256²", *ours[1:]]
     assert [case.name for case in suite.cases(CPU, quick=True)] == names[:1]

@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -256,17 +257,19 @@ def test_a_run_whose_λ_is_controlled_goes_on_to_the_same_bytes(
     assert "<b>style_share</b>" in (result.run / "report.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("base", ["none", "auto"])
 def test_a_run_done_in_parts_leaves_a_model_each_time_and_ends_with_the_same_bytes(
-    config, tmp_path
+    config, tmp_path, base
 ):
-    whole = train(config(out=str(tmp_path / "whole"), steps=20)).model.read_bytes()
+    config = partial(config, steps=20, base=base, model="fast")
+    whole = train(config(out=str(tmp_path / "whole"))).model.read_bytes()
     steps, repairers = [], []
     for until in (0.25, 0.5, 0.9, 1.0):
-        result = train(config(steps=20), resume=True, until=until)
+        result = train(config(), resume=True, until=until)
         assert (result.finished, result.interrupted) == (until == 1, False)
         steps.append(result.steps)
         repairers.append(load_model(result.model).repairer is not None)
-        again = train(config(steps=20), resume=True, until=until)  # nothing is left to do
+        again = train(config(), resume=True, until=until)  # nothing is left to do
         assert again.steps == result.steps
         assert again.model.read_bytes() == result.model.read_bytes()
     assert steps == [5, 10, 18, 20]

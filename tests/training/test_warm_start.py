@@ -59,6 +59,10 @@ def test_a_style_starts_as_the_nearest_of_the_base(tmp_path):
     assert torch.equal(repaired.pop("head.bias")[:3], known.pop("head.bias")[:3])
     for key, value in known.items():
         assert torch.equal(repaired[key], value)
+    rates = [optimiser.full_rate for optimiser in trainer.optimisers.values()]
+    trainer.set_learning_rate(0.5)  # of which a repairer that can repair already takes a quarter
+    found = [optimiser.rate for optimiser in trainer.optimisers.values()]
+    assert found == [0.5 * rates[0], 0.5 * rates[1], 0.125 * rates[2]]
 
 
 def test_the_repair_leaves_a_new_style_its_colours(tmp_path):
