@@ -30,7 +30,7 @@ Clock = Literal["graphs", "events", "wall"]
 
 STEADY = 0.02  # warm when the medians of three rounds and of the three before differ by less
 MIN_ROUNDS, MAX_ROUNDS = 9, 200
-FEWEST_ROUNDS = 3  # of what is too slow for more
+FEWEST_ROUNDS = 5  # of what is too slow for more
 PATIENCE = 3.0  # seconds: warm-up and rounds that take so much longer than asked for end early
 SAMPLE_SECONDS = 2e-3  # shorter samples say more about clocks and launches
 RESAMPLES = 2000

@@ -83,6 +83,7 @@ def load_info(path: str | os.PathLike[str]) -> ModelInfo:
     return info
 
 
+@torch.inference_mode(False)  # of a caller's: such weights could not be trained on
 def load_model(path: str | os.PathLike[str]) -> Model:
     """Load a model (fp32, CPU, eval mode). Raises FaststyError when it cannot be read as one."""
     info, tensors = _read(Path(path), weights=True)
@@ -96,7 +97,7 @@ def load_model(path: str | os.PathLike[str]) -> Model:
         for name, module in (("generator", generator), ("repairer", repairer)):
             if module is not None:
                 prefix = f"{name}."
-                module.load_state_dict(
+                module.float().load_state_dict(  # whatever dtype is torch's default
                     {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
                 )
     except (TypeError, ValueError, RuntimeError) as error:
@@ -104,7 +105,7 @@ def load_model(path: str | os.PathLike[str]) -> Model:
         raise FaststyError(f"{path}: the weights do not fit the model ({reason})") from error
     for module in (generator, repairer):
         if module is not None:
-            module.float().eval().requires_grad_(False)  # whatever dtype is torch's default
+            module.eval().requires_grad_(False)
     return Model(generator, repairer, info)
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import tempfile
+import secrets
 import warnings
 from collections.abc import Callable
 from functools import cache
@@ -32,7 +32,7 @@ Winners = dict[str, dict[str, dict[str, list[Any]]]]  # by machine, kernel and c
 WORTHWHILE = 0.98  # of the default's time: what must be undercut, lest noise choose
 
 _measured_now: dict[str, tuple[Any, ...]] = {}  # kernel: the row that all calls take for now
-_keeping = Lock()  # threads that tune GPUs of their own keep all winners
+_turn = Lock()  # threads that tune, each a GPU of its own perhaps, take turns
 
 
 def fastest(kernel: str, x: Tensor, rows: tuple[Row, ...]) -> Row:
@@ -58,17 +58,18 @@ def measure(
     seconds; by default Triton's, on the GPU, with a cold cache.
     """
     seconds: dict[Row, float] = {}
-    try:
-        for row in rows:
-            _measured_now[kernel] = row
-            with contextlib.suppress(triton.runtime.errors.OutOfResources):
-                seconds[row] = (timer or _on_the_gpu)(call)
-    finally:
-        _measured_now.pop(kernel, None)
-    if seconds:
-        best = min(seconds, key=seconds.__getitem__)
-        default = seconds.get(rows[0], float("inf"))
-        _keep(kernel, x, best if seconds[best] < WORTHWHILE * default else rows[0])
+    with _turn:
+        try:
+            for row in rows:
+                _measured_now[kernel] = row
+                with contextlib.suppress(triton.runtime.errors.OutOfResources):
+                    seconds[row] = (timer or _on_the_gpu)(call)
+        finally:
+            _measured_now.pop(kernel, None)
+        if seconds:
+            best = min(seconds, key=seconds.__getitem__)
+            default = seconds.get(rows[0], float("inf"))
+            _keep(kernel, x, best if seconds[best] < WORTHWHILE * default else rows[0])
     return seconds
 
 
@@ -116,22 +117,22 @@ def winners() -> Winners:
 
 def _keep(kernel: str, x: Tensor, row: tuple[Any, ...]) -> None:
     """Add a winner to what the file holds by now, and replace it by rename."""
-    with _keeping:
-        winners.cache_clear()
-        found = winners()  # the same object that later calls see
-        found.setdefault(machine(x.device), {}).setdefault(kernel, {})[class_of(x)] = list(row)
-        try:
-            path().parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(".faststy-tmp", ".tuned.", path().parent)
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump(found, file, indent=1, sort_keys=True)
-            os.replace(temporary, path())
-        except OSError as error:
-            warnings.warn(
-                f"{path()}: cannot be written ({error.strerror or error}): what was measured holds "
-                "for this process only; FASTSTY_TUNED names another file",
-                stacklevel=3,
-            )
+    winners.cache_clear()
+    found = winners()  # the same object that later calls see
+    found.setdefault(machine(x.device), {}).setdefault(kernel, {})[class_of(x)] = list(row)
+    temporary = path().with_name(f".tuned.{secrets.token_hex(8)}.faststy-tmp")
+    try:
+        path().parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(found, indent=1, sort_keys=True), encoding="utf-8")
+        os.replace(temporary, path())
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        warnings.warn(
+            f"{path()}: cannot be written ({error.strerror or error}): what was measured holds for "
+            "this process only; FASTSTY_TUNED names another file",
+            stacklevel=3,
+        )
 
 
 def _on_the_gpu(call: Callable[[], object]) -> float:

@@ -218,7 +218,6 @@ def test_kernels_cannot_be_imported_a_second_time_under_their_folder_name():
 
 
 def test_the_public_names_resolve():
-    """Each by itself: what one has imported is no help for the next."""
     done = python(
         "import faststy\n"
         "for name in set(dir(faststy)) - set(vars(faststy)): faststy.__getattr__(name)\n"

@@ -86,10 +86,11 @@ def test_half_precision_halves_the_file_and_loads_as_float32(tmp_path, path):
         torch.testing.assert_close(value, exact, atol=1e-3, rtol=1e-3)
 
 
-def test_loading_neither_moves_the_random_state_nor_asks_for_the_default_dtype(path):
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_loading_neither_moves_the_random_state_nor_asks_for_the_default_dtype(path, dtype):
     torch.manual_seed(5)
-    before = torch.get_rng_state()
-    torch.set_default_dtype(torch.float64)
+    before, expected = torch.get_rng_state(), load_model(path)
+    torch.set_default_dtype(dtype)
     try:
         loaded = load_model(path)
     finally:
@@ -97,6 +98,18 @@ def test_loading_neither_moves_the_random_state_nor_asks_for_the_default_dtype(p
     torch.testing.assert_close(torch.get_rng_state(), before)
     for net in (loaded.generator, loaded.repairer):
         assert {tensor.dtype for tensor in [*net.parameters(), *net.buffers()]} == {torch.float32}
+    for ours, theirs in zip(loaded.generator.buffers(), expected.generator.buffers(), strict=True):
+        assert torch.equal(ours, theirs)
+    for ours, theirs in zip(
+        loaded.generator.parameters(), expected.generator.parameters(), strict=True
+    ):
+        assert torch.equal(ours, theirs)
+
+
+def test_a_model_of_inference_mode_can_be_trained_on(path):
+    with torch.inference_mode():
+        loaded = load_model(path)
+    assert not any(weight.is_inference() for weight in loaded.generator.parameters())
 
 
 def test_saving_replaces_by_rename(path):

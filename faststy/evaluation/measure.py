@@ -205,8 +205,11 @@ def evaluate(
     Raises FaststyError when no photo can be judged, and for styles that the model does not have.
     """
     for name, given in (("photos", photos), ("styles", styles)):
-        if not given:
-            raise FaststyError(f"{name} is empty; it must hold at least one")
+        if not given or isinstance(given, str):
+            raise FaststyError(f"{name} is {given!r}; it must hold at least one of them")
+    if unknown := styles.keys() - {*model.info.styles}:
+        names = ", ".join(model.info.styles)
+        raise FaststyError(f"unknown style {min(unknown)!r}; the model has {names}")
     device = device_named(str(device))
     model = model.to(device)
     result, total = Evaluation(), len(photos) * len(styles)

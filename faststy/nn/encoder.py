@@ -201,6 +201,7 @@ class VGG19Encoder(PerceptualEncoder):
         _load(self, state, source)
 
 
+@torch.inference_mode(False)  # of a caller's: such weights could not pass gradients on
 def load_encoder(spec: str = "faststy") -> PerceptualEncoder:
     """Make the encoder that `spec` names: `faststy`, `vgg19` (torchvision's) or `vgg19:FILE`.
 

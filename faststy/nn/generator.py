@@ -55,7 +55,7 @@ def window(scale: int) -> Tensor:
     A Hann window over 3·scale pixels each way, 1 on average. Its copies, a cell apart, add up to a
     constant, so what reads or paints through it has no seams between cells.
     """
-    place = (torch.arange(3 * scale) + 0.5) / (3 * scale)
+    place = (torch.arange(3 * scale, dtype=torch.float32) + 0.5) / (3 * scale)
     line = 2 * torch.sin(torch.pi * place).square()
     square = (line[:, None] * line).view(3, scale, 3, scale)  # [cell, pixel, cell, pixel]
     return square.permute(1, 3, 0, 2).flatten(0, 1)

@@ -178,9 +178,9 @@ def replace_instance_norm(model: Net) -> Net:
                     places[ours[child]] = places[child]
                 setattr(parent, name, ours[child])
     for parent in parents:
-        own = type(parent).forward is nn.Sequential.forward and "forward" not in vars(parent)
-        if isinstance(parent, nn.Sequential) and own:
-            _fuse_activations(parent, places)
+        if isinstance(parent, nn.Sequential) and type(parent).forward is nn.Sequential.forward:
+            if "forward" not in vars(parent):
+                _fuse_activations(parent, places)
     return model
 
 

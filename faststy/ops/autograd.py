@@ -23,9 +23,11 @@ def once_differentiable(backward: Callable[..., Gradients]) -> Callable[..., Gra
 
     @wraps(backward)
     def guarded(ctx: Any, *grads: Tensor) -> Gradients:
+        again = differentiated_again()
+        ctx = _UnpackedOnce(ctx) if again else ctx
         with torch.no_grad():
             results = backward(ctx, *grads)
-        if not differentiated_again():
+        if not again:
             return results
         given = [None if r is None else r.detach().requires_grad_() for r in results]
         # Whatever a second derivative is asked for, its way leads through one of the others.
@@ -34,6 +36,19 @@ def once_differentiable(backward: Callable[..., Gradients]) -> Callable[..., Gra
         return tuple(failing[: len(results)])
 
     return guarded
+
+
+class _UnpackedOnce:
+    """A ctx that reads its saved tensors once: checkpoints recompute them, and allow no more."""
+
+    def __init__(self, ctx: Any) -> None:
+        self.__dict__.update(ctx=ctx, saved_tensors=ctx.saved_tensors)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["ctx"], name)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        setattr(self.__dict__["ctx"], name, value)
 
 
 def differentiated_again() -> bool:
@@ -48,5 +63,7 @@ def gradients(
     # Views, as one tensor may be several inputs, each of which has its own gradient.
     own = [None if x is None else x.view_as(x) for x in inputs]
     wanted = [x for x in own if x is not None and x.requires_grad]
+    if not wanted:
+        return (None,) * len(own)
     found = iter(torch.autograd.grad(function(*own), wanted, dy, create_graph=True))
     return tuple(next(found) if x is not None and x.requires_grad else None for x in own)

@@ -120,13 +120,13 @@ def _find(
         name = "reference"
     if name == "triton":
         launcher: Callable[..., Any] = getattr(import_module(str(KERNELS[op])), raw)
-        return _on_its_device(launcher) if device == "cuda" else launcher
+        return on_its_device(launcher) if device == "cuda" else launcher
     module: Any
     module = torch.ops.faststy_native if name == "native" else reference
     return getattr(module, raw)  # type: ignore[no-any-return]
 
 
-def _on_its_device(launcher: Callable[..., Any]) -> Callable[..., Any]:
+def on_its_device(launcher: Callable[..., Any]) -> Callable[..., Any]:
     """Triton launches on the current device: make that the one of the first tensor."""
 
     def launch(*args: Any) -> Any:

@@ -45,7 +45,7 @@ def instance_norm(
             without gradient. `instance_statistics` makes them.
 
     Returns:
-        [N, C, H, W] with the dtype and the memory layout of `x`. Differentiable once.
+        [N, C, H, W] with the dtype and the memory layout of `x`.
 
     Raises:
         TypeError, ValueError: a wrong dtype, rank, shape, device or activation.

@@ -8,9 +8,9 @@ import math
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from copy import copy
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar
+from weakref import WeakSet
 
 import numpy as np
 import numpy.typing as npt
@@ -397,7 +397,7 @@ def stream(
     is set, and may be closed, also while `frames` gives nothing.
     """
     size = size or (batches.SIZES[0] if painter.in_batches else 2)
-    reading = Prefetch(frames, size, copy)  # some sources fill the same array again and again
+    reading = Prefetch(frames, size, _copy)  # some sources fill the same array again and again
 
     def paint() -> Iterator[Frame]:
         while group := reading.take(painter.at_a_time):
@@ -411,13 +411,27 @@ def stream(
         painting.join()  # an interpreter that ends while torch works aborts
         reading.join(1)  # a camera or a pipe that gives no more must not hold us
 
-    atexit.register(end)  # who breaks a loop off seldom closes
+    _ends.add(end)
     try:
         while painted := painting.take(1, stop):
             yield painted[0]
     finally:
-        atexit.unregister(end)
+        _ends.discard(end)
         end()
+
+
+_ends: WeakSet[Callable[[], None]] = WeakSet()  # of the streams that are open
+
+
+@atexit.register
+def _end_all() -> None:
+    """Who breaks a loop off seldom closes, and threads must not outlive the interpreter."""
+    for end in list(_ends):
+        end()
+
+
+def _copy(frame: Any) -> Any:
+    return frame.copy() if isinstance(frame, np.ndarray) else frame  # others are refused later
 
 
 class Prefetch(Generic[T]):

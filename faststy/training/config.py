@@ -6,6 +6,7 @@ import os
 import sys
 from dataclasses import dataclass, fields, replace
 from math import inf, isfinite
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,10 @@ class TrainConfig:
             object.__setattr__(self, field.name, value)  # frozen, but for this
             self._require(not isinstance(value, float) or isfinite(value), field.name, "finite")
         self._require(len(self.style) > 0, "style", "at least one picture or folder")
+        for name in ("style", "content", "cache", "out", "pairs"):
+            value = getattr(self, name)
+            named = all(value) if isinstance(value, tuple) else value != ""
+            self._require(named, name, "no empty name")
         for name in ("steps", "seconds", "checkpoint_every"):
             value = getattr(self, name)
             self._require(value is None or value > 0, name, "more than 0")
@@ -224,8 +229,14 @@ def _typed(name: str, value: Any, annotation: str) -> Any:
         items = [value] if isinstance(value, str | os.PathLike) else value
         if isinstance(items, list | tuple):
             return tuple(_typed(f"{name}[{i}]", item, "str") for i, item in enumerate(items))
-    if kind == "float" and isinstance(value, int | float) and not isinstance(value, bool):
-        return inf if abs(value) > sys.float_info.max else float(value)
-    if type(value).__name__ == kind:  # bool is no int here
+    if not isinstance(value, bool):
+        if kind == "float" and isinstance(value, Real):  # NumPy's, too
+            try:
+                return float(value)
+            except OverflowError:
+                return inf
+        if kind == "int" and isinstance(value, Integral):
+            return int(value)
+    elif kind == "bool":
         return value
     raise FaststyError(f"{name} is {value!r}, which is not of type {kind}")

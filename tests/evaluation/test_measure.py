@@ -227,10 +227,12 @@ def test_nothing_to_judge(model, folder, encoder):
     styles = {"rain": style_grams(folder / "style.png", 64, encoder, CPU)}
     with pytest.raises(FaststyError, match=r"none of 1 photos can be judged: .*broken\.jpg"):
         evaluate(model, [folder / "broken.jpg"], styles, encoder, CPU)
-    with pytest.raises(FaststyError, match="photos is empty; it must hold at least one"):
+    with pytest.raises(FaststyError, match=r"photos is \[\]; it must hold at least one"):
         evaluate(model, [], styles, encoder, CPU)
-    with pytest.raises(FaststyError, match="styles is empty; it must hold at least one"):
+    with pytest.raises(FaststyError, match="styles is {}; it must hold at least one"):
         evaluate(model, [folder / "a.png"], {}, encoder, CPU)
+    with pytest.raises(FaststyError, match=r"photos is 'a\.png'; it must hold"):
+        evaluate(model, "a.png", styles, encoder, CPU)
 
 
 def test_a_style_that_the_model_lacks_is_refused(model, folder, encoder):

@@ -155,6 +155,13 @@ def test_replace_leaves_alone_what_others_have_changed() -> None:
     assert len(seen) == 2
 
 
+def test_replace_passes_by_what_is_scripted() -> None:
+    scripted = torch.jit.script(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()))
+    model = nn.Sequential(scripted, nn.InstanceNorm2d(4), nn.ReLU())
+    replace_instance_norm(model)
+    assert model[1].activation == "relu"
+
+
 def test_replace_keeps_what_is_shared_shared() -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
 from faststy import ops
 from faststy.ops import conv3x3_train, dispatch
@@ -210,6 +211,14 @@ def test_a_second_derivative_is_refused_for_weights_too(device):
     (dx,) = torch.autograd.grad(y, x, create_graph=True)
     with pytest.raises(RuntimeError, match="second derivative"):
         torch.autograd.grad(dx.square().sum(), weight)
+
+
+def test_a_checkpointed_step_unpacks_once(device):
+    x = torch.randn(1, 8, 12, 12, device=device).to(memory_format=LAST).requires_grad_()
+    weight = torch.randn(8, 8, 3, 3, device=device, requires_grad=True)
+    y = checkpoint(ops.reflected_conv3x3, x, weight, use_reentrant=False).square().sum()
+    expected = torch.autograd.grad(ops.reflected_conv3x3(x, weight).square().sum(), x)
+    torch.testing.assert_close(torch.autograd.grad(y, x, create_graph=True), expected)
 
 
 def test_a_bias_that_learns_is_not_frozen(device):

@@ -238,6 +238,14 @@ def test_second_derivatives(device: torch.device) -> None:
     )
 
 
+def test_gradients_of_a_residual_alone(device: torch.device) -> None:
+    x = torch.randn(1, 2, 4, 4, device=device)
+    residual = torch.randn_like(x).requires_grad_()
+    y = ops.instance_norm(x, residual=residual)
+    (slope,) = torch.autograd.grad(y.square().sum(), residual, create_graph=True)
+    torch.testing.assert_close(slope, 2 * y)
+
+
 def test_a_gradient_penalty_reaches_the_weights(device: torch.device) -> None:
     torch.manual_seed(7)
     x, w = torch.randn(2, 3, 6, 6, device=device), torch.randn(3, 3, 3, 3, device=device)

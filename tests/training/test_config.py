@@ -3,6 +3,7 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from faststy.errors import FaststyError
@@ -110,10 +111,18 @@ def test_python_may_spell_paths_and_tuples_as_they_come(tmp_path):
             style=style, content=Path("photos"), out=Path("run"), stages=["perceptual"]
         )
         assert config == plain
+    numbers = TrainConfig(style="a", seed=np.int64(3), learning_rate=np.float32(0.5))
+    assert (type(numbers.seed), type(numbers.learning_rate)) == (int, float)
     config = TrainConfig(style="a.jpg", seconds=3)
     assert isinstance(config.seconds, float)
     config.write(tmp_path / "config.toml")
     assert read_config(tmp_path / "config.toml") == config
+
+
+@pytest.mark.parametrize("setting", ["style", "content", "cache", "out", "pairs"])
+def test_an_empty_name_is_not_the_folder_of_now(setting):
+    with pytest.raises(FaststyError, match=f"^{setting} is ''; it must be no empty name"):
+        TrainConfig(**{"style": "a", setting: ""})
 
 
 @pytest.mark.parametrize(
