@@ -178,9 +178,10 @@ def replace_instance_norm(model: Net) -> Net:
                     places[ours[child]] = places[child]
                 setattr(parent, name, ours[child])
     for parent in parents:
-        if isinstance(parent, nn.Sequential) and type(parent).forward is nn.Sequential.forward:
-            if "forward" not in vars(parent):
-                _fuse_activations(parent, places)
+        if not isinstance(parent, nn.Sequential) or "forward" in vars(parent):
+            continue
+        if type(parent).forward is nn.Sequential.forward:
+            _fuse_activations(parent, places)
     return model
 
 

@@ -8,7 +8,6 @@ import math
 import os
 import threading
 from collections.abc import Callable, Generator, Iterable, Mapping
-from numbers import Real
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -317,7 +316,7 @@ def mixing_weights(style: Style | None, names: list[str]) -> dict[str, float]:
             close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
             hint = f"did you mean '{close[0]}'? " if close else ""
             raise FaststyError(f"unknown style '{name}': {hint}the model has {', '.join(names)}")
-        if not isinstance(weight, Real):
+        if not isinstance(weight, int | float | np.integer | np.floating):
             raise FaststyError(f"style weight {weight!r} of '{name}' is no number")
     total = sum(style.values())
     if not all(weight >= 0 for weight in style.values()) or not 0 < total < math.inf:

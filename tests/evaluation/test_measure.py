@@ -229,7 +229,7 @@ def test_nothing_to_judge(model, folder, encoder):
         evaluate(model, [folder / "broken.jpg"], styles, encoder, CPU)
     with pytest.raises(FaststyError, match=r"photos is \[\]; it must hold at least one"):
         evaluate(model, [], styles, encoder, CPU)
-    with pytest.raises(FaststyError, match="styles is {}; it must hold at least one"):
+    with pytest.raises(FaststyError, match=r"styles is \{\}; it must hold at least one"):
         evaluate(model, [folder / "a.png"], {}, encoder, CPU)
     with pytest.raises(FaststyError, match=r"photos is 'a\.png'; it must hold"):
         evaluate(model, "a.png", styles, encoder, CPU)
