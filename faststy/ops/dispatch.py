@@ -119,14 +119,19 @@ def _find(
     if half and device == "cpu" and name == "native" and op in NATIVE_FLOAT32:
         name = "reference"
     if name == "triton":
-        launcher: Callable[..., Any] = getattr(import_module(str(KERNELS[op])), raw)
-        return on_its_device(launcher) if device == "cuda" else launcher
+        return launcher(op, raw, device)
     module: Any
     module = torch.ops.faststy_native if name == "native" else reference
     return getattr(module, raw)  # type: ignore[no-any-return]
 
 
-def on_its_device(launcher: Callable[..., Any]) -> Callable[..., Any]:
+def launcher(op: str, raw: str, device: str) -> Callable[..., Any]:
+    """The Triton kernels' function for the raw op `raw` of `op`."""
+    launch: Callable[..., Any] = getattr(import_module(str(KERNELS[op])), raw)
+    return _on_its_device(launch) if device == "cuda" else launch
+
+
+def _on_its_device(launcher: Callable[..., Any]) -> Callable[..., Any]:
     """Triton launches on the current device: make that the one of the first tensor."""
 
     def launch(*args: Any) -> Any:

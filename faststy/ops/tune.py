@@ -11,7 +11,7 @@ from torch import Tensor
 
 from faststy.errors import FaststyError
 from faststy.ops import checks
-from faststy.ops.dispatch import choose, on_its_device
+from faststy.ops.dispatch import choose, launcher
 from faststy.ops.reference import CHANNELS_LAST
 
 KERNELS = ("instance_norm", "gram", "conv3x3")
@@ -103,6 +103,6 @@ def _calls(x: Tensor, kernels: tuple[str, ...]) -> dict[str, Callable[[], object
         filters = x.new_ones(c, c, 3, 3).contiguous(memory_format=CHANNELS_LAST)
         name = import_module("faststy.kernels.tuning").conv_kernel(c)
         # Not the raw op: the extension, which has no such sizes, may compute that.
-        convolve = on_its_device(import_module("faststy.kernels.conv3x3").conv3x3_fwd)
+        convolve = launcher("conv3x3", "conv3x3_fwd", x.device.type)
         calls[name] = lambda: convolve([last], filters, None, None, None, 0.0, False)
     return calls

@@ -97,7 +97,7 @@ def test_kernels_are_launched_on_the_device_of_the_first_tensor(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext(seen.append(device)))
     seen: list[torch.device] = []
-    launch = dispatch.on_its_device(lambda *args: len(args))
+    launch = dispatch._on_its_device(lambda *args: len(args))
     x = torch.empty(1, device="meta")
     assert launch(x, 2.0) == launch([x, x], None) == 2
     assert seen == [x.device, x.device]
