@@ -65,6 +65,10 @@ class Pictures:
 
     def get(self, index: int) -> Tensor:
         """Picture `index` (modulo their number), or the next one that can be read: [3, H, W]."""
+        return self.find(index)[1]
+
+    def find(self, index: int) -> tuple[int, Tensor]:
+        """As `get`, with the index that it has."""
         for offset in range(len(self.paths)):
             place = (index + offset) % len(self.paths)
             path = self.paths[place]
@@ -76,7 +80,7 @@ class Pictures:
                 self.skipped[path] = str(error)
                 continue
             self._checked[place] = True
-            return picture
+            return place, picture
         if len(self.paths) == 1:
             raise FaststyError(self.skipped[self.paths[0]])
         raise FaststyError(
@@ -105,12 +109,33 @@ def of_samples(
 
 
 def random_square(
-    pictures: Pictures, size: int, zoom: tuple[float, float], rng: torch.Generator
+    pictures: Pictures,
+    size: int,
+    zoom: tuple[float, float],
+    rng: torch.Generator,
+    *,
+    mirrored: bool = False,
 ) -> Square:
-    """What a random crop of `size` px is made of."""
+    """What a random crop of `size` px is made of.
+
+    With `mirrored`, mirror images go on where a picture is too small for the largest crop; without,
+    smaller crops are enlarged.
+    """
     picture = pictures.get(below(rng, len(pictures)))
+    if mirrored:
+        picture = with_mirror_images(picture, round(size * zoom[1]))
     box = crop_box(picture.shape[1], picture.shape[2], size, zoom, rng)
     return square_of(picture, box, flip=below(rng, 2) == 1)
+
+
+def with_mirror_images(picture: Tensor, least: int) -> Tensor:
+    """[3, H, W], continued by its mirror images where a side is shorter than `least` px."""
+    for axis in (1, 2):
+        side = picture.shape[axis]
+        if side < least:
+            place = torch.arange(least) % (2 * side)
+            picture = picture.index_select(axis, torch.minimum(place, 2 * side - 1 - place))
+    return picture
 
 
 def photo_square(

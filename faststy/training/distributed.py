@@ -45,7 +45,7 @@ def workers() -> int:
 def default_batch(device: str) -> int:
     """Samples of a step where nobody says how many; `device` is a name. Raises FaststyError."""
     usual = GPU_BATCH if device_named(device).type == "cuda" else BATCH
-    return max(usual, LEAST * workers())
+    return usual if workers() == 1 else max(usual, LEAST * workers())
 
 
 class Alone:

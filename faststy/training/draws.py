@@ -19,7 +19,7 @@ from faststy.training.dataset import Pictures, below, generator, of_samples, ran
 from faststy.training.distributed import Alone
 
 ENCODER_LATTICE = 8  # the encoder's coarsest stride, px
-STYLE_ZOOM = (0.7, 1.4)  # real patches are shown to the discriminator at these scales
+STYLE_ZOOM = (0.7, 1.4)  # real patches are so many times as large as what they are scaled to
 
 EVERYTHING = slice(None)
 
@@ -133,7 +133,7 @@ def _real_patches(
     """Random crops of the styles `index` as large as `photo`, where that is."""
     size = photo.shape[-1]
     squares = [
-        random_square(styles[i], size, STYLE_ZOOM, rng)
+        random_square(styles[i], size, STYLE_ZOOM, rng, mirrored=True)
         for i, rng in zip(index.tolist(), random, strict=True)
     ]
     return crops_of(squares, size, photo.device)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -129,19 +130,30 @@ class Guards:
             what was done, in words.
         """
         memory, events = self.memory, self._judge(step)
+        if memory.stage not in ("", stage):
+            events += self._last_look(step - 1, photo)
         content, style = (terms[name] for name in DISTANCES[stage])
         discriminator = terms.get("discriminator", torch.zeros_like(content))
         self._rows[step % POLL_EVERY] = torch.stack([content, style, discriminator])
         if stage != memory.stage:
-            memory.stage, memory.blank, memory.wins, memory.loses = stage, 0, 0, 0
             first = float(content + style)
-            memory.reference = max(first if math.isfinite(first) else 0.0, LEAST_REFERENCE)
+            first = max(first if math.isfinite(first) else 0.0, LEAST_REFERENCE)
+            if memory.stage:  # a step that begins much worse than the last stage did has gone wrong
+                first = min(first, EXPLODED * memory.reference)
+            memory.reference = first
+            memory.stage, memory.blank, memory.wins, memory.loses = stage, 0, 0, 0
             self._rows[:] = self._rows[step % POLL_EVERY].clone()
         if step % POLL_EVERY == 0:
             memory.asked = step
             self._asked = self._numbers(_contrast(self.trainer.painted), photo)
             self._reading = Reading(self._asked)
         return events + self._judge(step)
+
+    def _last_look(self, step: int, photo: Tensor) -> list[str]:
+        """Judge the last steps of a stage, up to `step`, before another takes their place."""
+        seen = _seen(Reading(self._numbers(_contrast(self.trainer.painted), photo)))
+        why = self._complaint(seen, flat=False)
+        return [] if why is None else [f"step {step}: {why}; {self._go_back()}"]
 
     def settle(self, step: int, photos: Sequence[Tensor]) -> tuple[list[str], bool]:
         """At the end, before the model is saved: what is not well goes back to its last good state.
@@ -175,11 +187,12 @@ class Guards:
 
     @torch.no_grad()
     def _look(self, photos: Sequence[Tensor]) -> Look:
-        """What the last steps were like, and what is shipped paints."""
-        contrasts = []
-        for photo in photos:
-            painted = repaired = self.trainer.average(photo)
-            if self.memory.stage == "repair":
+        """What the last steps were like, and what is shipped paints, in each style."""
+        contrasts, repairs = [], self.trainer.repairs()
+        styles = torch.eye(len(self.trainer.styles), device=self.trainer.device)[:, None]
+        for photo, style in product(photos, styles):
+            painted = repaired = self.trainer.average(photo, style)
+            if repairs:
                 lost, residual = self.trainer.repairer(painted, photo)
                 repaired = self.trainer.repairer.apply_repair(painted, lost, residual, 1.0)
             contrasts.append(torch.stack([_contrast(x) for x in (painted, repaired, photo)]))

@@ -31,7 +31,7 @@ class Progress:
             report.
         preview: preview.png, when it has just been painted anew; else None.
         events: what happened since the last report, in words.
-        learning_rate: of the generator.
+        learning_rate: of the net that learns, of its last step: the generator's or the repairer's.
     """
 
     stage: str

@@ -191,18 +191,21 @@ def _train(
         began_as = start(trainer, config.base, photo.to(device))
     guards = Guards(trainer)  # the first state that it can go back to is this one
     position, damage = Position(0, 0.0), None
+    idle = 0.0  # seconds of the whole run before a first step
 
     def load(position: Position, tensors: Tensors) -> None:
+        nonlocal idle
         restore(tensors, trainer.nets, trainer.optimisers)
         memory = dict(position.memory)
         trainer.repairer_pace = memory.pop("repairer_pace", 1.0)
+        idle = memory.pop("idle", 0.0)
         weight.load_state(memory.pop("style_weight", None), tensors)
         guards.load_state(memory, tensors)
 
     def state(step: int, seconds: float) -> tuple[Position, Tensors]:
         (memory, tensors), (own, rows) = guards.state(), weight.state()
         tensors |= rows | capture(trainer.nets, trainer.optimisers)
-        own["repairer_pace"] = trainer.repairer_pace
+        own |= {"repairer_pace": trainer.repairer_pace, "idle": idle}
         return Position(step, seconds, memory | own), tensors
 
     if found is not None:
@@ -232,7 +235,7 @@ def _train(
         save_checkpoint(checkpoint, *state(step, seconds()))
 
     def show() -> None:
-        _show(trainer, photos, run, repaired=stage == "repair" and sound)
+        _show(trainer, photos, run, repaired=trainer.repairs() and sound)
 
     def grow() -> None:
         write_report(run, growing=True)
@@ -245,16 +248,18 @@ def _train(
     reports = Chore(REPORT_EVERY, at_once=True)
     style_weights: list[float] = []  # since the last line of the log
     draws, fraction = _ahead(draw, step, device), 0.0
+    idle += seconds() - position.seconds
+    if (told := schedule.complaint(idle)) is not None:
+        log.tell(step, told)
     with stop_signals() as stopped, closing(draws), events.begin(run, step):
         while True:
             # What the end will cost is a guess that may fall; the run does not go back for it.
-            due = schedule.fraction(step, seconds() + 2 * (previews.cost + reports.cost))
+            due = schedule.fraction(step, seconds(), idle, 2 * (previews.cost + reports.cost))
             fraction = max(fraction, due)
             fraction, interrupted = world.agree(fraction, stopped.is_set())
             if interrupted:
                 break
             if fraction >= until and step > 0:
-                stage = schedule.stage(fraction)
                 break
             fraction = min(fraction, step)  # a budget too short for anything still takes one step
             stage = schedule.stage(fraction)
@@ -293,7 +298,7 @@ def _train(
                 style_weights.clear()
                 progress = Progress(
                     stage, step, fraction, seconds(), speed, style_weight, means, preview,
-                    log.untold(), rate * config.learning_rate,
+                    log.untold(), trainer.learning_rate(stage),
                 )  # fmt: skip
                 log.write(progress)
                 log.attempt(step, "TensorBoard events", partial(events.write, progress))
@@ -330,8 +335,8 @@ def _train(
     if interrupted:
         log.attempt(step, "report", lambda: write_report(run))
         return result(finished=False)
-    repaired = stage == "repair" and sound
-    model = _model(trainer, config, photos, step, weight.at(1.0), repaired=repaired)
+    repaired = trainer.repairs() and sound
+    model = _model(trainer, config, photos, step, weight.at(fraction), repaired=repaired)
     try:
         save_model(model, model_path)
     except FaststyError as error:

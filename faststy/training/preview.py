@@ -16,6 +16,7 @@ from faststy.pictures import heat_map
 from faststy.tensors import to_image
 
 GAP = 8  # px between pictures
+MOST_ROWS = 12
 PAPER = (250, 249, 246)
 
 
@@ -27,12 +28,17 @@ def paint_preview(
     device: torch.device,
     path: Path,
 ) -> None:
-    """Paint `photos` (uint8 [3, H, W]) and write the sheet to `path` by rename, a row per photo."""
-    rows = []
-    for photo in photos:
-        photo = _square(photo)
+    """Paint `photos` (uint8 [3, H, W]) and write the sheet to `path` by rename.
+
+    A row per photo; with several styles they take turns, and photos are shown again until each of
+    the first MOST_ROWS styles has had its own.
+    """
+    rows, count = [], generator.config.styles
+    styles = torch.eye(count, device=device)
+    for i in range(max(len(photos), min(count, MOST_ROWS))):
+        photo, style = _square(photos[i % len(photos)]), styles[i % count][None]
         x = photo.to(device).float().div_(255)[None].contiguous(memory_format=torch.channels_last)
-        painted = generator(x)
+        painted = generator(x, style)
         row = [to_image(x[0]), to_image(painted[0])]
         if repairer is not None:
             lost, residual = repairer(painted, x)

@@ -23,14 +23,31 @@ class Schedule:
         end = 0.0
         for stage in config.stages:
             end += SHARES[stage] / whole
-            self.ends[stage] = end
+            self.ends[stage] = round(end, 9)  # 0.4 + 0.45 is more than 0.85
         self.generator_end = max(self.ends[s] for s in config.stages if s != "repair")
 
-    def fraction(self, step: int, seconds: float) -> float:
+    def fraction(self, step: int, seconds: float, idle: float = 0.0, last: float = 0.0) -> float:
+        """The share that is done.
+
+        Args:
+            seconds: since the run began.
+            idle: of them, went to starting: no stage's.
+            last: the end will take, no stage's either.
+        """
         if self.steps is not None:
             return step / self.steps
         assert self.seconds is not None
-        return seconds / self.seconds
+        learning = self.seconds - idle - last
+        return (seconds - idle) / learning if learning > 0 else 1.0
+
+    def complaint(self, idle: float) -> str | None:
+        """What there is to tell where starting took much of the seconds that there are."""
+        if self.seconds is None or self.steps is not None or 2 * idle < self.seconds:
+            return None
+        return (
+            f"the start took {idle:.0f} of {self.seconds:g} seconds: with more of them, "
+            "more is learned"
+        )
 
     def stage(self, fraction: float) -> str:
         return next((s for s, end in self.ends.items() if fraction < end), list(self.ends)[-1])

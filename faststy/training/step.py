@@ -48,8 +48,10 @@ class StyleTarget:
     def of(cls, pictures: Pictures, encoder: nn.Module, device: torch.device) -> StyleTarget:
         """Average the targets of (a spread of) the pictures of a style."""
         taps_of, colours, variation, patches = [], [], [], []
-        for index in style_sample(len(pictures)):
-            s = pictures.get(index).to(device).float().div_(255)[None]
+        # One that cannot be read gives its turn to the next, which may have its own.
+        spread = dict(pictures.find(index) for index in style_sample(len(pictures)))
+        for picture in spread.values():
+            s = picture.to(device).float().div_(255)[None]
             s = s.contiguous(memory_format=torch.channels_last)
             with torch.no_grad():
                 taps_of.append(objective.style_targets(encoder(s)))
@@ -136,6 +138,14 @@ class Trainer:
         paces = {"discriminator": pace, "repairer": self.repairer_pace}
         for name, optimiser in self.optimisers.items():
             optimiser.rate = optimiser.full_rate * factor * paces.get(name, 1.0)
+
+    def learning_rate(self, stage: str) -> float:
+        """That of the net which `stage` is there for."""
+        return self.optimisers["repairer" if stage == "repair" else "generator"].rate
+
+    def repairs(self) -> bool:
+        """Whether the repairer has learned something in this run. Waits for the device."""
+        return self.optimisers["repairer"].count.item() > 0
 
     # -- steps ---------------------------------------------------------------------------------
 
@@ -324,7 +334,8 @@ class Trainer:
         return shares
 
     def _paint(self, drawn: Draws) -> tuple[Tensor, Moved | None]:
-        """The photos painted, and half of them also moved and painted: together, in one pass."""
+        """The photos painted, and half of them, but one at least, also moved and painted: together,
+        in one pass."""
         if drawn.shift is None:
             return self.generator(drawn.photo, drawn.style), None
         motion, count = (drawn.shift, drawn.linear, drawn.wobble), len(drawn.shift)

@@ -15,7 +15,9 @@ from faststy.training.dataset import (
     generator,
     prefetch,
     random_crops,
+    random_square,
     uniform,
+    with_mirror_images,
 )
 from faststy.training.picture_cache import load_tensor
 
@@ -93,6 +95,22 @@ def test_a_picture_smaller_than_the_crop_is_enlarged(tmp_path):
     assert x.shape == (3, 3, 64, 64)
     assert 0 <= x.min() < x.max() <= 1
     assert crop_box(20, 40, 64, ZOOM, generator(0, 0))[2] == 20
+
+
+def test_instead_of_enlarging_a_square_can_take_in_mirror_images(tmp_path):
+    picture = noise(tmp_path / "a.png", (90, 20))
+    mirrored = with_mirror_images(picture, 50)
+    assert mirrored.shape == (3, 50, 90)
+    assert torch.equal(mirrored[:, :40], torch.cat([picture, picture.flip(1)], 1))
+    assert torch.equal(mirrored[:, 40:], picture[:, :10])
+    assert with_mirror_images(picture, 20) is picture
+    pictures = Pictures.found(tmp_path / "a.png", 20)
+    sides = [
+        random_square(pictures, 32, (0.5, 1.5), generator(0, i), mirrored=mirrored).pixels.shape[1]
+        for i in range(50)
+        for mirrored in (False, True)
+    ]
+    assert max(sides[::2]) <= 20 < 40 < max(sides[1::2]) <= 48
 
 
 def test_a_crop_of_one_colour_is_drawn_again(tmp_path):

@@ -18,9 +18,9 @@ from safetensors.torch import load_file, save_file
 from faststy.errors import FaststyError
 from faststy.nn.encoder import load_encoder
 from faststy.training import loop
-from faststy.training.config import TrainConfig
+from faststy.training.config import BATCH, TrainConfig
 from faststy.training.dataset import Pictures, generator, random_crops
-from faststy.training.distributed import Worker, joined
+from faststy.training.distributed import Worker, default_batch, joined
 from faststy.training.loop import train
 from faststy.training.step import StyleTarget, Trainer
 
@@ -231,3 +231,26 @@ def test_samples_go_in_turns_and_each_worker_needs_two():
 
 if __name__ == "__main__":
     take_steps(sys.argv[1])
+
+
+def test_default_batch_alone_is_the_documented_one_and_enough_for_all_workers(monkeypatch):
+    assert default_batch("cpu") == BATCH
+    monkeypatch.setenv("RANK", "0")
+    for size in (1, 3):
+        monkeypatch.setenv("WORLD_SIZE", str(size))
+        assert default_batch("cpu") == (BATCH if size == 1 else 6)
+
+
+def test_a_run_of_the_defaults_makes_steps_of_one_crop(monkeypatch):
+    shapes = set()
+
+    def crops(*args):
+        cut = random_crops(*args)
+        shapes.add(tuple(cut.shape))
+        return cut
+
+    monkeypatch.setattr(loop, "random_crops", crops)
+    settings = {"style": ("one.png",), "content": "content", "out": "run", "device": "cpu"}
+    train(TrainConfig(**settings, steps=1, stages=("perceptual",)))
+    start = (loop.START_PHOTOS, 3, 256, 256)  # that the bundled styles are told apart on
+    assert shapes - {start} == {(1, 3, 256, 256)}

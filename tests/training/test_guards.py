@@ -33,7 +33,9 @@ def trainer(form="hinge", rate=2e-3):
         nets={"generator": net},
         optimisers={"generator": Adam(net, 0.01, (0.9, 0.99))},
         painted=PHOTO,
-        average=lambda photo: photo,
+        styles=[None],
+        average=lambda photo, style: photo,
+        repairs=lambda: False,
         mean=lambda own, count: own,
         skipped=torch.zeros(()),
         weight=net.weight,
@@ -190,7 +192,19 @@ def test_a_stage_begins_with_its_own_reference():
     run = Run()(60)(10, "repair", repair=60.0, style=0.0, discriminator=1.0)
     assert run.events == []
     run(10, "repair", repair=2.0, style=0.0, discriminator=1.0)
-    assert run.memory.reference == 60
+    assert run.memory.reference == 20  # 4 times the last stage's at most
+
+
+@pytest.mark.parametrize("stage", ["adversarial", "repair"])
+def test_the_last_steps_of_a_stage_are_judged_when_it_ends(stage):
+    run = Run()(50)(7, style=1e9)
+    assert run.events == []
+    run(1, stage, discriminator=1.0)
+    (event,) = run.events
+    assert "step 57: the loss had exploded" in event
+    assert "back to the state of step 50" in event
+    assert run.trainer.weight == 50
+    assert run.memory.stage == stage
 
 
 def test_what_is_read_a_step_later_is_answered_a_step_later():
@@ -245,16 +259,16 @@ PHOTOS = [PHOTO[:1], PHOTO[1:]]
 def test_what_ships_is_judged_at_the_end():
     run = Run()(57)
     assert run.guards.settle(57, PHOTOS) == ([], True)
-    run.trainer.average = lambda photo: photo * 0
+    run.trainer.average = lambda photo, style: photo * 0
     (event,), _ = run.guards.settle(57, PHOTOS)
     assert "flat; back to the state of step 50" in event
     assert run.trainer.weight == 50
     young = Run()(20)
-    young.trainer.average = lambda photo: photo * 0
+    young.trainer.average = lambda photo, style: photo * 0
     assert young.guards.settle(20, PHOTOS) == ([], True)  # nothing better is known
     assert young.trainer.weight == 20
     assert young.guards.memory.returns == 0
-    young.trainer.average = lambda photo: photo * (young.trainer.weight == 0)
+    young.trainer.average = lambda photo, style: photo * (young.trainer.weight == 0)
     (event,), _ = young.guards.settle(20, PHOTOS)
     assert "flat; back to the state of step 0" in event
     assert young.trainer.weight == 0
@@ -264,7 +278,15 @@ def test_what_ships_is_judged_at_the_end():
 
 def test_each_photo_is_looked_at():
     run = Run()(57)
-    run.trainer.average = lambda photo: photo * 0 if torch.equal(photo, PHOTOS[1]) else photo
+    run.trainer.average = lambda photo, style: photo * 0 if torch.equal(photo, PHOTOS[1]) else photo
+    (event,), _ = run.guards.settle(57, PHOTOS)
+    assert "flat; back to the state of step 50" in event
+
+
+def test_each_style_is_looked_at():
+    run = Run()(57)
+    run.trainer.styles = [None] * 3
+    run.trainer.average = lambda photo, style: photo * (1 - style[0, 2])
     (event,), _ = run.guards.settle(57, PHOTOS)
     assert "flat; back to the state of step 50" in event
 
@@ -286,7 +308,7 @@ def flattening(sound_from, white=1.0):
             return painted if run.trainer.weight >= sound_from else painted * 0 + white
 
     run = Run()(57, stage="repair")
-    run.trainer.repairer = Repairer()
+    run.trainer.repairer, run.trainer.repairs = Repairer(), lambda: True
     return run
 
 

@@ -179,6 +179,14 @@ def test_a_repairer_that_does_harm_is_left_out_of_model_and_preview(config, monk
     assert {tuple(photo.shape) for photo in seen} == {(1, 3, 64, 64)}  # whole, and small
 
 
+def test_a_repairer_that_learned_nothing_is_left_out(config):
+    result = train(config(steps=3))
+    assert [row["stage"] for row in rows(result.run)][-1] == "adversarial"
+    model = load_model(result.model)
+    assert model.repairer is None
+    assert model.info.style_weight == rows(result.run)[-1]["style_weight"] == 20
+
+
 def test_photos_that_vanish_before_the_last_look_lose_nothing(config, tmp_path, monkeypatch):
     def gone(*args):
         raise FaststyError("none of 3 pictures can be read")

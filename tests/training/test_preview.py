@@ -47,3 +47,20 @@ def test_without_a_repairer_two_columns(tmp_path):
     net = Generator(GeneratorConfig(8, 1)).eval()
     paint_preview(net, None, [torch.zeros(3, 9, 9, dtype=torch.uint8)], CPU, tmp_path / "p.png")
     assert Image.open(tmp_path / "p.png").size == (18 + GAP, 9)
+
+
+def test_several_styles_take_turns(tmp_path):
+    torch.manual_seed(0)
+    net = Generator(GeneratorConfig(8, 1, styles=3)).eval()
+    for norm in net.modules():
+        if hasattr(norm, "bias") and norm.bias is not None and norm.bias.ndim == 2:
+            torch.nn.init.normal_(norm.bias)
+    photo = torch.randint(256, (3, 32, 32), dtype=torch.uint8)
+    paint_preview(net, None, [photo], CPU, tmp_path / "p.png")
+    canvas = np.asarray(Image.open(tmp_path / "p.png"))
+    assert canvas.shape == (3 * 32 + 2 * GAP, 2 * 32 + GAP, 3)
+    with torch.no_grad():
+        for i, style in enumerate(torch.eye(3)):
+            expected = np.asarray(to_image(net(photo[None] / 255, style[None])[0])).astype(int)
+            shown = canvas[i * (32 + GAP) :][:32, 32 + GAP :]
+            assert np.abs(shown - expected).max() <= 1

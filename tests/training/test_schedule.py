@@ -27,7 +27,26 @@ def test_stages_follow_each_other_and_share_the_run(stages):
 
 def test_the_fraction_is_of_steps_or_of_seconds():
     assert schedule(steps=200).fraction(50, 1e9) == 0.25
-    assert schedule(steps=None, seconds=60.0).fraction(10**9, 15.0) == 0.25
+    plan = schedule(steps=None, seconds=60.0)
+    assert plan.fraction(10**9, 15.0) == 0.25
+    assert plan.fraction(1, 10.0, idle=10.0) == 0.0
+    assert plan.fraction(1, 20.0, idle=10.0, last=10.0) == 0.25
+    assert plan.fraction(1, 50.0, idle=10.0, last=10.0) == 1.0
+    assert plan.fraction(1, 70.0, idle=70.0) == 1.0  # nothing is left
+
+
+def test_a_start_that_takes_most_of_the_seconds_is_told():
+    plan = schedule(steps=None, seconds=8.0)
+    assert plan.complaint(idle=3.9) is None
+    assert "the start took 5 of 8 seconds" in plan.complaint(idle=5.0)
+    assert schedule(steps=8).complaint(idle=1e3) is None
+
+
+def test_stages_end_at_whole_steps():
+    plan = schedule()
+    assert [plan.stage(step / 1000) for step in (399, 400, 849, 850)] == [
+        "perceptual", "adversarial", "adversarial", "repair",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("stages", CHOICES)

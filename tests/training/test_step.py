@@ -1,6 +1,7 @@
 """A step of each stage, on two small style pictures and the shipped encoder."""
 
 import copy
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -115,6 +116,14 @@ def test_a_folder_of_styles_is_averaged(folder, encoder, targets):
     both = StyleTarget.of(Pictures.found(folder, 64), encoder, CPU)
     for mean, one, other in zip(both.grams, targets[0].grams, targets[1].grams, strict=True):
         torch.testing.assert_close(mean, (one + other) / 2)
+    torch.testing.assert_close(both.colours, (targets[0].colours + targets[1].colours) / 2)
+
+
+def test_a_broken_picture_of_a_style_counts_for_no_other(folder, encoder, targets, tmp_path):
+    for name, picture in (("a", "stripes"), ("c", "checks")):
+        shutil.copy(folder / f"{picture}.png", tmp_path / f"{name}.png")
+    (tmp_path / "b.png").write_bytes(b"")
+    both = StyleTarget.of(Pictures.found(tmp_path, 64), encoder, CPU)
     torch.testing.assert_close(both.colours, (targets[0].colours + targets[1].colours) / 2)
 
 
@@ -348,8 +357,11 @@ def test_the_repairer_learns_the_map(make, photo):
 
 def test_the_learning_rate_is_a_share_of_each_nets_own(make):
     trainer = make(learning_rate=0.01)
+    assert not trainer.repairs()
     for factor in (0.5, 0.1, 1.0):
         trainer.set_learning_rate(factor, pace=0.25)
         rates = {name: optimiser.rate for name, optimiser in trainer.optimisers.items()}
         own = {"generator": 0.01, "discriminator": 0.005 * 0.25, "repairer": 0.02}
         assert rates == pytest.approx({name: factor * rate for name, rate in own.items()})
+        assert trainer.learning_rate("adversarial") == pytest.approx(factor * 0.01)
+        assert trainer.learning_rate("repair") == pytest.approx(factor * 0.02)
