@@ -1,7 +1,7 @@
 # make dev      .venv with everything in it, faststy installed editable
 # make demo     train a bundled style for three minutes, paint the bundled photos with it;
 #               make demo STYLE=painting.jpg SECONDS=600 for another
-# make test     the tests; make test ARGS='-k gram' for some of them
+# make test     the tests, a quarter of an hour; make test ARGS='-k gram' for some of them
 # make lint     ruff and mypy
 # make sanitize the tests of the ops with the C++ code checked by ASan and UBSan
 # make bench    all benchmarks, 15 minutes; results, charts and tables go to benchmarks/
@@ -12,7 +12,8 @@
 # make clean    remove what these made
 #
 # PYTHON makes the environment. TORCH is what pip installs as torch: the CPU build, unless you say
-# `make dev TORCH=torch==2.13.0` (with CUDA, on Linux). FASTSTY_BUILD_EXT: see setup.py.
+# `make dev TORCH=torch==2.13.0` (with CUDA, on Linux). FASTSTY_BUILD_EXT: see setup.py. They count
+# when .venv is made: remove it first to make it with others.
 
 .PHONY: dev demo test lint sanitize bench bench-guard soak gpu gallery clean
 .DELETE_ON_ERROR:

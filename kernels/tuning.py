@@ -1,9 +1,10 @@
 """Who does how much: tile sizes, warps, groups and splits, by small tables and the shape at hand.
 
 The first row of a table is the default, the others are what `autotune` also measures. Rows of
-instance norm and Gram matrices were the fastest on an H200; all other numbers are *predicted*: from
-counting registers and bytes in flight, and from offline compilation (no spills). `faststy bench ops
---tune`, on a GPU, replaces them by measurements of that GPU.
+instance norm, Gram matrices and (in half precision) convolutions were the fastest on an H200; all
+other numbers are *predicted*: from counting registers and bytes in flight, and from offline
+compilation (no spills). `faststy bench ops --tune`, on a GPU, replaces them by measurements of that
+GPU.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ LAYERS = (
     ("faststy.ops",),
     ("faststy.nn",),
     ("faststy.model_file",),
-    ("faststy.training", "faststy.stylization", "faststy.evaluation", "faststy.export"),
+    ("faststy.training", "faststy.stylization", "faststy.evaluation"),
     ("faststy.sweep",),
     ("faststy.cli",),
     ("faststy.__main__",),

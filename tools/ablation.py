@@ -150,13 +150,18 @@ def report(
     photos: int,
 ) -> None:
     """Write the table and the sheet."""
+    name, _, file = arguments.encoder.partition(":")
+    judge = f"{name}:FILE" if file else name
     head = HEAD.format(
-        command="python tools/ablation.py",
+        command=(
+            f"python tools/ablation.py STYLE… --content DIR --photos DIR --count {arguments.count} "
+            f"--size {arguments.size} --steps {arguments.steps} --encoder {judge}"
+        ),
         styles=len(rows),
         steps=arguments.steps,
         trained=f"{len(list_pictures(arguments.content)):,}",
         photos=photos,
-        encoder=arguments.encoder.split(":")[0],
+        encoder=name,
     )
     lines = [
         line(name, variant, each)

@@ -33,20 +33,21 @@ def _numbers(context: click.Context, option: click.Parameter, text: str | None) 
 @click.command()
 @click.argument("style", required=False, type=click.Path())
 @click.option("--style-weights", metavar="λ,λ,…", callback=_numbers, help="The style weights to "
-              "try, like 5,15,45.")  # fmt: skip
+              "try, like 5,15,45.  [required for a new sweep]")  # fmt: skip
 @click.option(
     "--content", type=click.Path(), help="Folder of photos to learn on.  [default: bundled]"
 )
 @click.option("--out", type=click.Path(), help="Folder of the sweep.  [default: sweep]")
-@click.option("--steps", type=int, help="Length of each run in steps.")
+@click.option("--steps", type=int, help="Length of each run in steps, instead of --seconds.")
 @click.option("--seconds", type=float, help="Length of each run in seconds.  [default: 180]")
 @click.option(
     "--model", type=click.Choice(["nano", "fast", "quality"]), help="Size of the generator."
 )
-@click.option("--size", type=int, help="Side of the training crops in pixels.")
+@click.option("--size", type=int, help="Side of the training crops in pixels: 64 to 1024, in steps "
+              "of 8.")  # fmt: skip
 @click.option("--batch", type=int, help="Crops per step.")
 @click.option("--style-size", type=int, help="Short side of the style pictures.")
-@click.option("--seed", type=int, help="Same seed, same machine, same models.")
+@click.option("--seed", type=int, help="With --steps: same seed, same machine, same models.")
 @click.option("--device", type=str, help="auto, cpu, cuda, cuda:1, …")
 @click.option("--config", type=click.Path(path_type=Path), help="All settings of `faststy train` "
               "from a TOML file; flags win.")  # fmt: skip

@@ -27,21 +27,21 @@ DEFAULT = {field.name: field.default for field in fields(TrainConfig)}
     "--content", type=click.Path(), help="Folder of photos to learn on.  [default: bundled]"
 )
 @click.option("--out", type=click.Path(), help="Folder of the run.  [default: run]")
-@click.option("--steps", type=int, help="Length of the run in steps.")
-@click.option("--seconds", type=float, help="Length in seconds of wall clock.  [default: 180]")
-@click.option(
-    "--size", type=int, help=f"Side of the training crops in pixels.  [default: {DEFAULT['size']}]"
-)
-@click.option(
-    "--batch", type=int, help=f"Crops per step.  [default: {BATCH}, on a GPU {GPU_BATCH}]"
-)
+@click.option("--steps", type=int, help="Length of the run in steps, instead of --seconds.")
+@click.option("--seconds", type=float, help="Length in seconds of wall clock, the start "
+              "included.  [default: 180]")  # fmt: skip
+@click.option("--size", type=int, help="Side of the training crops in pixels: 64 to 1024, in steps "
+              f"of 8.  [default: {DEFAULT['size']}]")  # fmt: skip
+@click.option("--batch", type=int, help="Crops per step; with torchrun at least 2 a worker.  "
+              f"[default: {BATCH}, on a GPU {GPU_BATCH}]")  # fmt: skip
 @click.option(
     "--model",
     type=click.Choice(["nano", "fast", "quality"]),
     help=f"Size of the generator.  [default: {DEFAULT['model']}]",
 )
-@click.option("--base", type=click.Path(), help="Model to start from: FILE, none, or auto: the "
-              "bundled one where it has the size of --model.  [default: auto]")  # fmt: skip
+@click.option("--base", type=click.Path(), help="Model to start from: FILE, none (noise), "
+              "or auto: the bundled one; quality grows it, nano begins from noise.  "
+              "[default: auto]")  # fmt: skip
 @click.option("--style-size", type=int, help="Short side of the style pictures: the smaller, the "
               f"smaller the strokes.  [default: {DEFAULT['style_size']}]")  # fmt: skip
 @click.option(
@@ -60,7 +60,8 @@ DEFAULT = {field.name: field.default for field in fields(TrainConfig)}
 @click.option(
     "--pairs",
     type=click.Path(),
-    help="Folder with before/ and after/ pictures of the same names, in the first style.",
+    help="Folder whose before/ and after/ hold pictures of the same names: also learn the first "
+    "style from them.",
 )
 @click.option("--encoder", type=str, help="faststy, vgg19 or vgg19:FILE.  [default: faststy]")
 @click.option("--cache", type=click.Path(), help="Folder that keeps decoded pictures for later "
@@ -70,7 +71,8 @@ DEFAULT = {field.name: field.default for field in fields(TrainConfig)}
               f"[default: {DEFAULT['checkpoint_every']:g}]")  # fmt: skip
 @click.option("--tensorboard/--no-tensorboard", default=None, help="Also write event files for "
               "TensorBoard into the run's folder.")  # fmt: skip
-@click.option("--seed", type=int, help="Same seed, same machine, same model.  [default: 0]")
+@click.option("--seed", type=int, help="With --steps: same seed, same machine, same model.  "
+              f"[default: {DEFAULT['seed']}]")  # fmt: skip
 @click.option("--device", type=str, help="auto, cpu, cuda, cuda:1, …  [default: auto]")
 @click.option("--precision", type=click.Choice(PRECISIONS), help="Of the "
               "convolutions; auto: bfloat16 where that is faster.  [default: auto]")  # fmt: skip

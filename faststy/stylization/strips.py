@@ -70,8 +70,9 @@ def is_available() -> bool:
 def look_at(path: Path, target: Path) -> Large | None:
     """The picture at `path` if it can be painted in strips into `target`, else None.
 
-    That is an upright opaque one of 8-bit RGB, in a JPEG, PNG or TIFF that is not interlaced,
-    larger than what the samples for its statistics take; and a target in one of these formats.
+    That is an upright opaque one of RGB, in a JPEG, PNG or TIFF (the latter two also of 16 bits)
+    that is not interlaced, larger than what the samples for its statistics take; and a target in
+    one of these formats.
     """
     format = format_of(target)
     if format not in _SAVE_OPTIONS:
