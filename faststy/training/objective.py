@@ -47,7 +47,7 @@ def _relative_distances(a: Tensor, b: Tensor) -> Tensor:
 def content_loss(painted: Tensor, photo: Tensor) -> Tensor:
     """`Σ(f(o) − f(x))² / Σf(x)²` at one tap [N, C, h, w], over the whole batch.
 
-    Over the batch, so that a flat photo, which has little content to keep, may be painted freely.
+    Over the batch: among others, a flat photo may be painted freely; it has little content to keep.
     """
     photo = photo.detach()
     return (painted - photo).square().sum() / (photo.square().sum() + EPS)
