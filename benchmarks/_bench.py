@@ -12,6 +12,8 @@ import re
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,6 +35,7 @@ from faststy import ops
 from faststy.cli.bench import SUITES
 from faststy.errors import FaststyError
 from faststy.files import write_text
+from faststy.ops import dispatch
 
 OURS = "ours"
 NOT_INSTALLED = "is not installed"
@@ -77,18 +80,19 @@ def cases(suite: str, device: torch.device, quick: bool) -> list[Case]:
 
 
 def variants(
-    makers: Mapping[str, Callable[[], Call]], check: Callable[[str, Any], None]
+    makers: Mapping[str, Callable[[], Call]], check: Callable[[str, Call], None]
 ) -> tuple[dict[str, Call], dict[str, str]]:
     """The variants that can be made and are right, and why others are missing.
 
-    Each is called with 0, and `check(name, result)` raises Wrong. What OURS raises is raised.
+    `check(name, call)` calls each until it does what will be timed, and raises Wrong. What OURS
+    raises is raised.
     """
     calls: dict[str, Call] = {}
     missing: dict[str, str] = {}
     for name, make in makers.items():
         try:
             call = make()
-            check(name, call(0))
+            check(name, call)
         except Exception as error:
             if name == OURS:
                 raise
@@ -98,6 +102,26 @@ def variants(
         else:
             calls[name] = call
     return calls, missing
+
+
+@contextmanager
+def computed_by(implementation: str) -> Iterator[None]:
+    """What computes the ops meanwhile, as FASTSTY_IMPL chooses at import."""
+    before = dispatch.IMPL
+    try:
+        _use(implementation)
+        yield
+    finally:
+        _use(before)
+
+
+_found = {dispatch.IMPL: dispatch._find}  # each keeps what it found: to look again takes time
+
+
+def _use(implementation: str) -> None:
+    if implementation not in _found:
+        _found[implementation] = cache(dispatch._find.__wrapped__)
+    dispatch.IMPL, dispatch._find = implementation, _found[implementation]
 
 
 def compare(results: Sequence[Any], truth: Sequence[Any], tolerance: float) -> None:

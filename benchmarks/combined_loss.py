@@ -160,7 +160,8 @@ def prepare(job: Job, device: torch.device, compiled: bool) -> Prepared:
     inputs = [first, *(make(job, device) | shared for _ in range(buffers(moved, device) - 1))]
     right = both_ways(truth, double(first))
 
-    def check(name: str, results: Any) -> None:
+    def check(name: str, call: Call) -> None:
+        results: Any = call(0)
         allowed = TOLERANCES[DTYPES[job.dtype]] if name == OURS else BASELINE_TOLERANCE
         compare(results, right, allowed)
 

@@ -43,7 +43,7 @@ def trained(variant: str) -> Call:
 
 
 def prepare(makers: dict[str, Callable[[], Call]]) -> Prepared:
-    return Prepared(*variants(makers, lambda name, result: None), unit="B")
+    return Prepared(*variants(makers, lambda name, call: call(0)), unit="B")
 
 
 def cases(device: torch.device, quick: bool) -> list[Case]:

@@ -453,7 +453,8 @@ def prepare(job: Job, device: torch.device, compiled: bool) -> Prepared:
     wide = [([double(t) for t in sets[0][0]], double(sets[0][1]))]
     truth: Any = variant(op.truth, op.leaves, wide)(0)
 
-    def check(name: str, results: Any) -> None:
+    def check(name: str, call: Call) -> None:
+        results: Any = call(0)
         ours = name == OURS
         compare(results, truth, tolerance_of(job, results[0]) if ours else BASELINE_TOLERANCE)
 

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import stylization as suite
 import torch
+from torch.profiler import ProfilerActivity, profile
 
-from faststy import ops
+from faststy import Stylizer, ops
+from faststy.stylization.realtime import FramePainter
 
 CPU = torch.device("cpu")
 
@@ -33,6 +37,59 @@ def test_frames_on_the_device_are_painted_as_the_net_does() -> None:
     assert prepared.missing == {}
     assert set(prepared.calls) == {"ours", "repaired", "eager"}
     assert not torch.equal(prepared.calls["ours"](0), prepared.calls["ours"](1))
+
+
+def test_several_frames_are_painted_as_the_net_does() -> None:
+    prepared = suite.prepare_batch(128, 96, CPU)
+    assert prepared.missing == {}
+    assert set(prepared.calls) == {"ours", "one by one", "eager"}
+    assert prepared.operations == 5 * suite.prepare_on_device(128, 96, CPU).operations > 0
+
+
+@pytest.mark.parametrize("prepare", [suite.prepare, suite.prepare_batch, suite.prepare_on_device])
+def test_frames_after_the_first_are_checked(prepare: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first one has a path of its own, which is not what is timed."""
+
+    def black(self: FramePainter, frames: torch.Tensor, settings: Any) -> Any:
+        return torch.zeros_like(frames), self._entrance[None].clone()
+
+    monkeypatch.setattr(FramePainter, "_paint_slowly", black)
+    with pytest.raises(suite.Wrong, match="levels, 3 are allowed"):
+        prepare(48, 36, CPU)
+
+
+def test_what_is_called_eager_has_nothing_of_ours() -> None:
+    calls = [
+        suite.eager(suite.scene(48, 36), CPU),
+        suite.prepare_on_device(48, 36, CPU).calls["eager"],
+    ]
+    for call in calls:
+        with profile(activities=[ProfilerActivity.CPU]) as seen:
+            call(0)
+        names = {event.key for event in seen.key_averages()}
+        assert "aten::conv2d" in names
+        assert not [name for name in names if "faststy_native" in name]
+
+
+@torch.inference_mode()
+def test_torch_norms_compute_the_same() -> None:
+    net, other = (Stylizer.load(device="cpu").model.generator for _ in range(2))
+    suite.with_torch_norms(other)
+    x = torch.rand(1, 3, 36, 48)
+    torch.testing.assert_close(other(x), net(x), rtol=1e-3, atol=1e-3)
+    half = suite.as_written(CPU, suite.HALF)(x.half())
+    assert half.dtype == suite.HALF
+    assert (half - net(x)).abs().mean() < 0.01
+
+
+def test_onnx_runtime_that_cannot_use_its_provider_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    monkeypatch.setattr(onnxruntime.InferenceSession, "get_providers", lambda self: ["Other"])
+    with pytest.raises(RuntimeError, match="cannot use its CPUExecutionProvider"):
+        suite.onnxruntime(suite.scene(48, 36), CPU)
 
 
 def test_onnx_runtime_paints_what_the_net_paints() -> None:

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 import training as suite
+from torch.profiler import ProfilerActivity, profile
 
 from faststy.ops import dispatch
 from faststy.training import precision
@@ -15,7 +16,7 @@ SMALL = suite.Job("adversarial", 1, 64)
 
 def test_all_steps_are_right_and_the_ops_are_on_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precision, "processor", lambda: {"avx512_bf16": True})
-    monkeypatch.setattr(suite, "BATCHES", 1)
+    monkeypatch.setattr(suite, "BATCHES", 2)
     prepared = suite.prepare(SMALL, CPU)
     assert prepared.missing == {}
     assert tuple(prepared.calls) == suite.VARIANTS
@@ -32,17 +33,41 @@ def test_where_float32_is_the_default_it_is_one_variant(monkeypatch: pytest.Monk
 
 
 def test_a_wrong_step_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(suite, "BATCHES", 1)
-    right: Any = suite.step
+    monkeypatch.setattr(suite, "BATCHES", 2)
+    right: Any = suite.Steps.__call__
 
-    def wrong(job: suite.Job, implementation: str, *rest: Any) -> Any:
-        call = right(job, implementation, *rest)
-        off = 1.0 if implementation == "reference" else 1.1
-        return lambda i: {name: value * off for name, value in call(i).items()}
+    def wrong(self: suite.Steps, i: int) -> Any:
+        off = 1.0 if self.implementation == "reference" else 1.1
+        return {name: value * off for name, value in right(self, i).items()}
 
-    monkeypatch.setattr(suite, "step", wrong)
+    monkeypatch.setattr(suite.Steps, "__call__", wrong)
     with pytest.raises(suite.Wrong, match="of the first step"):
         suite.prepare(SMALL, CPU)
+
+
+@pytest.mark.parametrize(("stage", "net"), [("adversarial", "generator"), ("repair", "repairer")])
+def test_steps_that_do_not_move_a_net_are_refused(
+    stage: str, net: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(suite, "BATCHES", 2)
+    right: Any = suite.Steps.__init__
+
+    def still(self: suite.Steps, job: suite.Job, implementation: str, *rest: Any) -> None:
+        right(self, job, implementation, *rest)
+        if implementation != "reference":
+            self.trainer.optimisers[net].full_rate = self.trainer.optimisers[net].rate = 0.0
+
+    monkeypatch.setattr(suite.Steps, "__init__", still)
+    with pytest.raises(suite.Wrong, match=f"2 steps move the {net} elsewhere"):
+        suite.prepare(SMALL._replace(stage=stage), CPU)
+
+
+def test_the_classic_recipe_has_nothing_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(suite, "BATCHES", 1)
+    move = suite.classic(SMALL, CPU)
+    with profile(activities=[ProfilerActivity.CPU]) as seen:
+        move(0)
+    assert not [event.key for event in seen.key_averages() if "faststy" in event.key]
 
 
 def test_the_size_of_the_classic_recipe_is_among_them() -> None:
