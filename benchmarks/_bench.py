@@ -39,6 +39,7 @@ from faststy.ops import dispatch
 
 OURS = "ours"
 NOT_INSTALLED = "is not installed"
+NOT_HERE = "is not for this machine"
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
 RESULTS = Path(__file__).parent / "results"
 

@@ -4,11 +4,14 @@
     python benchmarks/guard.py                   # make bench-guard
     python benchmarks/guard.py --renew           # measure, and write guards.toml anew
     python benchmarks/guard.py --renew --seconds 60    # those that are begun in so long
+    python benchmarks/guard.py --without-extension     # where it is not to be had
 
 A guard fails when the upper end of the ratio's interval is below its floor, three times in a row,
 each with more rounds than the one before. Its case must be one of the quick form of its suite.
-A baseline that is not installed, or not part of the case here, is said; one that fails fails.
-Where a suite has no guards yet for a kind of device, --renew adds its headlines.
+A baseline that is not installed, or not for this machine, is said; one that fails, or is no part of
+the case, fails. So does it where the C++ extension is missing, as most guards would not be held,
+unless that is asked for. Where a suite has no guards yet for a kind of device, --renew adds its
+headlines. What it has measured is on the disk.
 Exit status: 0, or 1 if a guard fails, or a result is wrong.
 """
 
@@ -22,11 +25,11 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
-from _bench import NOT_INSTALLED, OURS, Case, cases, measured
+from _bench import NOT_HERE, NOT_INSTALLED, OURS, Case, cases, measured
 from _timing import Ratio, device_name
 
 from faststy import ops
-from faststy.errors import FaststyError
+from faststy.errors import FaststyError, told
 from faststy.files import write_text
 
 if sys.version_info >= (3, 11):
@@ -44,7 +47,8 @@ HEAD = """\
 # Floors of ratios (how many times as long a baseline takes as we do), held by `make bench-guard`.
 # `python benchmarks/guard.py --renew` measures the ratios and writes this file. A floor lies well
 # below what was measured, as other machines and busy ones differ. Devices: cpu, cuda, cpu+native
-# where the C++ extension is built, or the name of one device.
+# where the C++ extension is built, or the name of one device. `least` is set by hand: floors that
+# are renewed do not go below.
 """
 
 
@@ -57,6 +61,7 @@ class Guard:
     floor: float
     measured: float  # the ratio when the floor was set
     date: str
+    least: float = 0.0  # set by hand: no new floor is lower
 
     def __str__(self) -> str:
         return f"{self.suite}: {self.case}: {self.against} takes"
@@ -75,6 +80,7 @@ def save(guards: list[Guard], file: Path) -> None:
         "\n[[guard]]\n"
         f'suite = "{g.suite}"\ncase = "{g.case}"\nagainst = "{g.against}"\ndevice = "{g.device}"\n'
         f'floor = {g.floor:.2f}\nmeasured = {g.measured:.2f}\ndate = "{g.date}"\n'
+        + (f"least = {g.least:.2f}\n" if g.least else "")
         for g in guards
     ]
     write_text(file, HEAD + "".join(entries))
@@ -85,6 +91,16 @@ def classes(device: torch.device) -> set[str]:
     rows = [i for i in ops.implementations() if i.device == device.type]
     native = {f"{device.type}+native"} if any(i.name == "native" for i in rows) else set()
     return {device.type, device_name(device), *native}
+
+
+def lacking(guards: list[Guard], device: torch.device) -> str:
+    """What to say where guards are not held because the extension does not compute; or nothing."""
+    native = f"{device.type}+native"
+    count = sum(g.device == native for g in guards)
+    if not count or native in classes(device):
+        return ""
+    why = next(i.why for i in ops.implementations() if i.device == device.type)
+    return f"{count} guards are for the C++ extension, which computes nothing here: {why}"
 
 
 def find(guard: Guard, device: torch.device) -> Case:
@@ -107,7 +123,7 @@ def holds(guard: Guard, device: torch.device) -> bool:
     for attempt in range(ATTEMPTS):
         found = ratio_of(guard, device, SECONDS * 2**attempt)
         if isinstance(found, str):
-            absent = found.endswith(NOT_INSTALLED) or found == NO_SUCH
+            absent = found.endswith((NOT_INSTALLED, NOT_HERE))
             print(f"{'not here' if absent else 'FAILS':9} {guard}: {found}", flush=True)
             return absent
         shown = f"{found.median:.2f}× [{found.low:.2f}, {found.high:.2f}], floor {guard.floor:.2f}"
@@ -139,7 +155,8 @@ def renewed(guard: Guard, device: torch.device) -> Guard:
         print(f"not here  {guard}: {found}", flush=True)
         return guard
     today = datetime.now(timezone.utc).date().isoformat()
-    new = replace(guard, floor=MARGIN * found.low, measured=found.median, date=today)
+    floor = max(MARGIN * found.low, guard.least)
+    new = replace(guard, floor=floor, measured=found.median, date=today)
     print(f"renewed   {guard} {found.median:.2f}×, floor {new.floor:.2f}", flush=True)
     return new
 
@@ -147,22 +164,22 @@ def renewed(guard: Guard, device: torch.device) -> Guard:
 def renew(file: Path, device: torch.device, seconds: float = float("inf")) -> int:
     """Writes the guards of this device anew, and new ones; what is wrong keeps what it had.
 
-    What is not begun within `seconds` keeps it, too.
+    What is not begun within `seconds` keeps it, too. Each is saved when it is measured: what stops
+    the rest does not take it.
     """
     end = time.perf_counter() + seconds
     guards, here, wrong = load(file), classes(device), 0
-    kept = []
-    for guard in [*guards, *added(guards, device)]:
+    guards += added(guards, device)
+    for number, guard in enumerate(guards):
         if guard.device not in here or time.perf_counter() > end:
-            kept.append(guard)
             continue
         try:
-            kept.append(renewed(guard, device))
+            guards[number] = renewed(guard, device)
         except Exception as error:  # one broken op must not cost all other floors
             print(f"WRONG     {guard}: {type(error).__name__}: {error}".splitlines()[0], flush=True)
-            kept.append(guard)
             wrong += 1
-    save([g for g in kept if g.measured], file)
+        else:
+            save([g for g in guards if g.measured], file)
     return 1 if wrong else 0
 
 
@@ -175,16 +192,28 @@ def main(argv: list[str] | None = None, file: Path = FILE) -> int:
     parser.add_argument(
         "--seconds", type=float, default=float("inf"), help="renew none after so long"
     )
+    parser.add_argument(
+        "--without-extension", action="store_true", help="hold the guards that need none"
+    )
     args = parser.parse_args(argv)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    guards, here = load(args.file), classes(device)
+    held = [g for g in guards if g.device in here]
+    print(f"{len(held)} of {len(guards)} guards are for this device", flush=True)
+    lack = lacking(guards, device)
+    if lack and not args.without_extension and not args.renew:
+        print(f"{lack}; --without-extension holds the others")
+        return 1
+    if lack:
+        print(lack, flush=True)
     if args.renew:
         return renew(args.file, device, args.seconds)
-    guards, here = load(args.file), classes(device)
-    failed = [g for g in guards if g.device in here and not holds(g, device)]
+    failed = [g for g in held if not holds(g, device)]
     if failed:
-        print(f"{len(failed)} of {len(guards)} guards fail: a change made these slower")
+        print(f"{len(failed)} of {len(held)} guards fail: a change made these slower")
     return 1 if failed else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with told():
+        sys.exit(main())

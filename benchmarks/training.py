@@ -18,7 +18,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from _bench import OURS, Case, Prepared, Wrong, computed_by, variants
+from _bench import NOT_HERE, OURS, Case, Prepared, Wrong, computed_by, variants
 from _timing import Call
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -159,7 +159,10 @@ def prepare(job: Job, device: torch.device) -> Prepared:
             if not off <= MOVED_TOLERANCE * float(truly_moved[net].norm()):
                 raise Wrong(f"{steps} steps move the {net} elsewhere, by {off:.1e}")
 
-    calls, missing = variants(makers(job, device), check)
+    made = makers(job, device)
+    calls, missing = variants(made, check)
+    if "float32" not in made:
+        missing["float32"] = f"another precision {NOT_HERE}"
     return Prepared(
         calls,
         missing,

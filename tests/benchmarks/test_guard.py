@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 
 from faststy import ops
 from faststy.errors import FaststyError
+from faststy.ops import dispatch
 
 CPU = torch.device("cpu")
 CASE = "gram [1, 4, 32, 32] planar float32 forward"
@@ -52,7 +54,8 @@ def test_the_guard_holds_until_an_op_becomes_slow(
     planted: Any = suite.OPS["gram"]._replace(ours=slow)
     monkeypatch.setitem(suite.OPS, "gram", planted)
     assert guard.main([], file) == 1
-    lines = capsys.readouterr().out.splitlines()
+    first, *lines = capsys.readouterr().out.splitlines()
+    assert first == "1 of 1 guards are for this device"
     assert [line.split()[0] for line in lines] == ["again", "again", "FAILS", "1"]
     assert "floor 0.10; it was 123.00× on 2026-01-01" in lines[2]
 
@@ -65,15 +68,43 @@ def test_a_wrong_result_does_not_pass(file: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_other_devices_and_missing_baselines(
-    file: Path, capsys: pytest.CaptureFixture[str]
+    file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    guards = [
-        guard.Guard("ops", CASE, "eager", "cuda", 1e9, 1.0, "2026-01-01"),
-        guard.Guard("ops", CASE, "peer", "cpu", 1e9, 1.0, "2026-01-01"),
-    ]
-    guard.save(guards, file)
-    assert guard.main([], file) == 0
-    assert capsys.readouterr().out.startswith("not here  ops: gram")
+    there, peer = (
+        guard.Guard("ops", CASE, against, device, 1e9, 1.0, "2026-01-01")
+        for against, device in (("eager", "cuda"), ("peer", "cpu"))
+    )
+    guard.save([there, peer], file)
+    missing = {"peer": f"peer {_bench.NOT_INSTALLED}"}
+    monkeypatch.setattr(guard, "measured", lambda *args: {"ratios": {}, "missing": missing})
+    for missing["peer"] in (f"peer {_bench.NOT_INSTALLED}", f"bfloat16 {_bench.NOT_HERE}"):
+        assert guard.main([], file) == 0
+        first, second = capsys.readouterr().out.splitlines()
+        assert first == "1 of 2 guards are for this device"
+        assert second.startswith("not here  ops: gram")
+    missing.clear()  # a baseline that the case does not know: who renamed it has no guard left
+    assert guard.main([], file) == 1
+    assert "FAILS     ops: gram" in capsys.readouterr().out
+
+
+def test_without_the_extension_guards_do_not_vanish(
+    file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = guard.load(file)
+    native = guard.Guard("ops", CASE, "eager", "cpu+native", 1e9, 1.0, "2026-01-01")
+    guard.save([*kept, native, native], file)
+    monkeypatch.setattr(dispatch, "_no_native", lambda op, device: "it is not built")
+    assert guard.main([], file) == 1
+    told = capsys.readouterr().out
+    assert "2 guards are for the C++ extension, which computes nothing here: it is not" in told
+    assert "holds  " not in told
+    assert guard.main(["--without-extension"], file) == 0
+    told = capsys.readouterr().out
+    assert "1 of 3 guards are for this device" in told
+    assert "holds     ops: gram" in told
+    monkeypatch.setattr(dispatch, "IMPL", "reference")
+    assert guard.main([], file) == 1
+    assert "FASTSTY_IMPL=reference" in capsys.readouterr().out
 
 
 def test_a_baseline_that_fails_is_no_pass(
@@ -94,6 +125,33 @@ def test_renew_measures(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert new.date > "2026-01-01"
     assert 0 < new.floor < new.measured < 100
     assert guard.main([], file) == 0
+
+
+def test_renew_keeps_what_was_set_by_hand(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "AGAINST", {})
+    (kept,) = guard.load(file)
+    guard.save([dataclasses.replace(kept, least=99.0)], file)
+    assert guard.main(["--renew"], file) == 0
+    (new,) = guard.load(file)
+    assert new.date > "2026-01-01"
+    assert (new.floor, new.least) == (99.0, 99.0)
+
+
+def test_what_stops_renew_does_not_take_what_was_measured(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (kept,) = guard.load(file)
+    guard.save([kept, dataclasses.replace(kept, against="compiled")], file)
+
+    def stopped(held: guard.Guard, device: torch.device, seconds: float) -> guard.Ratio:
+        if held.against == "compiled":
+            raise KeyboardInterrupt
+        return guard.Ratio(3.0, 2.0, 4.0)
+
+    monkeypatch.setattr(guard, "ratio_of", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        guard.main(["--renew"], file)
+    assert [g.measured for g in guard.load(file)] == [3.0, 123.0]
 
 
 def test_renew_ends_in_time_and_keeps_what_it_did_not_begin(file: Path) -> None:
@@ -162,7 +220,8 @@ def test_a_broken_file(tmp_path: Path) -> None:
 def test_the_guards_that_are_kept() -> None:
     """Each names a case and a baseline that its suite has, and its floor is below what was."""
     for kept in guard.load(guard.FILE):
-        if kept.device.startswith("cpu"):
-            case = guard.find(kept, CPU)
-            assert kept.against in __import__(case.suite).VARIANTS
+        device = CPU if kept.device.startswith("cpu") else torch.device("cuda")  # to list cases
+        case = guard.find(kept, device)
+        assert kept.against in __import__(case.suite).VARIANTS
         assert 0 < kept.floor < kept.measured
+        assert kept.least <= kept.floor
