@@ -40,6 +40,7 @@ from faststy.ops import dispatch
 OURS = "ours"
 NOT_INSTALLED = "is not installed"
 NOT_HERE = "is not for this machine"
+NOT_REACHED = "the run ended before"
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
 RESULTS = Path(__file__).parent / "results"
 
@@ -215,6 +216,8 @@ def run(
         until: no case begins after this moment of `time.perf_counter`. Each suite may take its
             share of the time that is left, so the last gets what the others leave.
     """
+    every = [str(case) for suite in chosen.values() for case in suite]
+    report["left_out"] |= dict.fromkeys(every, NOT_REACHED)
     broken = False
     for done, suite in enumerate(chosen):
         now = time.perf_counter()
@@ -230,9 +233,11 @@ def run(
                 report["left_out"][str(case)] = "out of memory"
             except Exception as error:  # one broken case must not cost all other numbers
                 report["wrong"][str(case)] = f"{type(error).__name__}: {error}".splitlines()[0]
+                del report["left_out"][str(case)]
                 broken = not usable(device)
             else:
                 report["cases"].append(result)
+                del report["left_out"][str(case)]
 
 
 def usable(device: torch.device) -> bool:

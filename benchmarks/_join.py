@@ -4,14 +4,16 @@
     python benchmarks/_join.py WHOLE.json PART.json...
 
 Writes WHOLE.json, and beside it the charts and tables.md. The machine and the rates of its floors
-are those of the first part. A part that is missing, no report, or of another commit than the latest
-is told and left out: what was measured before something broke is worth as much. Exit status 1 if
-all are.
+are those of the first part; settings and load of each part are kept. A part that is missing, no
+report, or of another commit than the latest is told and left out: what was measured before
+something broke is worth as much. Exit status 1 if all are.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 from _bench import Report, read, write
@@ -19,7 +21,7 @@ from _plots import draw
 from _tables import document
 
 from faststy.cli.bench import SUITES
-from faststy.errors import FaststyError
+from faststy.errors import FaststyError, told
 from faststy.files import write_text
 
 
@@ -33,7 +35,8 @@ def joined(parts: list[Report]) -> Report:
             whole[what] = whole[what] | part[what]
     whole["cases"].sort(key=lambda result: SUITES.index(result["suite"]))
     suites = {suite for part in parts for suite in part["settings"]["suites"]}
-    whole["settings"] = {**first["settings"], "suites": [s for s in SUITES if s in suites]}
+    conditions = [{**p["settings"], "load": p["machine"].get("load")} for p in parts]
+    whole["settings"] = {"suites": [s for s in SUITES if s in suites], "parts": conditions}
     return whole
 
 
@@ -42,9 +45,15 @@ def commit(part: Report) -> str:
     return str(part["machine"]["commit"]).removesuffix("-dirty")
 
 
-def main(argv: list[str]) -> int:
-    target, parts = Path(argv[0]), []
-    for path in map(Path, argv[1:]):
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("whole", type=Path, metavar="WHOLE.json")
+    parser.add_argument("parts", type=Path, nargs="+", metavar="PART.json")
+    given = parser.parse_args(argv)
+    target, parts = given.whole, []
+    for path in given.parts:
         try:
             parts.append(read(path))
         except FaststyError as error:
@@ -62,10 +71,14 @@ def main(argv: list[str]) -> int:
     tables = document(whole)
     write_text(target.with_name("tables.md"), tables + "\n")
     print(tables)
+    if find_spec("matplotlib") is None:
+        print("matplotlib is not installed: there are no charts", file=sys.stderr)
+        return 0
     for path in draw(whole, target.parent):
         print(f"Drawn: {path}")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    with told():
+        sys.exit(main())

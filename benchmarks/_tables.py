@@ -90,8 +90,34 @@ def head(report: Report) -> str:
     return (
         f"{about['device']}, {about['threads']} threads, {versions}, commit {about['commit']}, "
         f"{about['date'][:10]}. Copy {rates['copy'] / 1e9:.1f} GB/s; "
-        f"matrix product {products} TFLOP/s."
+        f"matrix product {products} TFLOP/s.{conditions(report)}"
     )
+
+
+def conditions(report: Report) -> str:
+    """What else the numbers depend on: less than all cases, and others on the machine."""
+    parts = settings_of(report)
+    each = []
+    for part in parts:
+        load = part.get("load")
+        told = [
+            "the quick form" if part.get("quick") else "",
+            f"only cases that match `{part['filter']}`" if part.get("filter") else "",
+            f"load {load:.1f} before" if load is not None else "",
+        ]
+        each.append(", ".join(filter(None, told)))
+    if len(set(each)) > 1:
+        names = [", ".join(part.get("suites", ())) for part in parts]
+        each = [f"{name}: {text}" for name, text in zip(names, each, strict=True) if text]
+    told = list(dict.fromkeys(filter(None, each)))
+    return "".join(f" {text[0].upper()}{text[1:]}." for text in told)
+
+
+def settings_of(report: Report) -> list[dict[str, Any]]:
+    """Settings, and the load before, of a report, or of each that was joined to it."""
+    settings = report.get("settings", {})
+    alone = [{**settings, "load": report["machine"].get("load")}]
+    return list(settings.get("parts", alone))
 
 
 # --------------------------------------------------------------------------- before and now
@@ -150,14 +176,18 @@ def comparison(before: Report, now: Report) -> Rows:
 
 
 def newest() -> list[tuple[Path, Report]]:
-    """The newest report of each device."""
+    """The newest report of each device, of those of all cases where there is one."""
     folders = sorted(path for path in RESULTS.glob("*") if path.is_dir())
-    files = [max(f.glob("*.json"), default=None, key=_date) for f in folders]
+    files = [max(f.glob("*.json"), default=None, key=_completeness_and_date) for f in folders]
     return [(path, read(path)) for path in files if path is not None]
 
 
-def _date(path: Path) -> str:
-    return str(read(path)["machine"]["date"])
+def _completeness_and_date(path: Path) -> tuple[bool, str]:
+    report = read(path)
+    parts = settings_of(report)
+    suites = {suite for part in parts for suite in part.get("suites", ())}
+    some = any(part.get("quick") or part.get("filter") for part in parts)
+    return suites >= set(SUITES) and not some, str(report["machine"]["date"])
 
 
 def whole(reports: list[tuple[Path, Report]]) -> str:
@@ -180,6 +210,8 @@ def document(report: Report, links: Iterable[str] = ()) -> str:
         if results:
             table = markdown(rows(results, report["rates"]))
             parts.append(f"#### `faststy bench {suite}`\n\n{table}")
+            if gone := missing(results):
+                parts.append(f"Without a number: {'; '.join(gone)}.")
     for what in ("left_out", "wrong"):
         told = reasons(report, what)
         if told:
@@ -195,6 +227,18 @@ def reasons(report: Report, what: str) -> list[str]:
     return [
         f"{names[0]}: {why}" if len(names) == 1 else f"{names[0]} and {len(names) - 1} more: {why}"
         for (_, why), names in groups.items()
+    ]
+
+
+def missing(results: Iterable[Result]) -> list[str]:
+    """Why variants are missing; where several cases have one reason, once."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for r in results:
+        for name, why in r["missing"].items():
+            groups.setdefault((name, why), []).append(r["name"])
+    return [
+        f"{name} of {cases[0]}{f' and {len(cases) - 1} more' * (len(cases) > 1)} ({why})"
+        for (name, why), cases in groups.items()
     ]
 
 

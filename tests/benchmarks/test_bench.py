@@ -85,6 +85,19 @@ def test_what_comes_after_a_lost_device_is_left_out(
     assert made["left_out"] == {"ops: late": "the device is gone", "ops: z": "the device is gone"}
 
 
+def test_an_interrupted_run_says_what_it_did_not_reach(report: Any) -> None:
+    def stop() -> Prepared:
+        raise KeyboardInterrupt
+
+    made = report()
+    chosen = {"ops": [case("good"), Case("ops", "slow", stop), case("late")], "memory": [case("z")]}
+    with pytest.raises(KeyboardInterrupt):
+        list(_bench.run(chosen, CPU, made, seconds=0.0))
+    assert [r["name"] for r in made["cases"]] == ["good"]
+    names = ("ops: slow", "ops: late", "ops: z")
+    assert made["left_out"] == dict.fromkeys(names, "the run ended before")
+
+
 def test_a_device_is_usable() -> None:
     assert _bench.usable(CPU)
     assert not _bench.usable(torch.device("meta"))  # no number comes back from there

@@ -12,7 +12,9 @@ def test_parts_become_one_report_with_charts_and_tables(
     report: Any, result: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ops, memory = report(result()), report(result(suite="memory", name="paint", unit="B", bytes=0))
-    ops["settings"], memory["settings"] = {"suites": ["ops"]}, {"suites": ["memory"]}
+    ops["settings"] = {"suites": ["ops"], "quick": False, "filter": "gram"}
+    memory["settings"] = {"suites": ["memory"], "quick": True, "filter": ""}
+    memory["machine"] = {**memory["machine"], "load": 3.14, "date": "2026-01-03"}
     ops |= {"left_out": {"ops: late": "no time"}, "wrong": {"ops: bad": "Wrong: off by 1"}}
     parts = [tmp_path / "suites" / f"{name}.json" for name in ("ops", "memory", "broken", "none")]
     for part, path in zip((ops, memory), parts, strict=False):
@@ -29,10 +31,12 @@ def test_parts_become_one_report_with_charts_and_tables(
         ("memory", "paint"),
         ("ops", "gram"),
     ]
-    assert joined["settings"] == {"suites": ["memory", "ops"]}
+    each = [{**ops["settings"], "load": None}, {**memory["settings"], "load": 3.14}]
+    assert joined["settings"] == {"suites": ["memory", "ops"], "parts": each}
     assert joined["left_out"] == {"ops: late": "no time"}
     tables = (tmp_path / "tables.md").read_text()
     assert tables in told.out
+    assert "Ops: only cases that match `gram`. Memory: the quick form, load 3.1 before." in tables
     assert "| gram | 1.00 ms |" in tables
     assert "Left out: ops: late: no time." in tables
     assert "Wrong: ops: bad: Wrong: off by 1." in tables
@@ -54,6 +58,29 @@ def test_what_another_commit_measured_is_left_out(
     joined = _bench.read(whole)
     assert [r["name"] for r in joined["cases"]] == ["paint"]
     assert joined["machine"]["commit"] == new["machine"]["commit"]
+
+
+def test_without_matplotlib_there_are_tables(
+    report: Any,
+    result: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    made = report(result())
+    made["settings"] = {"suites": ["ops"]}
+    _bench.write(made, tmp_path / "ops.json")
+    monkeypatch.setattr(_join, "find_spec", lambda name: None)
+    assert _join.main([str(tmp_path / "whole.json"), str(tmp_path / "ops.json")]) == 0
+    assert "there are no charts" in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == {"ops.json", "tables.md", "whole.json"}
+
+
+def test_without_arguments_it_tells_its_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        _join.main([])
+    assert end.value.code == 2
+    assert "usage: " in capsys.readouterr().err
 
 
 def test_nothing_was_measured(tmp_path: Path) -> None:

@@ -108,6 +108,45 @@ def test_sections_hold_every_number(
     assert "| ops: new | 1.00 ms | eager | 3.00× [2.50, 3.50] |" in _tables.summary(found)
 
 
+def test_a_part_of_the_cases_does_not_take_the_place_of_all(
+    report: Any, result: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_tables, "RESULTS", tmp_path)
+    every = {"suites": list(_tables.SUITES), "quick": False, "filter": ""}
+    partial: list[Any] = [
+        every | {"quick": True},
+        every | {"filter": "gram"},
+        every | {"suites": ["ops"]},
+        {"suites": every["suites"], "parts": [every, every | {"quick": True}]},
+    ]
+    for day, settings in enumerate([every, *partial], 1):
+        made = report(result(name=f"day {day}"))
+        made["settings"] = settings
+        made["machine"] = {**made["machine"], "date": f"2026-01-0{day}"}
+        _bench.write(made, tmp_path / "device" / f"{day}.json")
+    assert [path.name for path, _ in _tables.newest()] == ["1.json"]
+    (tmp_path / "device" / "1.json").unlink()
+    assert [path.name for path, _ in _tables.newest()] == ["5.json"]
+
+
+def test_the_head_tells_filter_and_load(report: Any) -> None:
+    made = report()
+    assert _tables.head(made).endswith("matrix product float32 1 TFLOP/s.")
+    made["settings"] = {"suites": ["ops"], "quick": True, "filter": "gram|blur"}
+    made["machine"] = {**made["machine"], "load": 2.0}
+    told = " The quick form, only cases that match `gram|blur`, load 2.0 before."
+    assert _tables.head(made).endswith(f"TFLOP/s.{told}")
+
+
+def test_why_variants_have_no_number_is_told(report: Any, result: Any) -> None:
+    wrong, gone = {"eager": "Wrong: off by 1.4"}, {"peer": "peer is not installed"}
+    cases = [result(missing=gone), result(name="blur", missing=wrong | gone)]
+    made = report(*cases)
+    told = "peer of gram and 1 more (peer is not installed); eager of blur (Wrong: off by 1.4)"
+    assert f"Without a number: {told}." in _tables.document(made)
+    assert "Without a number" not in _tables.document(report(result()))
+
+
 def test_a_reason_that_many_cases_have_is_told_once(report: Any) -> None:
     made = report()
     made["left_out"] = {"ops: a": "no time", "ops: b": "no time", "memory: c": "no time"}
