@@ -255,16 +255,21 @@ def choose(
 
     Raises FaststyError where it is none.
     """
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise FaststyError(f"{pattern!r}: no regular expression ({error})") from error
+    wanted = expression(pattern)
     chosen = {}
     for suite in [s for s in SUITES if s in suites or not suites]:
-        found = [c for c in cases(suite, device, quick) if re.search(pattern, str(c))]
+        found = [c for c in cases(suite, device, quick) if wanted.search(str(c))]
         if found:
             chosen[suite] = found
     return chosen
+
+
+def expression(pattern: str) -> re.Pattern[str]:
+    """`pattern`, compiled. Raises FaststyError where it is no regular expression."""
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise FaststyError(f"{pattern!r}: no regular expression ({error})") from error
 
 
 # --------------------------------------------------------------------------- files

@@ -20,14 +20,11 @@ from typing import Any
 
 import ops as suite
 import torch
-import torch.nn.functional as F
-from _bench import OURS, Wrong
+from _bench import OURS, Wrong, expression
 from _timing import machine, measure, ratio, samplers
-from torch import Tensor
 
-from faststy import ops
+from faststy.errors import told
 from faststy.files import write_text
-from faststy.ops import reference
 
 CPU = torch.device("cpu")
 GENERATOR = [(4, 48, 64, 64), (4, 48, 32, 32)]
@@ -38,15 +35,6 @@ TAPS = [
 FRAMES = [(4, 256, 256, 3), (1, 1080, 1920, 3)]
 
 
-def eager_all(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor) -> Tensor:
-    return F.relu(residual + F.instance_norm(x, weight=weight, bias=bias))
-
-
-suite.OPS["instance_norm+relu+residual"] = suite.OPS["instance_norm+residual"]._replace(
-    ours=lambda x, w, b, r: ops.instance_norm(x, w, b, activation="relu", residual=r),
-    eager=eager_all,
-    truth=lambda x, w, b, r: reference.instance_norm(x, w, b, activation="relu", residual=r),
-)
 SHAPES = {
     "instance_norm+relu+residual": GENERATOR,
     "instance_norm+relu": GENERATOR,
@@ -59,7 +47,7 @@ SHAPES = {
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--filter", type=re.compile, default="", help="a regular expression")
+    parser.add_argument("--filter", type=expression, default="", help="a regular expression")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--seconds", type=float, default=0.5, help="of rounds, for each case")
     parser.add_argument("--json", type=Path, help="where to write all samples")
@@ -102,4 +90,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with told():
+        sys.exit(main())

@@ -156,6 +156,12 @@ def to_inputs(job: Job, device: torch.device) -> list[Any]:
     return [features(packed, device)]
 
 
+def blur_inputs(job: Job, device: torch.device) -> list[Any]:
+    line = torch.tensor([0.25, 0.5, 0.25], dtype=DTYPES[job.dtype], device=device)
+    kernel = (line[:, None] * line).repeat(job.shape[1] // 4, 1, 1, 1)  # eager alone takes it
+    return [features(job, device), kernel]
+
+
 def conv_inputs(job: Job, device: torch.device) -> list[Any]:
     k = job.shape[1]
     weight = torch.randn(k, k, 3, 3, device=device) / (9 * k) ** 0.5
@@ -207,12 +213,10 @@ def eager_upsample(x: Tensor) -> Tensor:
     return F.interpolate(x, scale_factor=2, mode="bilinear")
 
 
-def eager_blur(x: Tensor) -> Tensor:
+def eager_blur(x: Tensor, kernel: Tensor) -> Tensor:
     n, k, h, w = x.shape
     cells = x.reshape(n, 2, 2, k // 4, h, w).permute(0, 3, 4, 1, 5, 2)
     pixels = cells.reshape(n, k // 4, 2 * h, 2 * w)
-    line = x.new_tensor([0.25, 0.5, 0.25])
-    kernel = (line[:, None] * line).expand(k // 4, 1, 3, 3)
     return F.conv2d(F.pad(pixels, (1, 1, 1, 1), "replicate"), kernel, groups=k // 4)
 
 
@@ -242,7 +246,9 @@ def norm_cost(job: Job) -> tuple[int, int]:
 
 def residual_cost(job: Job) -> tuple[int, int]:
     moved, operations = norm_cost(job)
-    return moved + _size(job), operations + _values(job)  # r is read, and dr is dy
+    # r is read, and dr is dy; after a ReLU, y says where, and dr is written
+    again = 2 * (job.backward and "relu" in job.op)
+    return moved + (1 + again) * _size(job), operations + (1 + again // 2) * _values(job)
 
 
 def gram_cost(job: Job) -> tuple[int, int]:
@@ -253,6 +259,13 @@ def gram_cost(job: Job) -> tuple[int, int]:
         moved + job.backward * (2 * _size(job) + matrix),
         products + job.backward * 2 * products,
     )
+
+
+def loss_cost(job: Job) -> tuple[int, int]:
+    # x, target → a number; x, target → dx
+    target = 4 * job.shape[1] ** 2
+    moved = (1 + 2 * job.backward) * _size(job) + (1 + job.backward) * target
+    return moved, gram_cost(job)[1]
 
 
 def pixels_cost(job: Job) -> tuple[int, int]:
@@ -324,7 +337,7 @@ OPS = {
     ),
     "gram": Op(GRAMS, 1, gram_inputs, ops.gram, eager_gram, reference.gram, gram_cost),
     "gram_loss": Op(
-        GRAMS, 1, loss_inputs, ops.gram_loss, eager_loss, reference.gram_loss, gram_cost
+        GRAMS, 1, loss_inputs, ops.gram_loss, eager_loss, reference.gram_loss, loss_cost
     ),
     "reflection_pad": Op(
         PADS, 1, gram_inputs, ops.reflection_pad, eager_pad, reference.reflection_pad, pad_cost
@@ -385,10 +398,10 @@ OPS = {
     "blur_cells": Op(
         CELLS,
         0,
-        gram_inputs,
-        lambda x: ops.blur_cells(x, 2),
+        blur_inputs,
+        lambda x, kernel: ops.blur_cells(x, 2),
         eager_blur,
-        lambda x: reference.blur_cells_fwd(x, 2),
+        lambda x, kernel: reference.blur_cells_fwd(x, 2),
         blur_cost,
     ),
 }

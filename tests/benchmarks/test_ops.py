@@ -54,6 +54,20 @@ def test_bytes_and_operations() -> None:
     assert prepared.operations == 16 * 64
 
 
+def test_bytes_of_what_is_not_returned_are_not_counted() -> None:
+    shape = (2, 4, 8, 8)
+    x, target = 4 * 2 * 4 * 64, 4 * 16  # one for all pictures
+    for op, backward, moved in (
+        ("gram_loss", False, x + target),
+        ("gram_loss", True, 3 * x + 2 * target),
+        ("instance_norm+residual", True, 6 * x),
+        ("instance_norm+relu+residual", False, 3 * x),
+        ("instance_norm+relu+residual", True, 8 * x),
+    ):
+        job = suite.Job(op, shape, "planar", "float32", backward)
+        assert suite.OPS[op].cost(job)[0] == moved
+
+
 def test_a_wrong_result_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     wrong: Any = suite.OPS["gram"]._replace(ours=lambda x: ops.gram(x) * 1.001)
     monkeypatch.setitem(suite.OPS, "gram", wrong)
