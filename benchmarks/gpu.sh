@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The tests and benchmarks of a machine with a CUDA device, which needs no network and no `make dev`:
 # torch, Triton, pytest and what faststy runs on, in some Python, are enough; with pytest-xdist the
-# tests run side by side.
+# tests run side by side, with matplotlib there are charts.
 #
 #   [OUT=folder] [PYTHON=python3] [TEST_SECONDS=150] [BENCH_SECONDS=480] [SUITES="training ops"] \
 #     benchmarks/gpu.sh
@@ -75,8 +75,16 @@ step() { # NAME SECONDS COMMAND…
   local name=$1 seconds=$2
   shift 2
   echo "== $name: at most $seconds s"
-  # An interrupt, upon which pytest still tells what failed and suites stop; then the end.
-  timeout --foreground -s INT -k 10 "$seconds" "$@" 2>&1 | tee "$OUT/$name.log" || failed="$failed $name"
+  # An interrupt, upon which pytest still tells what failed and suites stop; then the end. tee is not
+  # waited for long: what a process that was killed has started may keep its input open.
+  local to tee
+  exec {to}> >(exec tee "$OUT/$name.log") && tee=$!
+  timeout --foreground -s INT -k 10 "$seconds" "$@" >&"$to" 2>&1 {to}>&- || failed="$failed $name"
+  exec {to}>&-
+  for _ in {1..20}; do
+    kill -0 "$tee" 2>/dev/null || break
+    sleep 0.1
+  done
 }
 
 # --------------------------------------------------------------------------- tests
