@@ -148,8 +148,8 @@ def _graph(call: Call, count: int) -> Sampler:
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        for i in range(count):
-            call(i)
+        results = [call(i) for i in range(count)]  # each has its own memory, as inputs do
+    del results
     return _long_enough(_between_events(graph.replay), count)
 
 
