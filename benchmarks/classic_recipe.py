@@ -4,7 +4,7 @@
 
 The net of 1.7 M parameters, instance norm, nearest upsampling; content at relu3_1 and Gram matrices
 at relu1_1, 2_1, 3_1 and 4_1 in absolute squares; Adam at 1e-3; batch 4 of 256²; eager, NCHW,
-float32. Without --vgg19 the weights of VGG-19 are random: enough to time a step, not to learn from.
+float32. The suite `training` times its steps, with random weights of VGG-19: they take as long.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from stylization import ClassicNet
 from torch import Tensor, nn
 
+from faststy.errors import told
 from faststy.nn.encoder import VGG19_STAGES, PerceptualEncoder, VGG19Encoder
 from faststy.pictures import list_pictures, read_picture
 from faststy.tensors import to_image, to_tensor
@@ -107,4 +108,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with told():
+        main()

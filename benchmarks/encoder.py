@@ -37,6 +37,7 @@ from torch import Tensor
 
 from faststy.errors import FaststyError
 from faststy.evaluation.distances import content_distance, style_distance
+from faststy.files import write_text
 from faststy.nn.encoder import WEIGHTS, Encoder, PerceptualEncoder, load_encoder
 from faststy.ops import conv3x3_train
 from faststy.pictures import list_pictures, read_picture
@@ -279,7 +280,7 @@ def main() -> None:
         raise SystemExit(f"error: {error}") from error
     print(table(result))
     if args.json:
-        args.json.write_text(json.dumps(result, indent=2) + "\n")
+        write_text(args.json, json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":

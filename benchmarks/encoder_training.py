@@ -33,6 +33,7 @@ from torch import Tensor
 from faststy import ops
 from faststy.errors import FaststyError
 from faststy.evaluation.distances import content_distance
+from faststy.files import write_text
 from faststy.model_file import load_model
 from faststy.nn.encoder import PerceptualEncoder, load_encoder
 from faststy.pictures import list_pictures, write_picture
@@ -72,7 +73,7 @@ def train_one(
         if not result.finished:
             raise SystemExit("interrupted")
         seconds = time.process_time() - start
-        note.write_text(json.dumps({"steps": result.steps, "seconds": seconds}) + "\n")
+        write_text(note, json.dumps({"steps": result.steps, "seconds": seconds}) + "\n")
     return out / "model.safetensors", json.loads(note.read_text())["seconds"]
 
 
@@ -164,7 +165,7 @@ def main() -> None:
         seen = [f"{row[who]['style']:.3f}, {row[who]['content']:.3f}" for who in judges]
         cells = [row["style"], row["encoder"], str(row["steps"]), f"{row['seconds']:.0f}", *seen]
         print("| " + " | ".join(cells) + " |")
-    (args.work / "encoder_training.json").write_text(json.dumps(rows, indent=2) + "\n")
+    write_text(args.work / "encoder_training.json", json.dumps(rows, indent=2) + "\n")
 
 
 if __name__ == "__main__":

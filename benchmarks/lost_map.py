@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from faststy import assets
+from faststy.errors import told
 from faststy.model_file import load_model
 from faststy.nn.encoder import Encoder
 from faststy.nn.lost_content import CONTENT_TAP, lost_content, lost_regions
@@ -86,6 +87,8 @@ def main() -> None:
     parser.add_argument("--photos", type=Path, help="folder; the bundled photos by default")
     parser.add_argument("--count", type=int, default=6, help="how many of them, spread evenly")
     arguments = parser.parse_args()
+    if arguments.count < 1:
+        parser.error(f"--count {arguments.count}: it must be 1 or more")
     paths = list_pictures(arguments.photos) if arguments.photos else list(assets.photos())
     step = max(1, len(paths) // arguments.count)
     chosen = [read_picture(path).rgb for path in paths[::step][: arguments.count]]
@@ -97,4 +100,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with told():
+        main()

