@@ -28,7 +28,7 @@ from faststy.nn.encoder import load_encoder
 from faststy.training.config import BATCH, TrainConfig
 from faststy.training.dataset import Pictures, generator, random_crops
 from faststy.training.draws import Draws
-from faststy.training.graph import Terms
+from faststy.training.graph import WARM_UP, Terms
 from faststy.training.precision import precision_named
 from faststy.training.step import StyleTarget, Trainer
 
@@ -94,6 +94,17 @@ class Steps:
         with computed_by(self.implementation):
             return self.trainer.take(self.draws[i] if self.draws else self.draw(i), STYLE_WEIGHT)
 
+    def telling(self) -> list[int]:
+        """Numbers of calls, upon which all that is recorded on a GPU was replayed.
+
+        Steps whose tensors have other shapes are graphs of their own: the third of a kind is
+        recorded.
+        """
+        kinds: dict[object, int] = {}
+        for i, draws in enumerate(self.draws):
+            kinds.setdefault(draws.key, i)
+        return [i for i in kinds.values() for _ in range(WARM_UP + 2)] or [0, 1]
+
     def weights(self) -> dict[str, Tensor]:
         """All weights of each net, one after the other."""
         return {
@@ -134,17 +145,17 @@ def makers(job: Job, device: torch.device) -> dict[str, Callable[[], Call]]:
 
 def prepare(job: Job, device: torch.device) -> Prepared:
     precision = precision_named("auto", device)
-    steps = 4 if device.type == "cuda" else 2  # there the third is recorded, and then replayed
     right = Steps(job, "reference", "float32", device)
+    first, *others = right.telling()
     with FlopCounterMode(display=False) as counter:
-        truth = right(0)
-    for i in range(1, steps):
+        truth = right(first)
+    for i in others:
         right(i)
     truly_moved = right.moved()
     del right  # and the memory that it takes
 
     def check(name: str, call: Call) -> None:
-        terms: Any = call(0)
+        terms: Any = call(first)
         if not isinstance(call, Steps):
             return
         tolerance = TOLERANCES[torch.float32 if name == "float32" else precision]
@@ -152,12 +163,12 @@ def prepare(job: Job, device: torch.device) -> Prepared:
             off = float((terms[term] - value).abs() / (value.abs() + tolerance))
             if not off < tolerance:
                 raise Wrong(f"{term} of the first step: {float(terms[term])}, not {float(value)}")
-        for i in range(1, steps):
+        for i in others:
             call(i)
         for net, moved in call.moved().items():
             off = float((moved - truly_moved[net]).norm())
             if not off <= MOVED_TOLERANCE * float(truly_moved[net].norm()):
-                raise Wrong(f"{steps} steps move the {net} elsewhere, by {off:.1e}")
+                raise Wrong(f"{1 + len(others)} steps move the {net} elsewhere, by {off:.1e}")
 
     made = makers(job, device)
     calls, missing = variants(made, check)

@@ -9,6 +9,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from faststy.ops import dispatch
 from faststy.training import precision
+from faststy.training.graph import WARM_UP
 
 CPU = torch.device("cpu")
 SMALL = suite.Job("adversarial", 1, 64)
@@ -43,6 +44,18 @@ def test_a_wrong_step_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(suite.Steps, "__call__", wrong)
     with pytest.raises(suite.Wrong, match="of the first step"):
         suite.prepare(SMALL, CPU)
+
+
+def test_on_a_gpu_each_kind_of_step_is_checked_once_it_is_recorded() -> None:
+    steps = suite.Steps(SMALL, "auto", "auto", CPU)
+    assert steps.telling() == [0, 1]
+    steps.draws = [steps.draw(i) for i in range(suite.BATCHES)]  # as they are made there
+    numbers = steps.telling()
+    kinds = {draws.key for draws in steps.draws}
+    assert len(kinds) == 2
+    assert numbers[0] == 0
+    for kind in kinds:
+        assert sum(steps.draws[i].key == kind for i in numbers) > WARM_UP + 1
 
 
 @pytest.mark.parametrize(("stage", "net"), [("adversarial", "generator"), ("repair", "repairer")])
