@@ -41,7 +41,7 @@ from faststy.training.config import BATCH, TrainConfig
 from faststy.training.dataset import Pictures
 from faststy.training.folder import was_made_by
 from faststy.training.loop import train
-from faststy.training.objective import CONTENT_TAP
+from faststy.training.objective import CONTENT_TAP, inner
 from faststy.training.step import StyleTarget
 
 console = Console(stderr=True)
@@ -91,7 +91,8 @@ def judge(
     style, content = [], []
     for picture, photo in zip(painted.split(1), photos.split(1), strict=True):
         taps = encoder(picture)
-        found = [ops.gram_loss(tap, gram) for tap, gram in zip(taps, grams, strict=True)]
+        inside = inner(taps)  # as of the targets
+        found = [ops.gram_loss(tap, gram) for tap, gram in zip(inside, grams, strict=True)]
         style.append(torch.stack(found))
         kept = encoder(photo)[CONTENT_TAP]
         content.append(content_distance([taps[CONTENT_TAP]], [kept]).mean())

@@ -25,11 +25,26 @@ EPS = 1e-6
 PATCH = 24  # px, side of the cells of `patchiness`: as wide as a few strokes
 ALIKE = 0.1  # cells of the photo nearer than about that in colour and contrast (of 1) are alike
 
+RING = 2  # cells at the edge of each tap that see the encoder's zero padding, see `inner`
+
 Whole = Callable[[Tensor], Tensor]
 
 
 def as_it_is(part: Tensor) -> Tensor:
     return part
+
+
+def inner(taps: Sequence[Tensor]) -> list[Tensor]:
+    """Taps [N, C, h, w] without the RING of cells at their edges, which have zeros in them.
+
+    Zeros are the mean colour to the encoder: a generator that is judged by them, too, learns to
+    paint a dull frame, as that hides the edge. Of the smallest pictures a cell is kept.
+    """
+    return [_inside(tap, *(min(RING, (side - 1) // 2) for side in tap.shape[-2:])) for tap in taps]
+
+
+def _inside(x: Tensor, rows: int, columns: int) -> Tensor:
+    return x[..., rows : x.shape[-2] - rows, columns : x.shape[-1] - columns]
 
 
 def relative_distance(a: Tensor, b: Tensor) -> Tensor:

@@ -54,7 +54,7 @@ class StyleTarget:
             s = picture.to(device).float().div_(255)[None]
             s = s.contiguous(memory_format=torch.channels_last)
             with torch.no_grad():
-                taps_of.append(objective.style_targets(encoder(s)))
+                taps_of.append(objective.style_targets(objective.inner(encoder(s))))
                 colours.append(ops.gram(objective.colour_moments(s))[0])
                 variation.append(objective.total_variation(s, 1.0))
                 patches.append(objective.patches_of(s).mean())
@@ -225,8 +225,8 @@ class Trainer:
         assert drawn.columns is not None
         seen, seen_photo = (crop(x, drawn.rows, drawn.columns) for x in (painted, photo))
         with torch.no_grad():
-            photo_taps = self.encoder(seen_photo, taps=objective.CONTENT_TAP + 1)
-        taps = self.encoder(seen)
+            photo_taps = objective.inner(self.encoder(seen_photo, objective.CONTENT_TAP + 1))
+        taps = objective.inner(self.encoder(seen))
         tap = objective.CONTENT_TAP
         shares = self._shares(len(photo), photo_taps[tap])
         losses = ops.combined_loss(
@@ -265,15 +265,15 @@ class Trainer:
         assert drawn.weights is not None
         with torch.no_grad():
             painted = erased(self.average(photo, style), drawn.squares)
-            painted_taps = self.encoder(painted)
-            photo_taps = self.encoder(photo, taps=objective.CONTENT_TAP + 1)
+            painted_taps = objective.inner(self.encoder(painted))
+            photo_taps = objective.inner(self.encoder(photo, objective.CONTENT_TAP + 1))
             target = objective.lost_content(painted_taps, photo_taps)
             held = objective.style_distances(self._with_targets(painted_taps, index))
         lost, residual = self.repairer(painted, photo)
         # Detached, so that the map stays a judgement and does not become a dial of the loss.
         repaired = self.repairer.apply_repair(painted, lost.detach(), residual, 1.0)
         judged = {"discriminator": self._train_discriminator(drawn.real, repaired, style)}
-        taps = self.encoder(repaired)
+        taps = objective.inner(self.encoder(repaired))
         tap = objective.CONTENT_TAP
         shares = self._shares(count)
         losses = ops.combined_loss(
@@ -288,7 +288,9 @@ class Trainer:
         excess = F.relu(distances / (held + FREE) - REPAIR_SLACK)
         terms["style"] = distances.mean() * shares[0]
         terms["style_excess"] = excess.mean() * shares[0]
-        error = F.mse_loss(F.interpolate(lost, target.shape[-2:], mode="area"), target)
+        edge = objective.RING << tap  # px: the target is without them
+        seen = lost[..., edge:-edge, edge:-edge]
+        error = F.mse_loss(F.interpolate(seen, target.shape[-2:], mode="area"), target)
         mean, square = self.mean(
             torch.stack([target.mean(), target.square().mean()]), count
         ).unbind()

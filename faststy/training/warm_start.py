@@ -93,6 +93,7 @@ def _nearest(trainer: Trainer, generator: Generator, target: StyleTarget, photo:
     distances = []
     for style in torch.eye(generator.config.styles, device=trainer.device):
         painted = generator(photo, style)
-        distance = objective.style_loss(trainer.encoder(painted), target.grams)
+        taps = objective.inner(trainer.encoder(painted))
+        distance = objective.style_loss(taps, target.grams)
         distances.append(distance + objective.colour_loss(painted, target.colours))
     return int(torch.stack(distances).argmin())

@@ -51,6 +51,32 @@ def falls(loss, x):
     assert loss(x.detach() - 1e-3 * slope / slope.norm() * x.detach().norm()) < before
 
 
+# ------------------------------------------------------------------------------- edges
+
+
+@torch.no_grad()
+def test_inner_taps_are_nearly_those_of_a_picture_that_goes_on():
+    encoder = load_encoder()
+    with Image.open(photos()[0]) as photo:
+        x = to_tensor(photo.convert("RGB"))[..., :256, :256]
+    goes_on, ends = encoder(x), encoder(x[..., 32:-32, 32:-32].contiguous())
+    there = [tap[..., 32 >> t : -32 >> t, 32 >> t : -32 >> t] for t, tap in enumerate(goes_on)]
+    for tap, whole, inner, of_whole in zip(
+        ends, there, objective.inner(ends), objective.inner(there), strict=True
+    ):
+        edge = (tap - whole)[..., 0, :].square().mean() / whole[..., 0, :].square().mean()
+        assert edge.sqrt() > 0.5  # the encoder's zeros
+        off = (inner - of_whole).square().mean(1) / of_whole.square().mean()
+        assert off.sqrt().max() < 0.5
+        assert off.mean().sqrt() < 0.05
+
+
+def test_of_the_smallest_taps_something_is_kept():
+    sides = [(9, 5), (4, 5), (3, 2), (1, 4)]
+    shapes = [tap.shape[-2:] for tap in objective.inner([torch.zeros(1, 2, *s) for s in sides])]
+    assert shapes == [(5, 1), (2, 1), (1, 2), (1, 2)]
+
+
 # ------------------------------------------------------------------------------- patches
 
 
