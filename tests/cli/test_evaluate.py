@@ -1,6 +1,7 @@
 """`faststy evaluate`: what it prints and writes, and what it refuses before it works."""
 
 import json
+import re
 import sys
 from dataclasses import asdict
 
@@ -67,6 +68,23 @@ def test_a_narrow_terminal_shows_every_digit(faststy, monkeypatch):
     _, out, _ = faststy(*USUAL, "--style", "rain.png", "night.png")
     assert "…" not in out
     assert "warp error" in out  # what the columns mean
+
+
+def test_a_long_name_stands_above_its_numbers(place, faststy, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "80")
+    name = "a_storm_over_the_old_town"
+    config = GeneratorConfig(channels=8, blocks=1)
+    save_model(
+        Model(Generator(config), None, ModelInfo([name], asdict(config))), "long.safetensors"
+    )
+    (place / "rain.png").rename(f"{name}.png")
+    _, out, _ = faststy("long.safetensors", *USUAL[1:], "--style", f"{name}.png")
+    lines = re.sub("\x1b.*?m", "", out).splitlines()
+    assert lines[1] == name
+    assert lines[2].split()[0] == "no"
+    assert [len(line) for line in lines[:3:2]] == [len(lines[0])] * 2
+    assert len(lines[0]) <= 80
 
 
 def test_json(faststy):
