@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from types import FrameType
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
@@ -52,6 +52,11 @@ class Commands(click.Group):
         command = import_module(f"faststy.cli.{name}").command
         assert isinstance(command, click.Command)
         return command
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether a person is at the stream, which is None where it was closed (`2>&-`)."""
+    return stream is not None and stream.isatty()
 
 
 def counted(number: int, thing: str) -> str:
