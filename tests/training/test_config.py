@@ -159,6 +159,7 @@ def test_python_values_of_the_wrong_type_are_named_at_once(name, value, sentence
         ("size", 4096),
         ("style_size", 8),
         ("batch", 0),
+        ("batch", 65_537),
         ("model", "huge"),
         ("seed", -1),
         ("seed", 2**63),
