@@ -140,10 +140,27 @@ def test_frames_and_dials(server):
     np.testing.assert_allclose(picture.mean((0, 1)), [64, 100, 64], atol=4)
 
 
+LINK = {
+    "Sec_Fetch_Site": "cross-site",
+    "Sec_Fetch_Mode": "navigate",
+    "Sec_Fetch_Dest": "document",
+}
+
+
+def test_a_link_on_another_page_leads_here(server):
+    status, headers, body = ask(server, "GET", "/", None, **LINK)
+    assert status == 200
+    assert body == live_server.PAGE.read_bytes()
+    assert "frame-ancestors 'none'" in headers["Content-Security-Policy"]
+
+
 @pytest.mark.parametrize(
     ("method", "path", "headers"),
     [
         ("GET", "/", {"Host": "evil.example"}),
+        ("GET", "/", {**LINK, "Host": "evil.example"}),
+        ("GET", "/", {**LINK, "Sec_Fetch_Dest": "iframe"}),
+        ("GET", "/frame", LINK),
         ("GET", "/frame", {"Host": "127.0.0.1:1"}),
         ("GET", "/state", {"Host": "evil.example:PORT"}),
         ("GET", "/state", {"Origin": "http://evil.example"}),
