@@ -47,8 +47,8 @@ class TrainConfig:
         base: model to start from: a file, "none" for noise, or "auto" for the bundled one, where
             it is no larger than `model`. A smaller one is grown.
         size: side of the training crops, 64...1024 px in steps of 8.
-        batch: crops of a step, of all workers together, at most 65,536; None: 1, on a GPU 8, and enough for all
-            workers; of a run that is resumed, its own.
+        batch: crops of a step, of all workers together, at most 65,536; None: 1, on a GPU 8, and
+            enough for all workers; of a run that is resumed, its own.
         style_size: short side that the style pictures are shown at, px, at least 64: the smaller,
             the smaller the strokes.
         stages: perceptual, optionally followed by adversarial and repair, in this order.
