@@ -212,6 +212,10 @@ def read_config(path: Path | None, **overrides: Any) -> TrainConfig:
             raise FaststyError(f"{path}: unknown setting {name!r}; known are {', '.join(known)}")
         values[name] = _typed(f"{path}: {name}", value, str(known[name].type))
     given = {name: value for name, value in overrides.items() if value is not None}
+    if path is not None and not (values | given).get("style"):
+        raise FaststyError(
+            f'{path}: names no style; add style = "painting.jpg", or name one before --config'
+        )
     if "steps" in given or "seconds" in given:  # a length on the command line replaces the file's
         values = {k: v for k, v in values.items() if k not in ("steps", "seconds")}
     return TrainConfig(**{**values, **given})
