@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
 
@@ -62,6 +63,11 @@ def is_terminal(stream: TextIO | None) -> bool:
 def counted(number: int, thing: str) -> str:
     """1 picture, 2 pictures."""
     return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
+def skipped_entries(skipped: dict[Path, str]) -> list[dict[str, str]]:
+    """What JSON says of pictures that were skipped."""
+    return [{"input": str(path), "reason": why} for path, why in sorted(skipped.items())]
 
 
 @click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from faststy.cli import skipped_entries
 from faststy.training.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ def _check_page(path: Path, inputs: list[Path]) -> None:
     from faststy.errors import FaststyError
     from faststy.files import check_output
 
-    check_output(path, inputs)
+    check_output(path, inputs, makes_folders=True)
     if path.suffix.lower() not in (".html", ".htm"):
         raise FaststyError(f"{path}: no name of a page; end it in .html")
 
@@ -167,7 +168,8 @@ def _write_page(path: Path, result: Evaluation, model: Path, net: Any, size: int
         painted, repaired = paint(net, to_tensor(photo).to(device), entry.style)
         return photo, to_image((painted if repaired is None else repaired)[0])
 
-    write_text(path, evaluation_page(result, model.name, show))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, evaluation_page(result, str(model), show))
 
 
 def _values(result: Evaluation) -> dict[str, Any]:
@@ -186,7 +188,7 @@ def _values(result: Evaluation) -> dict[str, Any]:
         "images_per_second": round(result.images_per_second, 3),
         "megapixels_per_second": round(result.megapixels_per_second, 3),
         "pictures": [{**asdict(entry), "photo": str(entry.photo)} for entry in result.entries],
-        "skipped": sorted(map(str, result.skipped)),
+        "skipped": skipped_entries(result.skipped),
     }
 
 

@@ -48,7 +48,7 @@ USUAL = ("model.safetensors", "--content", "photos", "--style-size", "48")
 
 
 def test_a_table_and_a_page(place, faststy):
-    flags = (*USUAL, "--html", "page.html", "--style", "rain.png", "night.png")
+    flags = (*USUAL, "--html", "new/page.html", "--style", "rain.png", "night.png")
     status, out, err = faststy(*flags)
     assert status == 1  # one was skipped
     assert err.startswith("skipped photos/c.png: ")
@@ -57,7 +57,8 @@ def test_a_table_and_a_page(place, faststy):
     names = [line.split()[:2] for line in lines[1:7]]
     assert names == [[name, r] for name in ("rain", "night", "all") for r in ("no", "yes")]
     assert lines[7].endswith(" megapixels/s")
-    page = (place / "page.html").read_text(encoding="utf-8")
+    page = (place / "new/page.html").read_text(encoding="utf-8")
+    assert "<title>rain, night · faststy</title>" in page
     assert "model.safetensors" in page
     assert "photos/c.png" in page
 
@@ -99,7 +100,9 @@ def test_json(faststy):
         content = np.mean([entry[variant]["content"] for entry in entries])
         assert means[variant]["content"] == pytest.approx(content)
     assert entries[0]["size"] == [48, 32]
-    assert values["skipped"] == ["photos/c.png"]
+    (skipped,) = values["skipped"]
+    assert skipped["input"] == "photos/c.png"
+    assert skipped["reason"].startswith("photos/c.png: ")
     assert values["images_per_second"] > 0
 
 
@@ -111,8 +114,8 @@ def test_json(faststy):
         (("--style", "absent/rain.png"), "absent/rain.png: cannot be read"),
         (("--style", "rain.png", "--content", "rain.png"), "rain.png: not a folder"),
         (
-            ("--style", "rain.png", "--html", "absent/page.html"),
-            "absent/page.html: cannot be written (its folder",
+            ("--style", "rain.png", "--html", "rain.png/page.html"),
+            "rain.png/page.html: cannot be written (a part of the path is a file",
         ),
         (("--style", "rain.png", "--html", "photos"), "photos: is a folder"),
         (("--style", "rain.png", "--html", "model.safetensors"), "model.safetensors: is an input"),
