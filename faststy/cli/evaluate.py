@@ -169,7 +169,8 @@ def _write_page(path: Path, result: Evaluation, model: Path, net: Any, size: int
         return photo, to_image((painted if repaired is None else repaired)[0])
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, evaluation_page(result, str(model), show))
+    name = "/".join(model.absolute().parts[-2:])  # others need not see where it lies
+    write_text(path, evaluation_page(result, name, show))
 
 
 def _values(result: Evaluation) -> dict[str, Any]:

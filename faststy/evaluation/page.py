@@ -127,6 +127,7 @@ def _figure(
 
 STYLE = """
 .wide { overflow-x: auto; }
+header p { overflow-wrap: anywhere; }
 .numbers tr:first-child th:nth-child(2), .numbers td:nth-child(-n+2) { text-align: left; }
 .pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 340px), 1fr));
   gap: 18px; }

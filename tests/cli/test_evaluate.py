@@ -59,7 +59,7 @@ def test_a_table_and_a_page(place, faststy):
     assert lines[7].endswith(" megapixels/s")
     page = (place / "new/page.html").read_text(encoding="utf-8")
     assert "<title>rain, night · faststy</title>" in page
-    assert "model.safetensors" in page
+    assert f"<p class=quiet>{place.name}/model.safetensors · " in page
     assert "photos/c.png" in page
 
 
