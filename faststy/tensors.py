@@ -38,6 +38,6 @@ def device_named(name: torch.device | str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device).cpu()  # there and back: "meta" is a device, too
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0].split(". ")[0]  # PyTorch goes on for a page
         raise FaststyError(f"device '{name}' cannot be used ({reason})") from error
     return device

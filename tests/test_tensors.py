@@ -37,8 +37,9 @@ def test_devices_by_name():
     assert device_named("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
-@pytest.mark.parametrize("name", ["gpu", "cuda:99", "", "meta"])
+@pytest.mark.parametrize("name", ["gpu", "cuda:99", "mps", "", "meta"])
 def test_a_device_that_cannot_be_used_is_named(name):
     with pytest.raises(FaststyError, match=f"device '{name}' cannot be used") as caught:
         device_named(name)
     assert "\n" not in str(caught.value)
+    assert ". " not in str(caught.value)  # PyTorch's advice on operators and backends

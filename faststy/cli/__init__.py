@@ -12,8 +12,9 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
@@ -54,9 +55,19 @@ class Commands(click.Group):
         return command
 
 
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether a person is at the stream, which is None where it was closed (`2>&-`)."""
+    return stream is not None and stream.isatty()
+
+
 def counted(number: int, thing: str) -> str:
     """1 picture, 2 pictures."""
     return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
+def skipped_entries(skipped: dict[Path, str]) -> list[dict[str, str]]:
+    """What JSON says of pictures that were skipped."""
+    return [{"input": str(path), "reason": why} for path, why in sorted(skipped.items())]
 
 
 @click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -38,6 +38,7 @@ class _Display:
     def __init__(self, console: Console, seconds: float | None, title: str) -> None:
         self.console, self.seconds, self.title = console, seconds, title
         self.label = ""
+        self.told: set[str] = set()  # what happened and is on the terminal by now
         self._first: Progress | None = None
 
     def left(self, progress: Progress) -> float | None:
@@ -52,6 +53,7 @@ class _Display:
 
     def tell(self, progress: Progress) -> None:
         """What happened, in words; a panel is drawn below it."""
+        self.told.update(progress.events)
         for event in progress.events:
             self.console.print(event, style="yellow", highlight=False, markup=False, soft_wrap=True)
 

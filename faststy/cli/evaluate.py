@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from faststy.cli import skipped_entries
 from faststy.training.config import TrainConfig
 
 if TYPE_CHECKING:
+    from rich.text import Text
+
     from faststy.evaluation.measure import Evaluation
 
 
@@ -131,7 +135,7 @@ def _check_page(path: Path, inputs: list[Path]) -> None:
     from faststy.errors import FaststyError
     from faststy.files import check_output
 
-    check_output(path, inputs)
+    check_output(path, inputs, makes_folders=True)
     if path.suffix.lower() not in (".html", ".htm"):
         raise FaststyError(f"{path}: no name of a page; end it in .html")
 
@@ -164,7 +168,9 @@ def _write_page(path: Path, result: Evaluation, model: Path, net: Any, size: int
         painted, repaired = paint(net, to_tensor(photo).to(device), entry.style)
         return photo, to_image((painted if repaired is None else repaired)[0])
 
-    write_text(path, evaluation_page(result, model.name, show))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    name = "/".join(model.absolute().parts[-2:])  # others need not see where it lies
+    write_text(path, evaluation_page(result, name, show))
 
 
 def _values(result: Evaluation) -> dict[str, Any]:
@@ -183,28 +189,45 @@ def _values(result: Evaluation) -> dict[str, Any]:
         "images_per_second": round(result.images_per_second, 3),
         "megapixels_per_second": round(result.megapixels_per_second, 3),
         "pictures": [{**asdict(entry), "photo": str(entry.photo)} for entry in result.entries],
-        "skipped": sorted(map(str, result.skipped)),
+        "skipped": skipped_entries(result.skipped),
     }
 
 
 def _print(result: Evaluation) -> None:
     from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
 
-    from faststy.evaluation.page import HEAD, MEANING, speed, table
+    from faststy.evaluation.page import MEANING, speed, table
 
-    shown = Table(box=None, header_style="dim", pad_edge=False)
-    for index, name in enumerate(HEAD):
-        shown.add_column(name, justify="left" if index < 2 else "right", no_wrap=index > 0)
-    shown.columns[0].overflow = "fold"  # a long name makes room, the numbers keep their digits
-    for name, *numbers in table(result):
-        shown.add_row(Text(name), *numbers)
     console = Console()
     # A pipe has no width of its own: the table keeps its columns.
     console.width = max(console.width, NARROWEST) if console.is_terminal else 160
-    console.print(shown)
+    for line in _lines(table(result), console.width):
+        console.print(line, soft_wrap=True)
     console.print(speed(result), highlight=False)
     if console.is_terminal:
         for name, meaning in MEANING.items():
             console.print(f"{name}: {meaning}", style="dim", highlight=False)
+
+
+def _lines(rows: list[tuple[str, ...]], width: int) -> Iterator[Text]:
+    """The table; the names of styles stand above their rows where there is no room beside them."""
+    from rich.cells import cell_len
+    from rich.text import Text
+
+    from faststy.evaluation.page import HEAD
+
+    rows = [(" ".join(name.split()), *cells) for name, *cells in rows]
+    widths = [max(map(cell_len, column)) for column in zip(HEAD, *rows, strict=True)]
+    above = sum(widths) + len(widths) - 1 > width
+    if above:
+        widths[0] = 1
+    last = ""
+    for name, *cells in (HEAD, *rows):
+        if above and name != last:
+            yield Text(name)
+        last = name
+        line = Text("" if above else name, style="" if name else "dim")
+        line.pad_right(widths[0] - line.cell_len)
+        numbers = [c.rjust(w) for c, w in zip(cells[1:], widths[2:], strict=True)]
+        line.append(" ".join(["", cells[0].ljust(widths[1]), *numbers]))
+        yield line

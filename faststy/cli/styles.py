@@ -36,6 +36,8 @@ def command(model: Path | None, sheet: Path | None, out: Path | None, as_json: b
 
     if out is not None and sheet is None:
         raise FaststyError("-o is for a sheet; name its photo by --sheet")
+    if sheet is not None and sheet.is_dir():
+        raise FaststyError(f"{sheet}: is a folder; name one photo")
     path = assets.model() if model is None else model
     info = load_info(path)
     if as_json:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from faststy.cli import STOPPED, _options, counted
+from faststy.cli import STOPPED, _options, counted, is_terminal
 
 if TYPE_CHECKING:
     from faststy.stylization.realtime import Dials
@@ -249,7 +249,7 @@ def command(
         sys.exit(STOPPED)
     if not summary.painted:
         raise FaststyError(f"none of {counted(len(jobs), 'picture')} could be painted")
-    if sys.stderr.isatty() and not as_json:
+    if is_terminal(sys.stderr) and not as_json:
         _tell_where(summary)
     if summary.skipped:
         sys.exit(1)
@@ -509,7 +509,7 @@ def _with_progress(jobs: list[Job]) -> Iterator[tuple[Job, Callable[[float], Non
     The bar is there when a person watches: from the start when there are several jobs, else when
     the first tile is painted.
     """
-    if not sys.stderr.isatty():
+    if not is_terminal(sys.stderr):
         yield from ((job, lambda part: None) for job in jobs)
         return
     from rich.console import Console

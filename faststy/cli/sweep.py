@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from faststy.cli import STOPPED
+from faststy.cli import STOPPED, skipped_entries
 from faststy.errors import FaststyError
 
 if TYPE_CHECKING:
@@ -82,6 +82,11 @@ def command(
             config = recorded
         elif resume and not style:
             raise FaststyError(f"{flags['out']}: holds no sweep to go on with; is --out right?")
+        elif not style:
+            raise FaststyError(
+                "name the style, a picture or a folder, and some λ: "
+                "faststy sweep painting.jpg --style-weights 5,15,45"
+            )
     settings = read_config(config, style=(style,) if style else None, **flags)
     if flags["out"] is None and settings.out == TrainConfig.out:
         settings = replace(settings, out="sweep")
@@ -130,7 +135,7 @@ def _values(result: SweepResult) -> dict[str, Any]:
         "contact_sheet": str(result.sheet) if result.points else None,
         "curve": str(result.curve) if result.points else None,
         "page": str(result.page) if result.points else None,
-        "skipped": sorted(map(str, result.skipped)),
+        "skipped": skipped_entries(result.skipped),
         "events": list(result.events),
     }
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from faststy.cli import STOPPED, counted
+from faststy.cli import STOPPED, counted, skipped_entries
 from faststy.errors import FaststyError
 from faststy.training.config import BATCH, GPU_BATCH, PRECISIONS, TrainConfig
 
@@ -124,15 +124,16 @@ def command(
         raise SystemExit(0 if train(settings, resume=resume).finished else STOPPED)
     with display(settings.seconds_budget, "faststy train") as show:
         result = train(settings, show, resume=resume)
-    _tell(result, as_json)
+    _tell(result, as_json, show.told)
 
 
-def _tell(result: TrainResult, as_json: bool) -> None:
+def _tell(result: TrainResult, as_json: bool, told: set[str]) -> None:
+    """What was done; of the events those that are not `told` yet."""
     for path, why in sorted(result.skipped.items())[:LISTED]:
         click.echo(f"skipped {why if str(path) in why else f'{path}: {why}'}", err=True)
     if result.skipped:
         click.echo(f"skipped {counted(len(result.skipped), 'picture')} in all", err=True)
-    for event in result.events[:LISTED]:
+    for event in [event for event in result.events if event not in told][:LISTED]:
         click.echo(event, err=True)
     if as_json:
         values = {
@@ -142,7 +143,7 @@ def _tell(result: TrainResult, as_json: bool) -> None:
             "steps": result.steps,
             "seconds": round(result.seconds, 2),
             "images_per_second": round(result.images_per_second, 2),
-            "skipped": sorted(map(str, result.skipped)),
+            "skipped": skipped_entries(result.skipped),
             "skipped_steps": result.skipped_steps,
             "events": list(result.events),
         }

@@ -16,6 +16,7 @@ HEAD = (
     *(f"grid {stride}" for stride in STRIDES),
     "motion",
 )
+NAMED = 3  # styles in the heading
 SHOWN = 3  # pictures at each end of a ranking
 LONGEST = 440  # px, of a picture on the page
 
@@ -61,18 +62,22 @@ def evaluation_page(
     """A self-contained HTML page: the table, and what is worst and best by each score.
 
     Args:
-        model: the heading.
+        model: its file, which is named below the heading; that names the styles.
         show: the photo and the painting of an entry, at the size that was judged.
     """
     photos = len({entry.photo for entry in evaluation.entries})
-    quiet = f"{photos} photos · {speed(evaluation)}"
+    styles = list(dict.fromkeys(entry.style for entry in evaluation.entries))
+    heading = ", ".join(" ".join(style.replace("_", " ").split()) for style in styles[:NAMED])
+    if len(styles) > NAMED:
+        heading += f" and {len(styles) - NAMED} more"
+    quiet = f"{model} · {photos} photos · {speed(evaluation)}"
     head = "".join(f"<th>{escape(name)}" for name in HEAD)
     body = "".join(f"<tr>{''.join(f'<td>{escape(c)}' for c in row)}" for row in table(evaluation))
     meaning = "".join(f"<dt>{escape(k)}<dd>{escape(v)}" for k, v in MEANING.items())
     parts = [
-        f"<header><h1>{escape(model)}</h1><p class=quiet>{escape(quiet)}</p></header>",
-        f"<section><h2>Means</h2><table class=numbers><tr>{head}{body}</table>"
-        f"<dl class=quiet>{meaning}</dl></section>",
+        f"<header><h1>{escape(heading)}</h1><p class=quiet>{escape(quiet)}</p></header>",
+        f"<section><h2>Means</h2><div class=wide><table class=numbers><tr>{head}{body}</table>"
+        f"</div><dl class=quiet>{meaning}</dl></section>",
     ]
     for name, key in RANKINGS.items():
         ranked = sorted(evaluation.entries, key=key)
@@ -88,7 +93,7 @@ def evaluation_page(
     if evaluation.skipped:
         reasons = "".join(f"<li>{escape(why)}" for why in evaluation.skipped.values())
         parts.append(f"<section><h2>Skipped</h2><ul>{reasons}</ul></section>")
-    return page(model, "\n".join(parts), STYLE)
+    return page(heading, "\n".join(parts), STYLE)
 
 
 def _worst_grid(entry: Entry) -> float:
@@ -121,6 +126,8 @@ def _figure(
 
 
 STYLE = """
+.wide { overflow-x: auto; }
+header p { overflow-wrap: anywhere; }
 .numbers tr:first-child th:nth-child(2), .numbers td:nth-child(-n+2) { text-align: left; }
 .pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 340px), 1fr));
   gap: 18px; }

@@ -62,7 +62,8 @@ def labelled(
         top = GAP + index // columns * cell[1]
         sheet.paste(picture, (left, top))
         middle = left + picture.width // 2, top + picture.height + LABEL // 2 - GAP // 4
-        name = _shortened(name.replace("_", " "), width, lambda text: draw.textlength(text, font))
+        name = " ".join(name.replace("_", " ").split())  # a line break cannot be measured
+        name = _shortened(name, width, lambda text: draw.textlength(text, font))
         draw.text(middle, name, INK, font, anchor="mm")
     return sheet
 

@@ -133,10 +133,16 @@ class _Handler(BaseHTTPRequestHandler):
         """Whether our own page asks, at our own address."""
         host, origin = self.headers.get("Host", ""), self.headers.get("Origin")
         ours = host in self.server.hosts and origin in (None, f"http://{host}")
-        if not ours or self.headers.get("Sec-Fetch-Site", "same-origin") == "cross-site":
+        foreign = self.headers.get("Sec-Fetch-Site", "same-origin") == "cross-site"
+        if not ours or (foreign and not self._is_visit()):
             self._refuse(HTTPStatus.FORBIDDEN, "this page is for this computer only")
             return False
         return True
+
+    def _is_visit(self) -> bool:
+        """Whether a link leads to the page: the other page sees nothing of it, and frames none."""
+        told = self.headers.get("Sec-Fetch-Mode"), self.headers.get("Sec-Fetch-Dest")
+        return self.command == "GET" and self.path == "/" and told == ("navigate", "document")
 
     def _state(self) -> dict[str, Any]:
         live = self.server.live

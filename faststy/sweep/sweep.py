@@ -235,6 +235,8 @@ class _Record:
         """Begin a sweep in `out`, or go on with it. Raises FaststyError."""
         path, length = out / "sweep.json", [config.steps, config.seconds_budget]
         values: dict[str, Any] = {}
+        if style_weights:
+            _checked(style_weights)  # before the folder: a slip there is no reason for another one
         if path.exists():
             if not resume:
                 raise FaststyError(

@@ -22,6 +22,7 @@ MODELS = ("nano", "fast", "quality")  # the sizes of faststy.nn.generator, named
 PRECISIONS = ("auto", "float32", "bfloat16")
 DEFAULT_SECONDS = 180.0
 LARGEST_WEIGHT = 1_000_000  # of a term: with more, gradients overflow and nothing is learned
+LARGEST_BATCH = 65_536  # of all workers together; a larger number is a slip of the hand
 BATCH, GPU_BATCH = 1, 8  # a GPU takes hardly longer for eight crops than for one
 
 
@@ -46,8 +47,8 @@ class TrainConfig:
         base: model to start from: a file, "none" for noise, or "auto" for the bundled one, where
             it is no larger than `model`. A smaller one is grown.
         size: side of the training crops, 64...1024 px in steps of 8.
-        batch: crops of a step, of all workers together; None: 1, on a GPU 8, and enough for all
-            workers; of a run that is resumed, its own.
+        batch: crops of a step, of all workers together, at most 65,536; None: 1, on a GPU 8, and
+            enough for all workers; of a run that is resumed, its own.
         style_size: short side that the style pictures are shown at, px, at least 64: the smaller,
             the smaller the strokes.
         stages: perceptual, optionally followed by adversarial and repair, in this order.
@@ -127,7 +128,8 @@ class TrainConfig:
             64 <= self.size <= 1024 and self.size % 8 == 0, "size", "64...1024, in steps of 8"
         )
         self._require(self.style_size >= 64, "style_size", "at least 64")
-        self._require(self.batch is None or self.batch >= 1, "batch", "at least 1")
+        usable = self.batch is None or 1 <= self.batch <= LARGEST_BATCH
+        self._require(usable, "batch", f"in 1...{LARGEST_BATCH:,}")
         self._require(self.model in MODELS, "model", f"one of {', '.join(MODELS)}")
         self._require(0 <= self.seed < 2**63, "seed", "0 or more, and less than 2^63")
         self._require(0 < self.learning_rate < 1, "learning_rate", "between 0 and 1")
@@ -210,6 +212,10 @@ def read_config(path: Path | None, **overrides: Any) -> TrainConfig:
             raise FaststyError(f"{path}: unknown setting {name!r}; known are {', '.join(known)}")
         values[name] = _typed(f"{path}: {name}", value, str(known[name].type))
     given = {name: value for name, value in overrides.items() if value is not None}
+    if path is not None and not (values | given).get("style"):
+        raise FaststyError(
+            f'{path}: names no style; add style = "painting.jpg", or name one before --config'
+        )
     if "steps" in given or "seconds" in given:  # a length on the command line replaces the file's
         values = {k: v for k, v in values.items() if k not in ("steps", "seconds")}
     return TrainConfig(**{**values, **given})

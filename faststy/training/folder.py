@@ -66,6 +66,11 @@ def refuse_sources(out: Path, config: TrainConfig) -> None:
 def refuse_another(run: Path, config: TrainConfig, *, resume: bool) -> None:
     """Do not write over another run, nor go on with other settings. Raises FaststyError."""
     recorded = run / "config.toml"
+    if (run / "sweep.json").exists():
+        raise FaststyError(
+            f"{run}: is the folder of a sweep; go on with it by faststy sweep --resume, or choose "
+            "another out folder"
+        )
     if not recorded.exists():
         if (run / "model.safetensors").exists():
             raise FaststyError(

@@ -48,6 +48,12 @@ def test_plain_lines_say_the_same_and_come_now_and_then(monkeypatch):
     ]
 
 
+def test_what_was_told_is_known():
+    with Lines(console(terminal=False), 60.0, "faststy train") as show:
+        show(progress(1, 0.1, 6.0, events=("step 1: something happened",)))
+    assert show.told == {"step 1: something happened"}
+
+
 def test_a_run_in_steps_is_estimated_from_what_was_done_since_the_first_report():
     show = Lines(console(terminal=False), None, "faststy train")
     assert show.left(progress(1, 0.0, 9.0)) is None  # nine seconds of preparations

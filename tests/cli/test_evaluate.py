@@ -1,6 +1,7 @@
 """`faststy evaluate`: what it prints and writes, and what it refuses before it works."""
 
 import json
+import re
 import sys
 from dataclasses import asdict
 
@@ -47,7 +48,7 @@ USUAL = ("model.safetensors", "--content", "photos", "--style-size", "48")
 
 
 def test_a_table_and_a_page(place, faststy):
-    flags = (*USUAL, "--html", "page.html", "--style", "rain.png", "night.png")
+    flags = (*USUAL, "--html", "new/page.html", "--style", "rain.png", "night.png")
     status, out, err = faststy(*flags)
     assert status == 1  # one was skipped
     assert err.startswith("skipped photos/c.png: ")
@@ -56,8 +57,9 @@ def test_a_table_and_a_page(place, faststy):
     names = [line.split()[:2] for line in lines[1:7]]
     assert names == [[name, r] for name in ("rain", "night", "all") for r in ("no", "yes")]
     assert lines[7].endswith(" megapixels/s")
-    page = (place / "page.html").read_text(encoding="utf-8")
-    assert "model.safetensors" in page
+    page = (place / "new/page.html").read_text(encoding="utf-8")
+    assert "<title>rain, night · faststy</title>" in page
+    assert f"<p class=quiet>{place.name}/model.safetensors · " in page
     assert "photos/c.png" in page
 
 
@@ -67,6 +69,23 @@ def test_a_narrow_terminal_shows_every_digit(faststy, monkeypatch):
     _, out, _ = faststy(*USUAL, "--style", "rain.png", "night.png")
     assert "…" not in out
     assert "warp error" in out  # what the columns mean
+
+
+def test_a_long_name_stands_above_its_numbers(place, faststy, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "80")
+    name = "a_storm_over_the_old_town"
+    config = GeneratorConfig(channels=8, blocks=1)
+    save_model(
+        Model(Generator(config), None, ModelInfo([name], asdict(config))), "long.safetensors"
+    )
+    (place / "rain.png").rename(f"{name}.png")
+    _, out, _ = faststy("long.safetensors", *USUAL[1:], "--style", f"{name}.png")
+    lines = re.sub("\x1b.*?m", "", out).splitlines()
+    assert lines[1] == name
+    assert lines[2].split()[0] == "no"
+    assert [len(line) for line in lines[:3:2]] == [len(lines[0])] * 2
+    assert len(lines[0]) <= 80
 
 
 def test_json(faststy):
@@ -81,7 +100,9 @@ def test_json(faststy):
         content = np.mean([entry[variant]["content"] for entry in entries])
         assert means[variant]["content"] == pytest.approx(content)
     assert entries[0]["size"] == [48, 32]
-    assert values["skipped"] == ["photos/c.png"]
+    (skipped,) = values["skipped"]
+    assert skipped["input"] == "photos/c.png"
+    assert skipped["reason"].startswith("photos/c.png: ")
     assert values["images_per_second"] > 0
 
 
@@ -93,8 +114,8 @@ def test_json(faststy):
         (("--style", "absent/rain.png"), "absent/rain.png: cannot be read"),
         (("--style", "rain.png", "--content", "rain.png"), "rain.png: not a folder"),
         (
-            ("--style", "rain.png", "--html", "absent/page.html"),
-            "absent/page.html: cannot be written (its folder",
+            ("--style", "rain.png", "--html", "rain.png/page.html"),
+            "rain.png/page.html: cannot be written (a part of the path is a file",
         ),
         (("--style", "rain.png", "--html", "photos"), "photos: is a folder"),
         (("--style", "rain.png", "--html", "model.safetensors"), "model.safetensors: is an input"),

@@ -88,6 +88,7 @@ def test_a_sheet_and_json(place, faststy):
         (("--sheet", "photo.jpg", "-o", "photo.jpg"), "photo.jpg: is an input"),
         (("--sheet", "photo.jpg", "-o", "sheet.gif"), "'.gif' is no format that faststy writes"),
         (("--sheet", "model.safetensors"), "model.safetensors: not a picture"),
+        (("--sheet", "."), ".: is a folder; name one photo"),
         (("-m", "photo.jpg"), "photo.jpg: not a readable model file"),
     ],
 )

@@ -199,6 +199,12 @@ def test_a_person_is_told_where_the_painting_is(photos, model, faststy, monkeypa
     )
 
 
+def test_standard_error_may_be_closed(photos, model, faststy, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", None)
+    assert faststy("stylize", "photos", "-m", model, "-o", "out")[0] == 0
+    assert files("out") == ["a.png", "sub/b.jpg"]
+
+
 def test_output_folder_of_one_picture(photos, model, faststy):
     assert faststy("stylize", "photos/a.png", "-m", model, "-o", "new")[0] == 0
     assert files("new") == ["a.png"]

@@ -80,7 +80,10 @@ def test_the_folder_may_be_named_in_the_file(place, told):
         (("style.png", "--style-weights", "5;15"), "style-weights is '5;15'; it must be numbers"),
         (("style.png", "--style-weights", "5,-1"), "style-weights must be numbers above 0"),
         (("style.png", "--style-weights", "inf"), "style-weights must be numbers above 0"),
-        (("--style-weights", "5"), "style is ''; it must be at least one picture or folder"),
+        (
+            ("--style-weights", "5"),
+            "name the style, a picture or a folder, and some λ: faststy sweep ",
+        ),
         (("absent.png", "--style-weights", "5"), "absent.png: cannot be read"),
         (("style.png", "--style-weights", "5", "--content", "absent"), "absent: content must be"),
         (("style.png", "--style-weights", "5", "--out", "style.png/x"), "style.png/x"),

@@ -321,9 +321,18 @@ def test_skipped_pictures_are_listed(place, told):
     arguments = ("style.png", "--content", "content", *TINY, "--steps", "12", "--json")
     status, out, err = told(*arguments, "--stages", "perceptual")
     assert status == 0, err
-    assert json.loads(out)["skipped"] == ["content/zero.jpg"]
+    (skipped,) = json.loads(out)["skipped"]
+    assert skipped["input"] == "content/zero.jpg"
+    assert "the file is empty" in skipped["reason"]
     told_of = "skipped content/zero.jpg: the file is empty (zero bytes)\nskipped 1 picture in all\n"
     assert told_of in err
+
+
+def test_what_a_run_begins_as_is_told_once(place, told):
+    arguments = ("style.png", "--content", "content", *TINY, "--model", "fast", "--steps", "1")
+    status, _, err = told(*arguments, "--stages", "perceptual")
+    assert status == 0, err
+    assert err.count("begins as ") == 1
 
 
 def test_help_tells_the_defaults_that_hold(told):

@@ -287,7 +287,8 @@ def test_the_page(result, model):
         return Image.new("RGB", entry.size, "red"), Image.new("RGB", entry.size, "blue")
 
     html = evaluation_page(result, "<model>", show)
-    assert "<h1>&lt;model&gt;</h1>" in html
+    styles = dict.fromkeys(entry.style for entry in result.entries)
+    assert f"<h1>{', '.join(styles)}</h1><p class=quiet>&lt;model&gt; · " in html
     assert html.count("data:image/jpeg;base64,") == 2 * len(shown)
     worst = html.index("Content: worst")
     content = {entry.final.content: entry for entry in result.entries}

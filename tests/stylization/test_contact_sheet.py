@@ -33,6 +33,11 @@ def test_the_photo_and_every_style(stylizer):
         assert (cell == np.asarray(picture)).all()
 
 
+def test_a_name_of_several_lines_is_written_on_one():
+    picture = Image.new("RGB", (200, 20))
+    assert labelled([("a\nb", picture)]).tobytes() == labelled([("a_b", picture)]).tobytes()
+
+
 def cells(sheet, width, height, count):
     """The pixels of each picture on a sheet."""
     columns = (sheet.width - GAP) // (width + GAP)

@@ -140,10 +140,27 @@ def test_frames_and_dials(server):
     np.testing.assert_allclose(picture.mean((0, 1)), [64, 100, 64], atol=4)
 
 
+LINK = {
+    "Sec_Fetch_Site": "cross-site",
+    "Sec_Fetch_Mode": "navigate",
+    "Sec_Fetch_Dest": "document",
+}
+
+
+def test_a_link_on_another_page_leads_here(server):
+    status, headers, body = ask(server, "GET", "/", None, **LINK)
+    assert status == 200
+    assert body == live_server.PAGE.read_bytes()
+    assert "frame-ancestors 'none'" in headers["Content-Security-Policy"]
+
+
 @pytest.mark.parametrize(
     ("method", "path", "headers"),
     [
         ("GET", "/", {"Host": "evil.example"}),
+        ("GET", "/", {**LINK, "Host": "evil.example"}),
+        ("GET", "/", {**LINK, "Sec_Fetch_Dest": "iframe"}),
+        ("GET", "/frame", LINK),
         ("GET", "/frame", {"Host": "127.0.0.1:1"}),
         ("GET", "/state", {"Host": "evil.example:PORT"}),
         ("GET", "/state", {"Origin": "http://evil.example"}),
@@ -376,7 +393,9 @@ def test_the_page_in_a_browser(server):
 
 
 @pytest.mark.skipif(live_screenshot.find_chromium() is None, reason="there is no chromium here")
-@pytest.mark.parametrize(("width", "height"), [(390, 844), (800, 600), (1280, 800)])
+@pytest.mark.parametrize(
+    ("width", "height"), [(390, 844), (640, 360), (844, 390), (800, 600), (1280, 800)]
+)
 def test_nothing_is_cut_off_or_overlaps(monkeypatch, width, height):
     """With twelve styles, from a phone's width on; and a tab that is seen again shows new dials."""
     names = tuple(f"style_number_{i}" for i in range(12))
@@ -390,7 +409,10 @@ def test_nothing_is_cut_off_or_overlaps(monkeypatch, width, height):
         try:
             browser.open(server.url)
             browser.wait_for("document.querySelector('#message')?.hidden")
-            assert browser.run("document.documentElement.scrollWidth") == width
+            room = browser.run(
+                "document.documentElement.clientWidth"
+            )  # less than width: it scrolls
+            assert browser.run("document.documentElement.scrollWidth") == room
             parts = browser.run(
                 """["header", "#stage", "#styles", "#strength", "#mixing", "#more"].map((e) => {
                 const box = document.querySelector(e).getBoundingClientRect();
@@ -399,6 +421,7 @@ def test_nothing_is_cut_off_or_overlaps(monkeypatch, width, height):
             for left, right, top, bottom in parts:
                 assert 0 <= left < right <= width
                 assert top < bottom
+            assert parts[1][3] - parts[1][2] > 180  # the picture is no stamp
             for above, below in itertools.pairwise(parts[:4]):
                 assert above[3] <= below[2]
             assert parts[1][1] - parts[1][0] >= 0.35 * width  # the picture is not squeezed
@@ -410,6 +433,42 @@ def test_nothing_is_cut_off_or_overlaps(monkeypatch, width, height):
             assert browser.run(chosen) == names[5]
         finally:
             server.shutdown()
+
+
+@pytest.mark.skipif(live_screenshot.find_chromium() is None, reason="there is no chromium here")
+def test_the_dials_are_those_of_a_server_that_started_again(monkeypatch):
+    """And what it does not take is told, and turned back."""
+    # Each request has a connection of its own: none outlives its server, as none does a process.
+    monkeypatch.setattr(live_server._Handler, "protocol_version", "HTTP/1.0")
+    with live_screenshot.Chromium(900, 700) as browser:
+        port = 0
+        for dials in ({"rain": 1.0}, {"starry_night": 1.0}):
+            with (
+                Live(Tinter(), green_frames(), style=dials) as live,
+                LiveServer(live, source="a test", thumbnails=[RED] * 2, port=port) as server,
+            ):
+                threading.Thread(target=server.serve_forever, args=(0.01,)).start()
+                try:
+                    if not port:
+                        browser.open(server.url)
+                    name = next(iter(dials))
+                    pressed = "document.querySelector('.style[aria-pressed=true]')?.dataset.style"
+                    browser.wait_for(f"{pressed} === '{name}'")
+                    browser.wait_for("document.querySelector('#message').hidden")
+                    assert browser.run("document.querySelectorAll('.style').length") == 2
+                    port = server.server_port
+                    if name == "starry_night":
+                        browser.run("choose('snow'); mixed = true; send()")
+                        told = "document.querySelector('#message').textContent"
+                        browser.wait_for(f"{told} === \"unknown style 'snow'\"")
+                        browser.wait_for(f"{pressed} === 'starry_night'")
+                        assert browser.run("!document.querySelector('#message').hidden")
+                finally:
+                    server.shutdown()
+            if name == "rain":
+                browser.wait_for(
+                    "document.querySelector('#message').textContent.includes('stopped')"
+                )
 
 
 @pytest.mark.skipif(live_screenshot.find_chromium() is None, reason="there is no chromium here")

@@ -228,6 +228,11 @@ def test_weights_are_shared_with_no_other_folder(config):
     sweep(config(steps=1), [3.0])
     with pytest.raises(FaststyError, match="holds a sweep; resume it "):
         sweep(config(steps=1), [3.0])
+    with pytest.raises(FaststyError, match="style-weights must be numbers above 0"):
+        sweep(config(steps=1), [math.nan, 5.0])
+    for resume in (False, True):
+        with pytest.raises(FaststyError, match="is the folder of a sweep; go on with it by"):
+            train(config(steps=1), resume=resume)
     with pytest.raises(FaststyError, match="this run has seed 0, not 1"):
         sweep(config(steps=2, seed=1), None, resume=True)
     run = run_folder(Path(config().out), 3.0)

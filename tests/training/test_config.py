@@ -74,6 +74,13 @@ def test_no_style_is_said():
         read_config(None)
 
 
+@pytest.mark.parametrize("text", ["", "style = []\n", "steps = 5\n"])
+def test_a_file_without_a_style_is_named(tmp_path, text):
+    with pytest.raises(FaststyError, match=r's\.toml: names no style; add style = "painting.jpg"'):
+        read_config(toml(tmp_path, text))
+    assert read_config(toml(tmp_path, text), style="a.jpg").style == ("a.jpg",)
+
+
 def test_an_unknown_setting_is_named_with_the_known_ones(tmp_path):
     path = toml(tmp_path, 'style = "a"\nlerning_rate = 1\n')
     with pytest.raises(FaststyError, match="unknown setting 'lerning_rate'; known are style, "):
@@ -159,6 +166,7 @@ def test_python_values_of_the_wrong_type_are_named_at_once(name, value, sentence
         ("size", 4096),
         ("style_size", 8),
         ("batch", 0),
+        ("batch", 65_537),
         ("model", "huge"),
         ("seed", -1),
         ("seed", 2**63),
