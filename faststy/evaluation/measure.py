@@ -157,13 +157,13 @@ def style_grams(
         encoder: `[N, 3, H, W]` in 0...1 to four taps, on `device`.
         skipped: gets the reason for each picture of the folder that cannot be used.
 
-    In place of a picture of the folder that cannot be used stands the next, as in training. Raises
-    FaststyError where there is none.
+    In place of a picture of the folder that cannot be used stands the next, as in training, and
+    each counts once. Raises FaststyError where there is none.
     """
     source, device = Path(source), device_named(str(device))
     paths = list_pictures(source) if source.is_dir() else [source]
     unusable: dict[Path, str] = {}
-    grams = []
+    grams: dict[Path, list[Tensor]] = {}
     for index in style_sample(len(paths)):
         for path in (p for p in [*paths[index:], *paths[:index]] if p not in unusable):
             try:
@@ -175,11 +175,13 @@ def style_grams(
                 unusable[path] = str(error)
         else:
             raise FaststyError(unusable[paths[0]])
+        if path in grams:  # in place of one that cannot be used
+            continue
         with torch.inference_mode():
-            grams.append([ops.gram(tap) for tap in encoder(_channels_last(picture, device))])
+            grams[path] = [ops.gram(tap) for tap in encoder(_channels_last(picture, device))]
     if skipped is not None:
         skipped |= unusable
-    return [torch.cat(tap).mean(0, keepdim=True) for tap in zip(*grams, strict=True)]
+    return [torch.cat(tap).mean(0, keepdim=True) for tap in zip(*grams.values(), strict=True)]
 
 
 def evaluate(

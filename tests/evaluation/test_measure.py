@@ -23,7 +23,7 @@ from faststy.nn.encoder import Encoder
 from faststy.nn.generator import Generator, GeneratorConfig
 from faststy.nn.lost_content import CONTENT_TAP, lost_content
 from faststy.nn.repairer import Repairer
-from faststy.pictures import read_picture
+from faststy.pictures import read_picture, style_sample
 from faststy.tensors import to_tensor
 from faststy.training.dataset import Pictures
 from faststy.training.step import StyleTarget
@@ -213,14 +213,16 @@ def test_a_folder_of_styles_is_their_mean(folder, encoder, tmp_path):
         torch.testing.assert_close(mean, (one + two) / 2)
 
 
-def test_a_large_folder_is_judged_by_the_targets_of_its_training(encoder, tmp_path):
+def test_a_large_folder_is_judged_by_the_pictures_of_its_training(encoder, tmp_path):
     rng = np.random.default_rng(0)
-    for i in range(30):
+    for i in range(50):
         Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(tmp_path / f"{i:02}.png")
-    trained = StyleTarget.of(Pictures.found(tmp_path, 16), encoder, CPU)
+    pictures = [tmp_path / f"{i:02}.png" for i in style_sample(50)]
+    assert len(pictures) < 50
+    each = [style_grams(picture, 16, encoder, CPU) for picture in pictures]
     judged = style_grams(tmp_path, 16, encoder, CPU)
-    for ours, theirs in zip(judged, trained.grams, strict=True):
-        torch.testing.assert_close(ours[0], theirs)
+    for ours, *of_each in zip(judged, *each, strict=True):
+        torch.testing.assert_close(ours, torch.stack(of_each).mean(0))
 
 
 def test_nothing_to_judge(model, folder, encoder):
@@ -320,7 +322,12 @@ def test_what_cannot_be_read_of_a_style_is_skipped_as_in_training(folder, encode
         Image.fromarray(noise[i:]).save(tmp_path / f"c{i}.png")
     skipped = {}
     grams = style_grams(tmp_path, 40, encoder, CPU, skipped)
-    trained = StyleTarget.of(Pictures.found(tmp_path, 40), encoder, CPU).grams
-    for ours, theirs in zip(grams, trained, strict=True):
-        torch.testing.assert_close(ours[0], theirs)
+    used = [style_grams(tmp_path / f"c{i}.png", 40, encoder, CPU) for i in (0, 9)]
+    for ours, *of_each in zip(grams, *used, strict=True):
+        torch.testing.assert_close(ours, torch.stack(of_each).mean(0))
+    trained = StyleTarget.of(Pictures.found(tmp_path, 40), encoder, CPU)
+    of_both = [
+        StyleTarget.of(Pictures.found(tmp_path / f"c{i}.png", 40), encoder, CPU) for i in (0, 9)
+    ]
+    torch.testing.assert_close(trained.colours, (of_both[0].colours + of_both[1].colours) / 2)
     assert [path.name for path in skipped] == ["a.png", "b.png"]
