@@ -35,7 +35,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from faststy.errors import FaststyError
+from faststy.errors import FaststyError, told
 from faststy.evaluation.distances import content_distance, style_distance
 from faststy.files import write_text
 from faststy.nn.encoder import WEIGHTS, Encoder, PerceptualEncoder, load_encoder
@@ -274,10 +274,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="where the numbers go too")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
-    try:
+    with told():
         result = measure(args)
-    except FaststyError as error:
-        raise SystemExit(f"error: {error}") from error
     print(table(result))
     if args.json:
         write_text(args.json, json.dumps(result, indent=2) + "\n")

@@ -31,7 +31,7 @@ from rich.console import Console
 from torch import Tensor
 
 from faststy import ops
-from faststy.errors import FaststyError
+from faststy.errors import told
 from faststy.evaluation.distances import content_distance
 from faststy.files import write_text
 from faststy.model_file import load_model
@@ -128,7 +128,7 @@ def main() -> None:
     args.work.mkdir(parents=True, exist_ok=True)
     vgg = f"vgg19:{args.teacher}"
     rows = []
-    try:
+    with told():
         judges = {
             name: load_encoder(spec).to(memory_format=torch.channels_last)
             for name, spec in (("vgg19", vgg), ("ours", args.encoder))
@@ -158,8 +158,6 @@ def main() -> None:
                 rows.append(row)
                 console.print(row)
             write_picture(sheet([photos, *paintings]), args.work / f"{path.stem}.png")
-    except FaststyError as error:
-        raise SystemExit(f"error: {error}") from error
     print("| style | trained with | steps | CPU s | style, content | as ours sees it |")
     print("|---" * 6 + "|")
     for row in rows:

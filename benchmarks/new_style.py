@@ -32,7 +32,7 @@ from PIL import Image
 from rich.console import Console
 
 from faststy import Stylizer
-from faststy.errors import FaststyError
+from faststy.errors import told
 from faststy.evaluation.checkerboard import checkerboard
 from faststy.evaluation.distances import content_distance, style_distance
 from faststy.files import write_text
@@ -128,7 +128,7 @@ def main() -> None:
     args.work.mkdir(parents=True, exist_ok=True)
     peer = StyleTransfer(threads=torch.get_num_threads())
     rows = []
-    try:
+    with told():
         teacher = load_encoder(f"vgg19:{args.teacher}").to(memory_format=torch.channels_last)
         photos = [fitted(read_picture(p).rgb) for p in list_pictures(args.photos)[: args.count]]
         for style in args.styles:
@@ -151,8 +151,6 @@ def main() -> None:
             pixels = [[np.asarray(p.resize((SIDE, SIDE * 2 // 3))) for p in row] for row in sheet]
             joined = np.concatenate([np.concatenate(row, 1) for row in pixels])
             write_picture(Image.fromarray(joined), args.work / f"{style.stem}.png")
-    except FaststyError as error:
-        raise SystemExit(f"error: {error}") from error
     facts = f"{date.today()}, {args.seconds:g} s of training, {len(photos)} photos, "
     facts += f"{torch.get_num_threads()} threads, torch {torch.__version__}"
     table = f"{facts}\n\n{markdown(rows)}"

@@ -301,13 +301,18 @@ class Truth:
             raise Wrong(f"off by {off:.1f} levels, {TOLERANCE:.0f} are allowed")
 
 
+def again(call: Call) -> Any:
+    """The first frame once more, after all of them."""
+    for i in range(FRAMES):
+        call(i)
+    return call(0)
+
+
 def prepare(width: int, height: int, device: torch.device) -> Prepared:
     truth = Truth(scene(width, height)[:1], device)
 
     def check(name: str, call: Call) -> None:
-        for i in range(FRAMES) if name not in OTHERS else ():
-            call(i)
-        truth.check(name, call(0))
+        truth.check(name, call(0) if name in OTHERS else again(call))
 
     made = makers(width, height, device)
     calls, missing = variants(made, check)
@@ -380,10 +385,7 @@ def prepare_on_device(width: int, height: int, device: torch.device) -> Prepared
         return lambda i: paint.on_device(frames[i])
 
     def check(name: str, call: Call) -> None:
-        for i in range(FRAMES):
-            call(i)
-        painted: Any = call(0)
-        truth.check(name, painted[0])
+        truth.check(name, again(call)[0])
 
     calls, missing = variants(
         {

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from faststy import assets
-from faststy.errors import FaststyError
+from faststy.errors import FaststyError, told
 from faststy.evaluation.checkerboard import STRIDES
 from faststy.evaluation.measure import Evaluation, Scores, evaluate, paint, style_grams
 from faststy.files import write_text
@@ -54,10 +54,8 @@ Made by `{command}`: {styles} styles, {steps:,} steps of the generator each, fro
 
 def main() -> None:
     arguments = parse()
-    try:
+    with told():
         compare(arguments)
-    except FaststyError as error:
-        raise SystemExit(f"error: {error}") from error
 
 
 def compare(arguments: argparse.Namespace) -> None:

@@ -42,7 +42,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from faststy.errors import FaststyError
+from faststy.errors import FaststyError, told
 from faststy.evaluation.distances import content_distance, style_distance
 from faststy.files import write_bytes
 from faststy.nn.encoder import FORMAT, KEY, PerceptualEncoder, load_encoder
@@ -615,10 +615,8 @@ def main() -> None:
     parser.add_argument("--heads", default=HEADS, help="channels of the taps")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seed", type=int, default=0)
-    try:
+    with told():
         distil(parser.parse_args())
-    except FaststyError as error:
-        raise SystemExit(f"error: {error}") from error
 
 
 if __name__ == "__main__":

@@ -251,6 +251,8 @@ def _train(
     idle += seconds() - position.seconds
     if (told := schedule.complaint(idle)) is not None:
         log.tell(step, told)
+    # λ of the last step, also where all had been taken before.
+    style_weight = weight.at(schedule.fraction(max(0, step - 1), seconds(), idle))
     with stop_signals() as stopped, closing(draws), events.begin(run, step):
         while True:
             # What the end will cost is a guess that may fall; the run does not go back for it.
@@ -336,7 +338,7 @@ def _train(
         log.attempt(step, "report", lambda: write_report(run))
         return result(finished=False)
     repaired = trainer.repairs() and sound
-    model = _model(trainer, config, photos, step, weight.at(fraction), repaired=repaired)
+    model = _model(trainer, config, photos, step, style_weight, repaired=repaired)
     try:
         save_model(model, model_path)
     except FaststyError as error:

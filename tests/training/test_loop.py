@@ -185,6 +185,8 @@ def test_a_repairer_that_learned_nothing_is_left_out(config):
     model = load_model(result.model)
     assert model.repairer is None
     assert model.info.style_weight == rows(result.run)[-1]["style_weight"] == 20
+    young = train(config(steps=1, out=f"{config().out}-young"))  # λ has hardly begun to rise
+    assert load_model(young.model).info.style_weight == rows(young.run)[-1]["style_weight"] == 2
 
 
 def test_photos_that_vanish_before_the_last_look_lose_nothing(config, tmp_path, monkeypatch):
