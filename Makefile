@@ -54,13 +54,16 @@ demo: .venv/ready
 	$(BIN)/faststy stylize faststy/assets/photos -m demo/model.safetensors -o demo/painted
 	@echo "Look at demo/report.html and demo/painted/"
 
-# Triton decides at import whether it interprets kernels: those tests run once so, in a process of
-# their own, and once with all others, where they compile kernels or use a GPU.
+# Triton decides at import whether it interprets kernels: those tests run once so, in processes of
+# their own, and once with all others, where they compile kernels or use a GPU. Side by side on all
+# cores, on four at most, since each process takes a gigabyte; ARGS='-n 0' for one.
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+
 test: .venv/ready
 	if $(BIN)/python -c 'import triton' 2>/dev/null; then \
-	  TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/ops tests/kernels $(ARGS) $(if $(ARGS),|| test $$? -eq 5); \
+	  TRITON_INTERPRET=1 $(PYTEST) tests/ops tests/kernels $(ARGS) $(if $(ARGS),|| test $$? -eq 5); \
 	fi
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 lint: .venv/ready
 	$(BIN)/ruff check

@@ -36,7 +36,7 @@ def truth(inputs, weight, scale, bias, residual, activation):
 @pytest.mark.parametrize(
     ("n", "channels", "k", "h", "w"),
     [
-        (1, (48,), 48, 30, 45),
+        (1, (48,), 48, 18, 35),
         (2, (16, 12), 16, 9, 7),  # two inputs
         (1, (24, 3), 5, 2, 2),  # the smallest
         (3, (3,), 12, 5, 33),
@@ -164,6 +164,7 @@ def test_the_same_bits_again_and_weights_of_now(device):
     torch.testing.assert_close(found.double(), moments, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter has one thread")
 def test_any_number_of_threads_gives_the_same_bits():
     inputs, weight, scale, bias, _ = arguments(1, (48,), 48, 70, 61)
     results, threads = [], torch.get_num_threads()

@@ -350,9 +350,10 @@ def test_what_a_run_shows_is_not_learned(config, tmp_path):
 
 
 def test_an_ignored_signal_stays_ignored_and_a_closed_terminal_stops():
-    before = signal.getsignal(signal.SIGTERM)
+    before = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGHUP)}
     try:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # of tests under nohup it is ignored, too
         with stop_signals() as stopped:
             signal.raise_signal(signal.SIGTERM)
             assert not stopped.is_set()
@@ -360,7 +361,8 @@ def test_an_ignored_signal_stays_ignored_and_a_closed_terminal_stops():
             assert stopped.is_set()
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_a_device_that_only_paints_is_refused(config, tmp_path, monkeypatch):
