@@ -31,7 +31,7 @@ from faststy.sweep.page import sweep_page
 from faststy.sweep.tradeoff import Mark, tradeoff_picture
 from faststy.tensors import device_named, to_image, to_tensor
 from faststy.training.config import TrainConfig
-from faststy.training.folder import refuse_sources
+from faststy.training.folder import refuse_another, refuse_sources
 from faststy.training.log import Progress
 from faststy.training.loop import train
 from faststy.training.picture_cache import remove_cache
@@ -117,6 +117,8 @@ def sweep(
         )
         for weight in record.style_weights
     ]
+    for run in runs:  # those that are done, too, and before anything is written
+        refuse_another(Path(run.out), run, resume=True)
     events: dict[str, None] = {}
     skipped: dict[Path, str] = {}
     began = time.monotonic()

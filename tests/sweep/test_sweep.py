@@ -233,8 +233,13 @@ def test_weights_are_shared_with_no_other_folder(config):
     for resume in (False, True):
         with pytest.raises(FaststyError, match="is the folder of a sweep; go on with it by"):
             train(config(steps=1), resume=resume)
+    for steps in (1, 2):  # though with the first of them there is nothing to train
+        with pytest.raises(FaststyError, match="this run has seed 0, not 1"):
+            sweep(config(steps=steps, seed=1), None, resume=True)
     with pytest.raises(FaststyError, match="this run has seed 0, not 1"):
-        sweep(config(steps=2, seed=1), None, resume=True)
+        sweep(config(steps=1, seed=1), [5.0], resume=True)
+    assert not run_folder(Path(config().out), 5.0).exists()
+    assert read_config(Path(config().out) / "config.toml").seed == 0
     run = run_folder(Path(config().out), 3.0)
     assert load_checkpoint(checkpoint_path(run))[0].step == 1
     with pytest.raises(FaststyError, match="holds a training run, not a sweep"):
