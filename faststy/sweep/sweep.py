@@ -42,6 +42,7 @@ JUDGED = 8  # photos that the distances are the means over,
 JUDGED_SIZE = 384  # px, painted at this short side
 SHOWN = 4  # photos on the sheet,
 SHOWN_SIZE = 320  # px, squares
+SHEET, CURVE, PAGE = "contact_sheet.png", "curve.png", "sweep.html"
 
 
 @dataclass(frozen=True)
@@ -70,15 +71,15 @@ class SweepResult:
 
     @property
     def sheet(self) -> Path:
-        return self.out / "contact_sheet.png"
+        return self.out / SHEET
 
     @property
     def curve(self) -> Path:
-        return self.out / "curve.png"
+        return self.out / CURVE
 
     @property
     def page(self) -> Path:
-        return self.out / "sweep.html"
+        return self.out / PAGE
 
 
 OnProgress = Callable[[str, Progress], None]
@@ -167,10 +168,10 @@ def sweep(
             record.write()
         if not begun:  # nothing was left to train, but the length may be another one
             begin()
-        if record.shown < until:
+        if record.shown < record.least:
             record.points = _judge(runs, config)
             _show(record, config)
-            record.shown = until
+            record.shown = record.least
             record.write()
     if config.cache is None:
         remove_cache(out / "cache")  # only needed to go on
@@ -225,6 +226,11 @@ class _Record:
     shown: float  # share of the runs that is on the page
     points: list[Point]
 
+    @property
+    def least(self) -> float:
+        """The share that is done of every run."""
+        return min(self.done.get(_key(weight), 0.0) for weight in self.style_weights)
+
     @classmethod
     def opened(
         cls,
@@ -267,12 +273,14 @@ class _Record:
                 record.done = {
                     key: float(share)
                     for key, share in values["done"].items()
-                    if (run_folder(out, float(key)) / "config.toml").exists()
+                    if (run_folder(out, float(key)) / "model.safetensors").exists()
                 }
-            whole = len(record.done) == len(values.get("done", ()))  # no folder was removed
+            whole = len(record.done) == len(values.get("done", ()))  # no model was removed
+            whole = whole and all((out / name).exists() for name in (SHEET, CURVE, PAGE))
+            points = [_point(out, **point) for point in values.get("points", ())]
+            whole = whole and [point.style_weight for point in points] == weights
             if same_length and same_weights and whole:
-                record.shown = float(values["shown"])
-                record.points = [_point(out, **point) for point in values["points"]]
+                record.shown, record.points = float(values["shown"]), points
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise FaststyError(f"{path}: damaged; choose another out folder") from error
         return record
@@ -299,7 +307,9 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _point(out: Path, style_weight: float, run: str, model: str, **numbers: Any) -> Point:
-    """A recorded point, in the folder that the sweep is in now."""
+    """A recorded point, in the folder that the sweep is in now. Raises TypeError, ValueError."""
+    if not all(map(math.isfinite, numbers.values())):
+        raise ValueError("a number that is none")
     folder = run_folder(out, style_weight)
     return Point(style_weight, folder, folder / Path(model).name, **numbers)
 
@@ -367,10 +377,9 @@ def _show(record: _Record, config: TrainConfig) -> None:
     chosen = suggest(points)
     marks = [Mark(p.content, p.style, p.style_weight, p == chosen) for p in points]
     sheet = contact_sheet(points, _photos(config, SHOWN), config.device)
-    _save(sheet, out / "contact_sheet.png")
-    _save(tradeoff_picture(marks), out / "curve.png")
-    whole = min(record.done.get(_key(weight), 0.0) for weight in record.style_weights)
-    write_text(out / "sweep.html", sweep_page(config, points, chosen, sheet, marks, whole))
+    _save(sheet, out / SHEET)
+    _save(tradeoff_picture(marks), out / CURVE)
+    write_text(out / PAGE, sweep_page(config, points, chosen, sheet, marks, record.least))
 
 
 def contact_sheet(points: Sequence[Point], photos: Sequence[Path], device: str) -> Image.Image:
