@@ -2,7 +2,6 @@
 
 import json
 import platform
-from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -57,8 +56,7 @@ def about_model(path: Path) -> dict[str, Any]:
     """What a model file says of itself, and its size. Raises FaststyError."""
     from faststy.model_file import load_info
 
-    info = asdict(load_info(path))
-    return {"file": str(path), "bytes": path.stat().st_size, **info}
+    return {"file": str(path), "bytes": path.stat().st_size, **vars(load_info(path))}
 
 
 def _version(package: str) -> str:
