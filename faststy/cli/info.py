@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from faststy.cli import printable
+
 BUILD = "FASTSTY_BUILD_EXT=cpu pip install --no-build-isolation --editable ."
 
 
@@ -25,7 +27,7 @@ def command(model: Path | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(facts))
     else:
-        click.echo("\n".join(_lines(facts)))
+        click.echo("\n".join(map(printable, _lines(facts))))
 
 
 def about_this_machine() -> dict[str, Any]:
