@@ -121,7 +121,7 @@ def command(
         click.echo(f"skipped {reason}", err=True)
     if as_json:
         values = {"model": str(model), "encoder": encoder, "device": str(where), **_values(result)}
-        click.echo(json.dumps(values, ensure_ascii=False))
+        click.echo(json.dumps(values, ensure_ascii=False, allow_nan=False))
     else:
         _print(result)
     if html is not None:  # last: a full disk costs no numbers
