@@ -97,7 +97,8 @@ def sweep(
     Args:
         config: settings of all runs but `style_weight`; `out` is the folder of the sweep.
         style_weights: the λ; None, with `resume`, are those of the sweep that is gone on with.
-        on_progress: called with which run it is, in words, and the progress of the whole sweep.
+        on_progress: called with which run it is, in words, and the progress of the whole sweep,
+            with the run's events named after its λ.
         resume: go on with the sweep in `out`; λ can be added, and the runs made longer.
 
     SIGINT and SIGTERM save a checkpoint and return with `finished=False`.
@@ -142,15 +143,17 @@ def sweep(
         for i, run in enumerate(runs):
             if record.done.get(_key(run.style_weight), 0.0) >= until:
                 continue
-            label = f"λ {run.style_weight:g}, {i + 1} of {len(runs)}"
+            name = f"λ {run.style_weight:g}"
 
-            def show(progress: Progress, i: int = i, label: str = label) -> None:
+            def show(progress: Progress, i: int = i, name: str = name) -> None:
                 if not begun:  # now it is known that all of it can be trained
                     begin()
                 parts[i] = progress.fraction
                 fraction, passed = sum(parts) / len(parts), time.monotonic() - began
                 if on_progress is not None:
-                    on_progress(label, replace(progress, fraction=fraction, seconds=passed))
+                    named = tuple(f"{name}: {event}" for event in progress.events)
+                    progress = replace(progress, fraction=fraction, seconds=passed, events=named)
+                    on_progress(f"{name}, {i + 1} of {len(runs)}", progress)
 
             try:
                 done = train(run, show, resume=True, until=until)
@@ -160,7 +163,7 @@ def sweep(
                     with suppress(OSError):
                         out.rmdir()
                 raise
-            events |= {f"λ {run.style_weight:g}: {event}": None for event in done.events}
+            events |= {f"{name}: {event}": None for event in done.events}
             skipped |= done.skipped
             if done.interrupted:
                 return result(finished=False)
