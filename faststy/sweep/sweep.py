@@ -1,7 +1,7 @@
 """The same style learned with several λ side by side, so that a person can pick by eye.
 
 Each λ is a run of its own, in a folder of its own, and all are trained in turns, a slice at a time:
-whenever a sweep ends, there is something to see of each. After each round the contact sheet, the
+after the first round there is something to see of each. After every round the contact sheet, the
 content/style curve and the page are written anew.
 """
 
