@@ -149,17 +149,17 @@ def style_grams(
     device: torch.device | str,
     skipped: dict[Path, str] | None = None,
 ) -> list[Tensor]:
-    """The Gram matrices [1, C, C] per tap of a style picture; of a folder those of its training.
+    """The Gram matrices [1, C, C] per tap of a style picture; of a folder the mean of its sample.
 
     Args:
         source: the picture or folder.
         short_side: px, at which pictures are shown; smaller ones stay as they are.
         encoder: `[N, 3, H, W]` in 0...1 to four taps, on `device`.
-        skipped: gets the reason for each picture of the folder that cannot be used, as that memory
-            does not suffice for it.
+        skipped: gets the reason for each picture of the folder that cannot be used.
 
-    In place of a picture of the folder that cannot be used stands the next, as in training, and
-    each counts once. Raises FaststyError where there is none.
+    They are of whole taps: training leaves out the two outermost cells, but edges of paintings are
+    seen. In place of a picture of the folder that cannot be used stands the next, as in training,
+    and each counts once. Raises FaststyError where there is none.
     """
     source, device = Path(source), device_named(str(device))
     paths = list_pictures(source) if source.is_dir() else [source]
