@@ -1,8 +1,9 @@
 """Packages faststy: kernels/ becomes faststy.kernels, csrc/ faststy._C where that can be built.
 
 FASTSTY_BUILD_EXT says what to build:
-  auto (default)  CUDA and CPU code where torch has CUDA and nvcc is there, otherwise CPU code; pure
-                  Python, said plainly, where torch, a compiler or the sources are missing
+  auto (default)  CUDA and CPU code where torch has CUDA and nvcc is there, otherwise, or where that
+                  does not build, CPU code; pure Python, said plainly, where that does not either,
+                  or torch, a compiler or the sources are missing
   cpu, cuda       exactly that, or the build fails; cuda needs nvcc, but no torch with CUDA
   0               nothing: pure Python
 
@@ -75,71 +76,83 @@ class Build(build_ext):
     """Compiles all sources at a time, and lets setuptools link."""
 
     def build_extension(self, ext: Extension) -> None:
+        import torch
+
+        cuda = nvcc() if WANTED == "cuda" or (WANTED == "auto" and torch.version.cuda) else None
+        sources = ext.sources
+        for compiler in [cuda, None] if cuda else [None]:
+            say(f"building the extension for {'CUDA and ' if compiler else ''}CPU")
+            try:
+                ext.sources, ext.extra_objects = [], self.compiled(ext, sources, compiler)
+                super().build_extension(ext)
+                return
+            except Exception as error:
+                if WANTED != "auto":
+                    raise
+                what, rest = (
+                    ("CUDA code", "for the CPU") if compiler else ("extension", "pure Python")
+                )
+                say(f"{error}\nThe {what} does not build here: this is {rest}")
+        self.extensions.remove(ext)
+
+    def compiled(self, ext: Extension, sources: list[str], cuda: Path | None) -> list[str]:
+        """What to link, of all sources or, without a CUDA compiler, of the CPU's; sets how."""
+        import torch
+
+        root = Path(torch.__file__).parent
+        headers = [f"-I{root / 'include'}", f"-I{sysconfig.get_path('include')}"]
+        macros = [f"-DPy_LIMITED_API={CPYTHON}", f"-DTORCH_TARGET_VERSION={TORCH}"]
+        own = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall"]
+        # SIMD directives without an OpenMP runtime: threads are torch's. Nobody reads errno, traps.
+        own += ["-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math"]
+        ext.libraries, ext.library_dirs = ["torch", "torch_cpu"], [str(root / "lib")]
+        compilers: dict[str, list[str]] = {}
+        linked = []
+        if cuda:
+            home = toolkit(cuda)
+            macros += ["-DFASTSTY_WITH_CUDA", "-DUSE_CUDA"]  # the latter for torch's headers
+            headers.append(f"-I{home / 'include'}")
+            flags = ["-std=c++20", "-O3", *architectures(cuda), *macros, *headers]
+            flags += ["--threads=0"]  # all architectures at a time
+            compilers[".cu"] = [str(cuda), *flags, "-Xcompiler=-fPIC,-fvisibility=hidden"]
+            # Its own runtime: nothing to be found at the import, with or without CUDA in torch.
+            ext.libraries += ["cudart_static", "dl", "pthread", "rt"]
+            ext.library_dirs += [str(home / "lib64")]
+            linked = ["-Wl,--no-as-needed"]  # though unused, libtorch brings libtorch_cuda
+        more = shlex.split(os.environ.get("CXXFLAGS", ""))
+        compilers[".cpp"] = [*cxx(), *own, *macros, *headers, *more]
+
         folder = Path(self.build_temp)
         folder.mkdir(parents=True, exist_ok=True)
-        objects = [str(folder / f"{Path(source).name}.o") for source in ext.sources]
+        sources = [source for source in sources if Path(source).suffix in compilers]
+        objects = [str(folder / f"{Path(source).name}.o") for source in sources]
 
         def run(source: str, target: str) -> str:
-            compiler = ext.cuda if source.endswith(".cu") else ext.host
-            command = [*compiler, "-c", source, "-o", target]
+            command = [*compilers[Path(source).suffix], "-c", source, "-o", target]
             done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
             told = shlex.join(command) + "\n" + done.stdout.decode(errors="replace")
             if done.returncode:
                 raise RuntimeError(f"{source} does not compile:\n{told}")
             return told
 
-        try:
-            with ThreadPoolExecutor(os.cpu_count()) as pool:
-                for told in pool.map(run, ext.sources, objects):
-                    print(told, flush=True)
-            ext.sources, ext.extra_objects = [], [*objects, *ext.extra_objects]
-            super().build_extension(ext)
-        except Exception as error:
-            if WANTED != "auto":
-                raise
-            say(f"{error}\nThe extension does not build here: this is pure Python")
-            self.extensions.remove(ext)
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for told in pool.map(run, sources, objects):
+                print(told, flush=True)
+        return [*objects, *linked]
 
 
 def extension(sources: list[str]) -> dict[str, Any]:
     """The arguments of setup() that build faststy._C from `sources`."""
-    import torch
-
-    cuda = nvcc() if WANTED == "cuda" or (WANTED == "auto" and torch.version.cuda) else None
-    root = Path(torch.__file__).parent
-    headers = [f"-I{root / 'include'}", f"-I{sysconfig.get_path('include')}"]
-    macros = [f"-DPy_LIMITED_API={CPYTHON}", f"-DTORCH_TARGET_VERSION={TORCH}"]
-    own = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall"]
-    # SIMD directives without an OpenMP runtime: threads are torch's. Nobody reads errno or traps.
-    own += ["-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math"]
     ext = Extension(
         "faststy._C",
         sources,
+        depends=[*sources, *map(str, Path("csrc").glob("*.h"))],
         language="c++",
-        libraries=["torch", "torch_cpu"],
-        library_dirs=[str(root / "lib")],
         # A compiler may link libstdc++ statically. Two copies of it, ours and torch's, that share
         # half of their symbols lose or crash on the numbers in an error.
         extra_link_args=["-Wl,--exclude-libs,ALL"] if sys.platform == "linux" else [],
         py_limited_api=True,
     )
-    if cuda:
-        home = toolkit(cuda)
-        macros += ["-DFASTSTY_WITH_CUDA", "-DUSE_CUDA"]  # the latter for torch's headers
-        headers.append(f"-I{home / 'include'}")
-        ext.cuda = [str(cuda), "-std=c++20", "-O3", *architectures(cuda), *macros, *headers]
-        ext.cuda += ["--threads=0"]  # all architectures at a time
-        ext.cuda += ["-Xcompiler=-fPIC,-fvisibility=hidden"]
-        # Its own runtime: nothing to be found when it is imported, with or without CUDA in torch.
-        ext.libraries += ["cudart_static", "dl", "pthread", "rt"]
-        ext.library_dirs += [str(home / "lib64")]
-        ext.extra_objects = ["-Wl,--no-as-needed"]  # though unused, libtorch brings libtorch_cuda
-    else:
-        ext.sources = [s for s in sources if not s.endswith(".cu")]
-    more = shlex.split(os.environ.get("CXXFLAGS", ""))
-    ext.host = [*cxx(), *own, *macros, *headers, *more]
-    ext.depends = [*sources, *map(str, Path("csrc").glob("*.h"))]
-    say(f"building the extension for {'CUDA and ' if cuda else ''}CPU")
     return {
         "ext_modules": [ext],
         "cmdclass": {"build_ext": Build},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from faststy.nn.repairer import Repairer
 
 FORMAT = 2  # raised when an older faststy could not read a newer file
 TWO_GATES = 2  # the first with repairers of today's form
+SMALLEST_STYLE = 16  # px, of style pictures that can be judged by
 KEY = "faststy"  # one metadata entry: safetensors does not keep the order of several
 
 
@@ -78,21 +80,20 @@ def save_model(
 
 def load_info(path: str | os.PathLike[str]) -> ModelInfo:
     """Read what a model file says of itself, without its weights. Raises FaststyError."""
-    info = _read(Path(path), weights=False)[0]
-    _check_styles(info, path)
-    return info
+    return _read(Path(path), weights=False)[0]
 
 
 @torch.inference_mode(False)  # of a caller's: such weights could not be trained on
 def load_model(path: str | os.PathLike[str]) -> Model:
     """Load a model (fp32, CPU, eval mode). Raises FaststyError when it cannot be read as one."""
     info, tensors = _read(Path(path), weights=True)
-    _check_styles(info, path)
     if info.repairer is not None and info.format < TWO_GATES:
         raise FaststyError(f"{path}: made by an older faststy, with another repair; train it again")
     try:
         with torch.random.fork_rng(devices=[]):  # new nets draw weights: the caller's state stays
-            generator = Generator(GeneratorConfig(**info.generator))
+            config = GeneratorConfig(**info.generator)
+            _check_size(config, info.repairer, tensors)
+            generator = Generator(config)
             repairer = Repairer(**info.repairer) if info.repairer is not None else None
         for name, module in (("generator", generator), ("repairer", repairer)):
             if module is not None:
@@ -109,9 +110,21 @@ def load_model(path: str | os.PathLike[str]) -> Model:
     return Model(generator, repairer, info)
 
 
-def _check_styles(info: ModelInfo, path: str | os.PathLike[str]) -> None:
-    if len(info.styles) != info.generator.get("styles") or not info.styles:
-        raise FaststyError(f"{path}: its style names do not match its weights")
+def _check_size(
+    config: GeneratorConfig, repairer: dict[str, int] | None, tensors: dict[str, Tensor]
+) -> None:
+    """Refuse nets that hold more than the file, before they take the memory. Raises ValueError."""
+    if not all(tensor.is_floating_point() for tensor in tensors.values()):
+        raise ValueError("they are no real numbers")
+    channels, blocks = config.channels, config.blocks
+    # Of the generator the stem, and of each block two convolutions and two norms; of the repairer
+    # the stem and two convolutions.
+    least = channels * (432 + blocks * (18 * channels + 4 * config.styles))
+    for side in (repairer or {}).values():
+        least += side * (864 + 18 * side)
+    held = sum(tensor.numel() for tensor in tensors.values())
+    if blocks > len(tensors) or least > held:
+        raise ValueError("the file has too few")
 
 
 def _read(path: Path, weights: bool) -> tuple[ModelInfo, dict[str, Tensor]]:
@@ -133,13 +146,30 @@ def _read(path: Path, weights: bool) -> tuple[ModelInfo, dict[str, Tensor]]:
             raise FaststyError(f"{path}: made by a newer faststy ({version}); upgrade faststy")
         known = ModelInfo.__dataclass_fields__
         info = ModelInfo(**{k: v for k, v in values.items() if k in known})
-        if not (isinstance(info.styles, list) and isinstance(info.generator, dict)):
-            raise TypeError("styles or generator of another type")
-        if not all(isinstance(style, str) for style in info.styles):
-            raise TypeError("style names of another type")
-        texts = info.descriptions.values()
-        if not all(isinstance(text, str) for text in texts):
-            raise TypeError("descriptions of another type")
-        return info, tensors
-    except (ValueError, TypeError, AttributeError) as error:
+        for name, one in known.items():
+            if not _has_type(getattr(info, name), str(one.type)):
+                raise TypeError(f"{name} of another type")
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise FaststyError(f"{path}: its model description is damaged ({error})") from error
+    if len(info.styles) != info.generator.get("styles") or not info.styles:
+        raise FaststyError(f"{path}: its style names do not match its weights")
+    if len(set(info.styles)) < len(info.styles):
+        raise FaststyError(f"{path}: two of its styles have the same name")
+    if 0 < info.style_size < SMALLEST_STYLE:
+        raise FaststyError(f"{path}: no style was shown at {info.style_size} px")
+    return info, tensors
+
+
+def _has_type(value: Any, annotation: str) -> bool:
+    """Whether `value`, from JSON, is what a field of `ModelInfo` holds; numbers from 0 on."""
+    kind, optional = annotation.removesuffix(" | None"), annotation.endswith(" | None")
+    if kind == "Any" or (optional and value is None):
+        return True
+    if kind == "str":
+        return isinstance(value, str)
+    if kind.startswith("list["):
+        return isinstance(value, list) and all(_has_type(item, kind[5:-1]) for item in value)
+    if kind.startswith("dict[str, "):
+        return isinstance(value, dict) and all(_has_type(v, kind[10:-1]) for v in value.values())
+    number = isinstance(value, int if kind == "int" else int | float)
+    return number and not isinstance(value, bool) and 0 <= value < math.inf

@@ -17,9 +17,10 @@ def page(title: str, body: str, style: str = "", refresh: int | None = None) -> 
     """
     again = f"<meta http-equiv=refresh content={refresh}>" if refresh else ""
     footer = f"<footer>faststy {__version__}</footer>"
-    return TEMPLATE.format(
+    text = TEMPLATE.format(
         title=escape(title), again=again, style=STYLE + style, body=f"{body}\n{footer}"
     )
+    return text.encode(errors="replace").decode()  # names of files may be no Unicode
 
 
 def embed(source: PictureSource, longest: int, alt: str) -> str:

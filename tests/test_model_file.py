@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from faststy import model_file
 from faststy.errors import FaststyError
 from faststy.model_file import FORMAT, KEY, Model, ModelInfo, load_info, load_model, save_model
 from faststy.nn.generator import Generator, GeneratorConfig
@@ -172,6 +173,38 @@ def test_a_newer_field_that_older_versions_can_ignore(path):
     assert load_model(path).info.styles == ["rain", "night: 2"]
 
 
+def test_a_description_that_is_nested_too_deeply(path):
+    rewrite(path, lambda *_: '{"extra": ' + "[" * 100_000)
+    fails(path, "its model description is damaged")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"generator": {"channels": 9000, "blocks": 1, "styles": 2}},
+        {"generator": {"channels": 10**400, "blocks": 1, "styles": 2}},
+        {"generator": {"channels": 8, "blocks": 10**7, "styles": 2}},
+        {"generator": {"channels": 0, "blocks": 10**7, "styles": 2}},
+        {"repairer": {"channels": 9000}},
+    ],
+)
+def test_nets_that_are_larger_than_the_file_are_refused_before_they_are_made(
+    path, change, monkeypatch
+):
+    rewrite(path, lambda values, _: values.update(change))
+    monkeypatch.setattr(model_file, "Generator", None)
+    with pytest.raises(FaststyError, match=r"do not fit the model \(the file has too few\)"):
+        load_model(path)
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.int8])
+def test_weights_that_are_no_real_numbers(path, dtype):
+    key = "generator.head.bias"
+    rewrite(path, lambda _, tensors: tensors.update({key: tensors[key].to(dtype)}))
+    with pytest.raises(FaststyError, match="the weights do not fit the model"):
+        load_model(path)
+
+
 @pytest.mark.parametrize("text", ["{", "[1]", "null", "3", '"text"', "{}", '{"format": "new"}'])
 def test_a_damaged_description(path, text):
     rewrite(path, lambda *_: text)
@@ -187,6 +220,15 @@ def test_a_damaged_description(path, text):
         {"styles": ["a", 3]},
         {"descriptions": {"rain": 3}},
         {"descriptions": ["wet"]},
+        {"descriptions": None},
+        {"style_size": "big"},
+        {"style_size": 1},
+        {"style_size": -5},
+        {"style_weight": float("nan")},
+        {"steps": True},
+        {"license": 3},
+        {"extra": [{"a": 1}, {"b": 2}]},
+        {"styles": ["rain", "rain"]},
         {"generator": [8, 1, 2]},
         {"generator": {"channels": 9, "blocks": 1, "styles": 2}},
         {"generator": {"channels": "8", "blocks": 1, "styles": 2}},
@@ -194,6 +236,7 @@ def test_a_damaged_description(path, text):
         {"generator": {"channels": 8, "blocks": 3, "styles": 2}},
         {"repairer": {"channels": 16}},
         {"repairer": 8},
+        {"repairer": {"channels": 8, "blocks": 1}},
     ],
 )
 def test_weights_that_do_not_fit_the_description(path, change):

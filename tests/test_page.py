@@ -4,7 +4,7 @@ import re
 
 from PIL import Image
 
-from faststy.page import embed
+from faststy.page import embed, page
 
 
 def test_an_embedded_picture_does_not_tell_where_it_was_taken(tmp_path):
@@ -20,3 +20,9 @@ def test_an_embedded_picture_does_not_tell_where_it_was_taken(tmp_path):
     shown = Image.open(io.BytesIO(base64.b64decode(data)))
     assert shown.size == (20, 10)
     assert not shown.getexif()
+
+
+def test_a_name_that_is_not_unicode_costs_no_page():
+    text = page("a\udcff", f"{'a' * 100}\udcff.jpg λ")
+    assert "<title>a? · faststy</title>" in text
+    assert "a?.jpg λ" in text.encode().decode()

@@ -26,6 +26,12 @@ STABLE_TORCH_LIBRARY(fails, m) { m.def("at(int x) -> ()"); }
 STABLE_TORCH_LIBRARY_IMPL(fails, CompositeExplicitAutograd, m) { m.impl("at", TORCH_BOX(&fails)); }
 """
 
+NVCC_THAT_COMPILES_NOTHING = """case $* in
+  *--dryrun*) echo '#$ TOP=/usr' >&2;;
+  *--list-gpu-arch*) echo compute_80;;
+  *) exit 1;;
+esac"""
+
 needs_compiler = pytest.mark.skipif(shutil.which(CXX) is None, reason="there is no C++ compiler")
 needs_nvcc = pytest.mark.skipif(NVCC is None, reason="there is no nvcc")
 
@@ -99,6 +105,23 @@ def test_what_does_not_compile_is_left_out_or_fails(setup, tmp_path):
     assert "does not build here: this is pure Python" in done.stderr
     assert not list((tmp_path / "out").rglob("*.so"))
     assert setup("cpu", "setup.py", "build_ext").returncode != 0
+
+
+@needs_compiler
+@pytest.mark.parametrize("nvcc", ["exit 1", NVCC_THAT_COMPILES_NOTHING], ids=["broken", "compiles"])
+def test_cuda_that_does_not_build_leaves_the_cpu_code(setup, tmp_path, nvcc):
+    (tmp_path / "csrc" / "gpu.cu").write_text("")
+    (tmp_path / "sitecustomize.py").write_text("import torch; torch.version.cuda = '13.0'")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "nvcc").write_text(f"#!/bin/sh\n{nvcc}\n")
+    (tmp_path / "bin" / "nvcc").chmod(0o755)
+    place = {"CUDA_HOME": str(tmp_path), "PYTHONPATH": str(tmp_path)}
+    build = ("setup.py", "build_ext", "--build-lib", "out")
+    done = setup("auto", *build, **place)
+    assert done.returncode == 0, done.stderr
+    assert "The CUDA code does not build here: this is for the CPU" in done.stderr
+    assert len(list((tmp_path / "out").rglob("*.so"))) == 1
+    assert setup("cuda", *build, **place).returncode != 0
 
 
 @needs_compiler

@@ -64,7 +64,7 @@ def compare(arguments: argparse.Namespace) -> None:
     judge = load_encoder(arguments.encoder).to(device)
     photos = list_pictures(arguments.photos)[: arguments.count]
     rows: dict[str, list[Scores]] = {}
-    sheets = []
+    sheets, judged = [], set()
     for style in arguments.style:
         before, after = (trained(arguments, style, stages) for stages in (SHORT, FULL))
         targets = [style_grams(style, TrainConfig.style_size, judge, device)]
@@ -73,8 +73,9 @@ def compare(arguments: argparse.Namespace) -> None:
             named = dict(zip(model.info.styles, targets, strict=True))
             results.append(evaluate(model, photos, named, judge, device, size=arguments.size))
         rows[style.stem] = list(means(*results))
+        judged |= {entry.photo for result in results for entry in result.entries}
         sheets.append(pictures(style.stem, before, after, device, arguments.size))
-        report(arguments, rows, sheets, len(photos))  # after each style: nothing is lost
+        report(arguments, rows, sheets, len(judged))  # after each style: nothing is lost
     print(arguments.out / "ablation.md")
 
 

@@ -7,8 +7,8 @@ One generator for the styles below, on a folder of photos (the bundled ones are 
 general), stored in half precision. Of these styles, seven are bundled; the others lie in the folder
 of paintings under the same names: pictures, or a folder of them. Interrupted, the same command with
 --resume goes on. With --on the generator of --out is trained on, on larger crops and with more
-against a grid; with --repairer only the repairer is; with --mean nothing is, but --out becomes the
-mean of models that began as one (Wortsman et al. 2022, "Model soups").
+against a grid; with --repairer only the repairer is, and --resume begins anew; with --mean nothing
+is, but --out becomes the mean of models that began as one (Wortsman et al. 2022, "Model soups").
 
 The shipped file: 1,310 photos (ImageNet samples, BSDS500), one core of an AMD EPYC. 70 minutes from
 noise, 11,419 steps of the generator; --on for 28 minutes, 15,458 steps, and the mean of 65 % of
@@ -147,7 +147,7 @@ def main() -> None:
     parser.add_argument("--paintings", type=Path, help="folder of style pictures")
     parser.add_argument("--seconds", type=float, default=4200)
     parser.add_argument("--run", default="styles-run", help="folder of the training run")
-    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--resume", action="store_true", help="go on with the generator")
     parser.add_argument("--on", action="store_true", help="train the generator of --out on")
     parser.add_argument("--repairer", action="store_true", help="train only the repairer of --out")
     parser.add_argument("--mean", nargs="+", type=Path, help="make --out the mean of these models")

@@ -65,6 +65,11 @@ def counted(number: int, thing: str) -> str:
     return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
+def printable(text: str) -> str:
+    """`text` with what a terminal might obey written out, as `\\x1b`: a file's may be anyone's."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def skipped_entries(skipped: dict[Path, str]) -> list[dict[str, str]]:
     """What JSON says of pictures that were skipped."""
     return [{"input": str(path), "reason": why} for path, why in sorted(skipped.items())]
@@ -92,7 +97,7 @@ def main() -> None:
         if os.environ.get("FASTSTY_DEBUG") == "1":
             traceback.print_exc()
         else:
-            click.echo(f"faststy: {_sentence(error)}", err=True)
+            click.echo(f"faststy: {printable(_sentence(error))}", err=True)
         sys.exit(2)
 
 

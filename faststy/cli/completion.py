@@ -3,6 +3,9 @@
 import click
 from click.shell_completion import get_completion_class
 
+# A ~/.zshrc may have no completion system yet.
+COMPINIT = "(( $+functions[compdef] )) || { autoload -Uz compinit && compinit }"
+
 
 @click.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
@@ -17,4 +20,7 @@ def command(ctx: click.Context, shell: str) -> None:
     """
     script = get_completion_class(shell)
     assert script is not None  # the three above are click's own
-    click.echo(script(ctx.find_root().command, {}, "faststy", "_FASTSTY_COMPLETE").source())
+    text = script(ctx.find_root().command, {}, "faststy", "_FASTSTY_COMPLETE").source()
+    if shell == "zsh":  # after the first line, #compdef, which stays the first in a file
+        text = text.replace("\n", f"\n{COMPINIT}\n", 1)
+    click.echo(text)

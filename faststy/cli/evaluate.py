@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from faststy.cli import skipped_entries
+from faststy.cli import printable, skipped_entries
 from faststy.training.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def command(
         click.echo(f"skipped {reason}", err=True)
     if as_json:
         values = {"model": str(model), "encoder": encoder, "device": str(where), **_values(result)}
-        click.echo(json.dumps(values, ensure_ascii=False))
+        click.echo(json.dumps(values, ensure_ascii=False, allow_nan=False))
     else:
         _print(result)
     if html is not None:  # last: a full disk costs no numbers
@@ -216,7 +216,7 @@ def _lines(rows: list[tuple[str, ...]], width: int) -> Iterator[Text]:
 
     from faststy.evaluation.page import HEAD
 
-    rows = [(" ".join(name.split()), *cells) for name, *cells in rows]
+    rows = [(printable(" ".join(name.split())), *cells) for name, *cells in rows]
     widths = [max(map(cell_len, column)) for column in zip(HEAD, *rows, strict=True)]
     above = sum(widths) + len(widths) - 1 > width
     if above:

@@ -2,12 +2,13 @@
 
 import json
 import platform
-from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import click
+
+from faststy.cli import printable
 
 BUILD = "FASTSTY_BUILD_EXT=cpu pip install --no-build-isolation --editable ."
 
@@ -26,7 +27,7 @@ def command(model: Path | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(facts))
     else:
-        click.echo("\n".join(_lines(facts)))
+        click.echo("\n".join(map(printable, _lines(facts))))
 
 
 def about_this_machine() -> dict[str, Any]:
@@ -57,8 +58,7 @@ def about_model(path: Path) -> dict[str, Any]:
     """What a model file says of itself, and its size. Raises FaststyError."""
     from faststy.model_file import load_info
 
-    info = asdict(load_info(path))
-    return {"file": str(path), "bytes": path.stat().st_size, **info}
+    return {"file": str(path), "bytes": path.stat().st_size, **vars(load_info(path))}
 
 
 def _version(package: str) -> str:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from faststy.cli import printable
+
 
 @click.command()
 @click.option(
@@ -44,9 +46,11 @@ def command(model: Path | None, sheet: Path | None, out: Path | None, as_json: b
         values = [{"name": n, "description": info.descriptions.get(n, "")} for n in info.styles]
         click.echo(json.dumps(values))
     elif sheet is None:
-        width = max(map(len, info.styles))
-        for name in info.styles:
-            click.echo(f"{name:{width}}  {info.descriptions.get(name, '')}".rstrip())
+        names = list(map(printable, info.styles))
+        width = max(map(len, names))
+        for name, style in zip(names, info.styles, strict=True):
+            text = printable(info.descriptions.get(style, ""))
+            click.echo(f"{name:{width}}  {text}".rstrip())
     if sheet is not None:
         target = sheet.with_name(f"{sheet.stem}_styles.jpg") if out is None else out
         _paint(path, sheet, target)

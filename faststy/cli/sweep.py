@@ -97,13 +97,14 @@ def command(
             show(progress)
 
         result = sweep(settings, style_weights, on_progress, resume=resume)
-    _tell(result, as_json)
+    _tell(result, as_json, show.told)
 
 
-def _tell(result: SweepResult, as_json: bool) -> None:
+def _tell(result: SweepResult, as_json: bool, told: set[str]) -> None:
+    """What was done; of the events those that are not `told` yet."""
     for path, why in sorted(result.skipped.items())[:LISTED]:
         click.echo(f"skipped {why if str(path) in why else f'{path}: {why}'}", err=True)
-    for event in result.events[:LISTED]:
+    for event in [event for event in result.events if event not in told][:LISTED]:
         click.echo(event, err=True)
     if as_json:
         click.echo(json.dumps(_values(result), ensure_ascii=False))

@@ -2,14 +2,10 @@
 
 - `evaluate` paints photos with a model and measures the paintings against `style_grams`, which
   `match_styles` finds the pictures for;
-- `content_distance`, `normalized_content_distance`, `style_distance` compare features.
+- `content_distance` and `style_distance` compare features.
 """
 
-from faststy.evaluation.distances import (
-    content_distance,
-    normalized_content_distance,
-    style_distance,
-)
+from faststy.evaluation.distances import content_distance, style_distance
 from faststy.evaluation.measure import (
     Entry,
     Evaluation,
@@ -26,7 +22,6 @@ __all__ = [
     "content_distance",
     "evaluate",
     "match_styles",
-    "normalized_content_distance",
     "style_distance",
     "style_grams",
 ]

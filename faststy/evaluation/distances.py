@@ -42,20 +42,6 @@ def content_distance(taps: Sequence[Tensor], photo: Sequence[Tensor]) -> Tensor:
     return _per_tap(_feature_distance, taps, photo)
 
 
-def normalized_content_distance(taps: Sequence[Tensor], photo: Sequence[Tensor]) -> Tensor:
-    """The content distance of instance-normalised features: what is left when style is removed.
-
-    Every channel of every picture is brought to mean 0 and deviation 1 first (Huang & Belongie
-    2017), which takes out colour and the strength of textures. Unrelated pictures are near 2.
-    Arguments and errors are those of `content_distance`.
-    """
-    return _per_tap(
-        lambda a, b: _feature_distance(_instance_normalized(a), _instance_normalized(b)),
-        taps,
-        photo,
-    )
-
-
 def _gram_distance(a: Tensor, b: Tensor) -> Tensor:
     return _relative(gram(a), gram(b))
 
@@ -69,13 +55,6 @@ def _feature_distance(a: Tensor, b: Tensor) -> Tensor:
 def _relative(a: Tensor, b: Tensor) -> Tensor:
     dims = tuple(range(1, a.ndim))
     return (a - b).square().sum(dims) / (b.square().sum(dims) + EPS)
-
-
-def _instance_normalized(x: Tensor) -> Tensor:
-    centred = x - x.mean((2, 3), keepdim=True)
-    # A channel that hardly varies, beside the others, is noise: do not blow it up.
-    power = centred.square().mean((2, 3), keepdim=True)
-    return centred / (power + 1e-3 * power.mean(1, keepdim=True) + EPS).sqrt()
 
 
 def _per_tap(

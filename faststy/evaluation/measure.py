@@ -149,7 +149,7 @@ def style_grams(
     device: torch.device | str,
     skipped: dict[Path, str] | None = None,
 ) -> list[Tensor]:
-    """The Gram matrices [1, C, C] per tap of a style picture; of a folder those of its training.
+    """The Gram matrices [1, C, C] per tap of a style picture; of a folder the mean of its sample.
 
     Args:
         source: the picture or folder.
@@ -157,8 +157,9 @@ def style_grams(
         encoder: `[N, 3, H, W]` in 0...1 to four taps, on `device`.
         skipped: gets the reason for each picture of the folder that cannot be used.
 
-    In place of a picture of the folder that cannot be used stands the next, as in training, and
-    each counts once. Raises FaststyError where there is none.
+    They are of whole taps: training leaves out the two outermost cells, but edges of paintings are
+    seen. In place of a picture of the folder that cannot be used stands the next, as in training,
+    and each counts once. Raises FaststyError where there is none.
     """
     source, device = Path(source), device_named(str(device))
     paths = list_pictures(source) if source.is_dir() else [source]
@@ -167,21 +168,33 @@ def style_grams(
     for index in style_sample(len(paths)):
         for path in (p for p in [*paths[index:], *paths[:index]] if p not in unusable):
             try:
-                picture = scale_down(read_picture(path).in_srgb().rgb, short_side)
-                if min(picture.size) < SMALLEST:
-                    raise FaststyError(f"{path}: too small for a style; {SMALLEST} px is the least")
+                if path not in grams:  # else in place of one that cannot be used
+                    grams[path] = _grams(path, short_side, encoder, device)
                 break
             except FaststyError as error:
                 unusable[path] = str(error)
         else:
             raise FaststyError(unusable[paths[0]])
-        if path in grams:  # in place of one that cannot be used
-            continue
-        with torch.inference_mode():
-            grams[path] = [ops.gram(tap) for tap in encoder(_channels_last(picture, device))]
     if skipped is not None:
         skipped |= unusable
     return [torch.cat(tap).mean(0, keepdim=True) for tap in zip(*grams.values(), strict=True)]
+
+
+def _grams(path: Path, short_side: int, encoder: nn.Module, device: torch.device) -> list[Tensor]:
+    """Those of one picture. Raises FaststyError."""
+    picture = scale_down(read_picture(path).in_srgb().rgb, short_side)
+    width, height = picture.size
+    if min(width, height) < SMALLEST:
+        raise FaststyError(f"{path}: too small for a style; {SMALLEST} px is the least")
+    try:
+        with torch.inference_mode():
+            return [ops.gram(tap) for tap in encoder(_channels_last(picture, device))]
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise FaststyError(
+            f"{path}: not enough memory to judge by {width} x {height}; use a smaller --style-size"
+        ) from error
 
 
 def evaluate(
@@ -204,7 +217,8 @@ def evaluate(
         size: short side, px, at which photos are painted; smaller ones stay as they are.
         on_progress: called after each painting with how many are done and how many there are.
 
-    Raises FaststyError when no photo can be judged, and for styles that the model does not have.
+    Raises FaststyError when no photo can be judged, for styles that the model does not have, and
+    for a painting that is not finite.
     """
     for name, given in (("photos", photos), ("styles", styles)):
         if not given or isinstance(given, str):
@@ -268,6 +282,10 @@ def _of_photo(
         began = _now(device)
         painted, repaired = paint(model, judge.photo, style)
         seconds = _now(device) - began
+        if not (painted if repaired is None else painted + repaired).isfinite().all():
+            raise FaststyError(
+                f"{path}: its painting in {style} is not finite; the model is broken"
+            )
         lost, scores = judge(painted, grams)
         final = None if repaired is None else judge(repaired, grams, lost)[1]
         found.entries.append(Entry(path, style, picture.size, seconds, scores, final))

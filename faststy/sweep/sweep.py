@@ -1,7 +1,7 @@
 """The same style learned with several λ side by side, so that a person can pick by eye.
 
 Each λ is a run of its own, in a folder of its own, and all are trained in turns, a slice at a time:
-whenever a sweep ends, there is something to see of each. After each round the contact sheet, the
+after the first round there is something to see of each. After every round the contact sheet, the
 content/style curve and the page are written anew.
 """
 
@@ -31,7 +31,7 @@ from faststy.sweep.page import sweep_page
 from faststy.sweep.tradeoff import Mark, tradeoff_picture
 from faststy.tensors import device_named, to_image, to_tensor
 from faststy.training.config import TrainConfig
-from faststy.training.folder import refuse_sources
+from faststy.training.folder import refuse_another, refuse_sources
 from faststy.training.log import Progress
 from faststy.training.loop import train
 from faststy.training.picture_cache import remove_cache
@@ -42,6 +42,7 @@ JUDGED = 8  # photos that the distances are the means over,
 JUDGED_SIZE = 384  # px, painted at this short side
 SHOWN = 4  # photos on the sheet,
 SHOWN_SIZE = 320  # px, squares
+SHEET, CURVE, PAGE = "contact_sheet.png", "curve.png", "sweep.html"
 
 
 @dataclass(frozen=True)
@@ -70,15 +71,15 @@ class SweepResult:
 
     @property
     def sheet(self) -> Path:
-        return self.out / "contact_sheet.png"
+        return self.out / SHEET
 
     @property
     def curve(self) -> Path:
-        return self.out / "curve.png"
+        return self.out / CURVE
 
     @property
     def page(self) -> Path:
-        return self.out / "sweep.html"
+        return self.out / PAGE
 
 
 OnProgress = Callable[[str, Progress], None]
@@ -96,7 +97,8 @@ def sweep(
     Args:
         config: settings of all runs but `style_weight`; `out` is the folder of the sweep.
         style_weights: the λ; None, with `resume`, are those of the sweep that is gone on with.
-        on_progress: called with which run it is, in words, and the progress of the whole sweep.
+        on_progress: called with which run it is, in words, and the progress of the whole sweep,
+            with the run's events named after its λ.
         resume: go on with the sweep in `out`; λ can be added, and the runs made longer.
 
     SIGINT and SIGTERM save a checkpoint and return with `finished=False`.
@@ -117,6 +119,8 @@ def sweep(
         )
         for weight in record.style_weights
     ]
+    for run in runs:  # those that are done, too, and before anything is written
+        refuse_another(Path(run.out), run, resume=True)
     events: dict[str, None] = {}
     skipped: dict[Path, str] = {}
     began = time.monotonic()
@@ -139,15 +143,17 @@ def sweep(
         for i, run in enumerate(runs):
             if record.done.get(_key(run.style_weight), 0.0) >= until:
                 continue
-            label = f"λ {run.style_weight:g}, {i + 1} of {len(runs)}"
+            name = f"λ {run.style_weight:g}"
 
-            def show(progress: Progress, i: int = i, label: str = label) -> None:
+            def show(progress: Progress, i: int = i, name: str = name) -> None:
                 if not begun:  # now it is known that all of it can be trained
                     begin()
                 parts[i] = progress.fraction
                 fraction, passed = sum(parts) / len(parts), time.monotonic() - began
                 if on_progress is not None:
-                    on_progress(label, replace(progress, fraction=fraction, seconds=passed))
+                    named = tuple(f"{name}: {event}" for event in progress.events)
+                    progress = replace(progress, fraction=fraction, seconds=passed, events=named)
+                    on_progress(f"{name}, {i + 1} of {len(runs)}", progress)
 
             try:
                 done = train(run, show, resume=True, until=until)
@@ -157,7 +163,7 @@ def sweep(
                     with suppress(OSError):
                         out.rmdir()
                 raise
-            events |= {f"λ {run.style_weight:g}: {event}": None for event in done.events}
+            events |= {f"{name}: {event}": None for event in done.events}
             skipped |= done.skipped
             if done.interrupted:
                 return result(finished=False)
@@ -165,10 +171,10 @@ def sweep(
             record.write()
         if not begun:  # nothing was left to train, but the length may be another one
             begin()
-        if record.shown < until:
+        if record.shown < record.least:
             record.points = _judge(runs, config)
             _show(record, config)
-            record.shown = until
+            record.shown = record.least
             record.write()
     if config.cache is None:
         remove_cache(out / "cache")  # only needed to go on
@@ -223,6 +229,11 @@ class _Record:
     shown: float  # share of the runs that is on the page
     points: list[Point]
 
+    @property
+    def least(self) -> float:
+        """The share that is done of every run."""
+        return min(self.done.get(_key(weight), 0.0) for weight in self.style_weights)
+
     @classmethod
     def opened(
         cls,
@@ -265,12 +276,14 @@ class _Record:
                 record.done = {
                     key: float(share)
                     for key, share in values["done"].items()
-                    if (run_folder(out, float(key)) / "config.toml").exists()
+                    if (run_folder(out, float(key)) / "model.safetensors").exists()
                 }
-            whole = len(record.done) == len(values.get("done", ()))  # no folder was removed
+            whole = len(record.done) == len(values.get("done", ()))  # no model was removed
+            whole = whole and all((out / name).exists() for name in (SHEET, CURVE, PAGE))
+            points = [_point(out, **point) for point in values.get("points", ())]
+            whole = whole and [point.style_weight for point in points] == weights
             if same_length and same_weights and whole:
-                record.shown = float(values["shown"])
-                record.points = [_point(out, **point) for point in values["points"]]
+                record.shown, record.points = float(values["shown"]), points
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise FaststyError(f"{path}: damaged; choose another out folder") from error
         return record
@@ -297,7 +310,9 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _point(out: Path, style_weight: float, run: str, model: str, **numbers: Any) -> Point:
-    """A recorded point, in the folder that the sweep is in now."""
+    """A recorded point, in the folder that the sweep is in now. Raises TypeError, ValueError."""
+    if not all(map(math.isfinite, numbers.values())):
+        raise ValueError("a number that is none")
     folder = run_folder(out, style_weight)
     return Point(style_weight, folder, folder / Path(model).name, **numbers)
 
@@ -365,10 +380,9 @@ def _show(record: _Record, config: TrainConfig) -> None:
     chosen = suggest(points)
     marks = [Mark(p.content, p.style, p.style_weight, p == chosen) for p in points]
     sheet = contact_sheet(points, _photos(config, SHOWN), config.device)
-    _save(sheet, out / "contact_sheet.png")
-    _save(tradeoff_picture(marks), out / "curve.png")
-    whole = min(record.done.get(_key(weight), 0.0) for weight in record.style_weights)
-    write_text(out / "sweep.html", sweep_page(config, points, chosen, sheet, marks, whole))
+    _save(sheet, out / SHEET)
+    _save(tradeoff_picture(marks), out / CURVE)
+    write_text(out / PAGE, sweep_page(config, points, chosen, sheet, marks, record.least))
 
 
 def contact_sheet(points: Sequence[Point], photos: Sequence[Path], device: str) -> Image.Image:

@@ -64,7 +64,10 @@ def refuse_sources(out: Path, config: TrainConfig) -> None:
 
 
 def refuse_another(run: Path, config: TrainConfig, *, resume: bool) -> None:
-    """Do not write over another run, nor go on with other settings. Raises FaststyError."""
+    """Do not write over another run, nor go on with other settings. Raises FaststyError.
+
+    The batch may be left to the run.
+    """
     recorded = run / "config.toml"
     if (run / "sweep.json").exists():
         raise FaststyError(
@@ -84,7 +87,8 @@ def refuse_another(run: Path, config: TrainConfig, *, resume: bool) -> None:
             "out folder"
         )
     before = read_config(recorded)
-    found, wanted = before.absolute(), config.absolute()
+    found = before.absolute()
+    wanted = replace(config, batch=config.batch or before.batch).absolute()
     for name in (field.name for field in fields(config)):
         if getattr(found, name) != getattr(wanted, name) and name not in FREE:
             old, new = _shown(getattr(before, name)), _shown(getattr(config, name))

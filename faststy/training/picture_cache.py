@@ -104,7 +104,7 @@ class PictureCache:
         except OSError:  # it vanished; what is wrong with it is said where it is decoded
             return None
         known = f"{path.resolve()}\0{about.st_size}\0{about.st_mtime_ns}"
-        link = self._place(known.encode(), short_side)
+        link = self._place(os.fsencode(known), short_side)
         picture = self._read(link, check)
         if picture is not None or self.trouble is not None:
             return picture

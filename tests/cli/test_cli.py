@@ -161,6 +161,15 @@ def test_completion_prints_a_script(shell):
     assert f"_FASTSTY_COMPLETE={shell}_complete" in done.stdout
 
 
+def test_completion_of_zsh_loads_what_it_needs(call):
+    status, out, _ = call("completion", "zsh")
+    assert status == 0
+    lines = out.splitlines()
+    assert lines[0] == "#compdef faststy"
+    assert lines[1].startswith("(( $+functions[compdef] )) || {")
+    assert out.index("compinit }") < out.index("    compdef ")
+
+
 def test_completion_completes():
     done = run(_FASTSTY_COMPLETE="bash_complete", COMP_WORDS="faststy comple", COMP_CWORD="1")
     assert done.stdout.splitlines() == ["plain,completion"]

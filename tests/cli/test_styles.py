@@ -30,8 +30,8 @@ def place(tmp_path, monkeypatch):
 
 @pytest.fixture
 def faststy(monkeypatch, capsys):
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["faststy", "styles", *arguments])
+    def run(*arguments, command=("styles",)):
+        monkeypatch.setattr(sys, "argv", ["faststy", *command, *arguments])
         with pytest.raises(SystemExit) as end:
             main()
         return end.value.code or 0, *capsys.readouterr()
@@ -42,6 +42,19 @@ def faststy(monkeypatch, capsys):
 def test_a_line_per_style(faststy):
     expected = (0, "rain          wet, grey\nstarry night\n", "")
     assert faststy("-m", "model.safetensors") == expected
+
+
+def test_what_a_terminal_would_obey_is_written_out(place, faststy):
+    config = GeneratorConfig(channels=8, blocks=1)
+    info = ModelInfo(["ra\x1b[2J\nin"], asdict(config), descriptions={"ra\x1b[2J\nin": "a\x9bb é"})
+    info.license = "\x1b]0;mine\x07"
+    save_model(Model(Generator(config), None, info), "model.safetensors")
+    expected = (0, "ra\\x1b[2J\\nin  a\\x9bb é\n", "")
+    assert faststy("-m", "model.safetensors") == expected
+    for command in (("info",), ("stylize", "photo.jpg", "--style", "x", "-m")):
+        _, out, err = faststy("model.safetensors", command=command)
+        assert "ra\\x1b[2J" in out + err
+        assert "\x1b" not in out + err
 
 
 def test_json_is_a_list(faststy):

@@ -64,6 +64,16 @@ def test_a_sweep_in_words_then_as_json(place, told):
     assert paint.endswith(f"-m sweep/style-weight-{values['suggested']:g}/model.safetensors")
 
 
+def test_what_each_run_begins_as_is_told_once_with_its_λ(place, told):
+    (place / "s.toml").write_text('stages = ["perceptual"]\nsteps = 1\nmodel = "fast"\n')
+    sizes = ("--size", "64", "--batch", "1", "--style-size", "64", "--device", "cpu")
+    arguments = ("style.png", "--style-weights", "20,3", "--content", "content", *sizes)
+    status, _, err = told(*arguments, "--config", "s.toml")
+    assert status == 0, err
+    assert err.count("begins as ") == 2
+    assert all(err.count(f"λ {weight}: begins as ") == 1 for weight in (3, 20))
+
+
 def test_the_folder_may_be_named_in_the_file(place, told):
     (place / "s.toml").write_text('stages = ["perceptual"]\nsteps = 1\nout = "mine"\n')
     arguments = ("style.png", "--style-weights", "3", "--content", "content", *TINY)

@@ -2,6 +2,7 @@
 
 import math
 import re
+from copy import deepcopy
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import fmean
@@ -175,6 +176,25 @@ def test_a_photo_that_memory_does_not_hold_is_skipped(model, folder, encoder, mo
         evaluate(model, [a], styles, encoder, CPU)
 
 
+@pytest.mark.parametrize("error", out_of_memory(), ids=lambda error: type(error).__name__)
+def test_a_style_that_memory_does_not_hold_is_skipped(folder, encoder, tmp_path, error):
+    for i, name in enumerate(("a.png", "b.png")):
+        (tmp_path / f"{i}.png").write_bytes((folder / name).read_bytes())
+
+    def judge(x):
+        if x.shape[-1] == 96:
+            raise error
+        return encoder(x)
+
+    sentence = "0.png: not enough memory to judge by 96 x 72; use a smaller --style-size"
+    with pytest.raises(FaststyError, match=sentence):
+        style_grams(tmp_path / "0.png", 80, judge, CPU)
+    skipped = {}
+    grams = style_grams(tmp_path, 80, judge, CPU, skipped)
+    assert all(map(torch.equal, grams, style_grams(tmp_path / "1.png", 80, encoder, CPU)))
+    assert sentence in skipped[tmp_path / "0.png"]
+
+
 def test_other_errors_of_torch_are_no_lack_of_memory(model, folder, encoder, monkeypatch):
     def painted(model, photo, style):
         raise RuntimeError("a bug")
@@ -183,6 +203,17 @@ def test_other_errors_of_torch_are_no_lack_of_memory(model, folder, encoder, mon
     grams = style_grams(folder / "style.png", 64, encoder, CPU)
     with pytest.raises(RuntimeError, match="a bug"):
         evaluate(model, [folder / "a.png"], {"rain": grams}, encoder, CPU)
+
+
+@pytest.mark.parametrize("part", ["generator", "repairer"])
+def test_a_painting_that_is_not_finite_is_an_error(model, folder, encoder, part):
+    broken = deepcopy(model)
+    next(getattr(broken, part).parameters()).fill_(math.nan)
+    grams = style_grams(folder / "style.png", 64, encoder, CPU)
+    with pytest.raises(
+        FaststyError, match=r"a\.png: its painting in rain is not finite; the model"
+    ):
+        evaluate(broken, [folder / "a.png"], {"rain": grams}, encoder, CPU)
 
 
 def test_a_smaller_size_progress_and_a_model_without_a_repairer(model, folder, encoder):

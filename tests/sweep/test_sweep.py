@@ -213,6 +213,22 @@ def test_a_run_whose_folder_was_removed_is_trained_again(config):
     assert before.points[1].model.exists()
 
 
+def test_what_was_lost_of_a_finished_sweep_is_made_again(config, monkeypatch):
+    before = sweep(config(), [3.0, 20.0])
+    model = before.points[1].model
+    weights = model.read_bytes()
+    model.unlink()
+    assert sweep(config(), None, resume=True).points == before.points
+    assert model.read_bytes() == weights
+    shown, real = [], module._show
+    monkeypatch.setattr(module, "_show", lambda *given: shown.append(1) or real(*given))
+    for path in (before.sheet, before.curve, before.page):
+        path.unlink()
+        sweep(config(), None, resume=True)
+        assert path.exists()
+    assert len(shown) == 3  # each time once, though there are several rounds
+
+
 def test_a_sweep_goes_on_from_another_folder(config, pictures, tmp_path, monkeypatch):
     monkeypatch.chdir(pictures)
     sweep(config(style=("painted_waves.png",), content="content", out="here"), [5.0])
@@ -233,8 +249,13 @@ def test_weights_are_shared_with_no_other_folder(config):
     for resume in (False, True):
         with pytest.raises(FaststyError, match="is the folder of a sweep; go on with it by"):
             train(config(steps=1), resume=resume)
+    for steps in (1, 2):  # though with the first of them there is nothing to train
+        with pytest.raises(FaststyError, match="this run has seed 0, not 1"):
+            sweep(config(steps=steps, seed=1), None, resume=True)
     with pytest.raises(FaststyError, match="this run has seed 0, not 1"):
-        sweep(config(steps=2, seed=1), None, resume=True)
+        sweep(config(steps=1, seed=1), [5.0], resume=True)
+    assert not run_folder(Path(config().out), 5.0).exists()
+    assert read_config(Path(config().out) / "config.toml").seed == 0
     run = run_folder(Path(config().out), 3.0)
     assert load_checkpoint(checkpoint_path(run))[0].step == 1
     with pytest.raises(FaststyError, match="holds a training run, not a sweep"):
@@ -243,6 +264,15 @@ def test_weights_are_shared_with_no_other_folder(config):
         (Path(config().out) / "sweep.json").write_text(text)
         with pytest.raises(FaststyError, match=r"sweep\.json: damaged"):
             sweep(config(), None, resume=True)
+    whole = {"style_weights": [3.0], "length": [1, None], "done": {"3": 1.0}, "shown": 1.0}
+    point = {"style_weight": 3.0, "run": "", "model": "model.safetensors", "steps": 1}
+    for content in ("x", None, math.nan):
+        points = [{**point, "style": 0.5, "lost": 0.0, "content": content}]
+        (Path(config().out) / "sweep.json").write_text(json.dumps({**whole, "points": points}))
+        with pytest.raises(FaststyError, match=r"sweep\.json: damaged"):
+            sweep(config(steps=1), None, resume=True)
+    (Path(config().out) / "sweep.json").write_text(json.dumps({**whole, "points": []}))
+    assert len(sweep(config(steps=1), None, resume=True).points) == 1
     (Path(config().out) / "sweep.json").write_text("[")
     with pytest.raises(FaststyError, match="damaged or not of a sweep"):
         sweep(config(), None, resume=True)

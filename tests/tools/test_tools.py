@@ -42,13 +42,17 @@ def place(tmp_path):
 
 
 def test_an_ablation_goes_on_where_it_was(place, run):
-    flags = ("one.png", "--content", "photos", "--photos", "photos", "--size", "80")
+    (place / "judged").mkdir()
+    (place / "judged" / "a.png").write_bytes((place / "photos" / "a.png").read_bytes())
+    (place / "judged" / "broken.png").touch()
+    flags = ("one.png", "--content", "photos", "--photos", "judged", "--size", "80")
     flags = (*flags, "--steps", "9", "--out", "docs", "--device", "cpu")
     run("ablation.py", *flags)
     models = sorted((place / "ablation-runs").rglob("model.safetensors"))
     assert [m.parent.name for m in models] == ["perceptual", "perceptual-adversarial-repair"]
     text = (place / "docs/ablation.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| one \| (.*?) \|((?: [+-]?\d[\d.]* \|){7})$", text, re.MULTILINE)
+    assert "measured on 1 others" in text  # the broken one was skipped
     assert [name for name, _ in rows] == ["perceptual only", "+ adversarial", "+ repair"]
     assert rows[0][1] != rows[1][1] != rows[2][1]
     with Image.open(place / "docs/ablation.jpg") as sheet:

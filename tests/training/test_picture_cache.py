@@ -1,6 +1,7 @@
 import errno
 import os
 import shutil
+import sys
 import threading
 
 import numpy as np
@@ -69,6 +70,14 @@ def test_kept_pictures_need_no_open_files(folder, place):
     assert len(os.listdir("/proc/self/fd")) == before
     held[0].zero_()  # which changes nothing but this copy
     assert pictures.get(0).any()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other file systems take Unicode only")
+def test_a_name_that_is_not_unicode_is_kept_too(folder, place, decoded):
+    (folder / "0.png").rename(folder / os.fsdecode(b"\xff.png"))
+    for _ in range(2):
+        cached(folder, place)
+    assert len(decoded) == 4  # by the first run
 
 
 def test_a_picture_comes_back_as_it_was_decoded(folder, place, decoded):
