@@ -26,8 +26,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether `error` says that memory, the host's or the device's, does not suffice."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    # The CPU's allocator, and oneDNN where its own working memory is refused.
-    return "can't allocate" in str(error) or str(error) == "could not create a primitive"
+    text = str(error)  # of the CPU's allocator; as our extension hears of it; of oneDNN
+    in_extension = "aten::empty" in text and "API call failed" in text
+    return "can't allocate" in text or in_extension or text == "could not create a primitive"
 
 
 def device_named(name: torch.device | str) -> torch.device:

@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -43,3 +46,24 @@ def test_a_device_that_cannot_be_used_is_named(name):
         device_named(name)
     assert "\n" not in str(caught.value)
     assert ". " not in str(caught.value)  # PyTorch's advice on operators and backends
+
+
+def test_memory_that_the_system_refuses_is_known_as_such():
+    """Whatever computes the op, the extension or PyTorch, and however it says so."""
+    if sys.platform != "linux":
+        pytest.skip("the limit is of Linux")
+    script = """
+import resource, torch
+from faststy import ops
+from faststy.tensors import is_out_of_memory
+x = torch.zeros(1, 16, 512, 512)
+ops.upsample(x[..., :8, :8], 2)
+taken = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (taken + (100 << 20),) * 2)
+try:
+    ops.upsample(x, 8)
+except RuntimeError as error:
+    print(is_out_of_memory(error))
+"""
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert run.stdout == "True\n", run.stderr

@@ -17,6 +17,7 @@ from faststy.files import replacing, without_links
 from faststy.stylization.clips import StoppedError, open_clip
 from faststy.stylization.stylizer import Style, Stylizer
 from faststy.stylization.video_file import VideoFile
+from faststy.tensors import is_out_of_memory
 
 HALF_LIFE = 0.4
 """Seconds after which the statistics of a frame weigh half: calm pictures that follow a pan."""
@@ -98,8 +99,8 @@ def paint_video(
             its source gives nothing.
 
     Raises:
-        FaststyError: the source cannot be read, its frames change their size, or the target
-            cannot be written. Then there is no target, or still the old one.
+        FaststyError: the source cannot be read, its frames change their size, memory does not
+            suffice, or the target cannot be written. Then there is no target, or still the old one.
         StoppedError: it was stopped before a frame was painted; there is no target either.
     """
     target = Path(target)
@@ -142,9 +143,14 @@ def paint_video(
             if count == 0:
                 raise FaststyError(f"{clip.name}: there is no frame in it")
             video.finish()
-        except BaseException:
+        except BaseException as error:
             video.abandon()
-            raise
+            if not is_out_of_memory(error):
+                raise
+            raise FaststyError(
+                f"{clip.name}: not enough memory to paint {clip.width} x {clip.height}; "
+                "use a smaller size"
+            ) from error
         damage = clip.damage
         if damage is None and video.lost:
             damage = f"{video.lost} packets of its sound or subtitles are damaged"

@@ -503,6 +503,18 @@ def test_a_painter_that_fails_leaves_nothing(film, tmp_path):
     assert os.listdir(tmp_path) == ["a.mp4"]
 
 
+def test_too_little_memory_is_one_sentence_and_leaves_nothing(film, tmp_path):
+    class Large:
+        def stream(self, frames, **_):
+            yield next(iter(frames))
+            raise MemoryError
+
+    source = film("a.mp4", frames=3)
+    with pytest.raises(FaststyError, match=r"a\.mp4: not enough memory to paint 64 x 48; use a sm"):
+        paint_video(Large(), source, tmp_path / "b.mp4")
+    assert os.listdir(tmp_path) == ["a.mp4"]
+
+
 @pytest.mark.parametrize("after", [0, 2, 30])
 def test_a_full_disk_is_one_sentence_and_leaves_nothing(film, tmp_path, monkeypatch, after):
     from faststy.stylization import video
