@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageFilter
+from PIL import Image, ImageFilter, ImageStat
 from torch import Tensor
 
 from faststy import assets
@@ -425,12 +425,13 @@ def _fill_transparent(photo: Picture) -> Image.Image:
     """The photo with the colours that nobody sees set to its mean: the nets would see them."""
     if photo.alpha is None:
         return photo.rgb
-    hidden = np.asarray(photo.alpha) == 0
-    if not hidden.any() or hidden.all():
+    seen = photo.alpha.point([0] + 255 * [255])
+    if seen.getextrema() != (0, 255):  # all or nothing is seen
         return photo.rgb
-    pixels = np.array(photo.rgb)
-    pixels[hidden] = pixels[~hidden].mean(axis=0).round()
-    return Image.fromarray(pixels)
+    mean = ImageStat.Stat(photo.rgb, seen).mean
+    filled = Image.new("RGB", photo.size, tuple(map(round, mean)))
+    filled.paste(photo.rgb, mask=seen)
+    return filled
 
 
 def _masked(photo: Frame, painted: Frame, mask: Image.Image | None) -> Frame:

@@ -1,5 +1,6 @@
 """The stylizer's dials do what they say, and nothing to the photo that they do not say."""
 
+import tracemalloc
 from dataclasses import asdict
 from typing import get_type_hints
 
@@ -14,10 +15,16 @@ from faststy.nn.generator import Generator, GeneratorConfig
 from faststy.nn.plain import PlainGenerator
 from faststy.nn.repairer import Repairer
 from faststy.ops.reference import LUMA
-from faststy.pictures import read_picture
+from faststy.pictures import Picture, read_picture
 from faststy.stylization import tiles
 from faststy.stylization.realtime import Dials
-from faststy.stylization.stylizer import Stylizer, blend, mixing_weights, with_colors_of
+from faststy.stylization.stylizer import (
+    Stylizer,
+    _fill_transparent,
+    blend,
+    mixing_weights,
+    with_colors_of,
+)
 
 
 def make_model(repairer=True):
@@ -141,6 +148,20 @@ def test_invisible_colours_do_not_matter(stylizer, photo):
     other[:, 30:] = 7
     one, two = (stylizer(np.dstack([p, alpha])) for p in (photo, other))
     np.testing.assert_array_equal(np.asarray(one), np.asarray(two))
+
+
+def test_filling_what_nobody_sees_takes_no_index_of_every_pixel():
+    rng = np.random.default_rng(0)
+    rgb = rng.integers(0, 256, (300, 400, 3), np.uint8)
+    alpha = rng.integers(0, 3, (300, 400), np.uint8)
+    photo = Picture(Image.fromarray(rgb), Image.fromarray(alpha))
+    tracemalloc.start()
+    filled = _fill_transparent(photo)
+    _, most = tracemalloc.get_traced_memory()  # of Python and NumPy; Pillow holds the picture
+    tracemalloc.stop()
+    assert most < 300 * 400
+    rgb[alpha == 0] = rgb[alpha != 0].mean(axis=0).round()
+    np.testing.assert_array_equal(np.asarray(filled), rgb)
 
 
 def test_strength_goes_from_the_photo_to_the_painting(stylizer, photo):
