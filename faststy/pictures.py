@@ -152,7 +152,9 @@ def read_picture(
         name = name or "the array"
         return _from_image(_from_array(source, name), name, pixel_limit)
     if isinstance(source, Image.Image):
-        return _from_image(source, name or "the image", pixel_limit)
+        picture = _from_image(source, name or "the image", pixel_limit)
+        is_shared = picture.rgb.im is source.im
+        return picture.with_rgb(picture.rgb.copy()) if is_shared else picture
     if isinstance(source, bytes):
         return _from_stream(io.BytesIO(source), name or "the data", pixel_limit)
     if isinstance(source, str | os.PathLike):
@@ -509,12 +511,17 @@ def _to_rgb(image: Image.Image) -> tuple[Image.Image, bytes | None]:
         return _to_srgb(image.convert("L"), profile), None
     if image.mode == "RGBa":
         image = image.convert("RGBA")  # Pillow takes no direct way
-    rgb = image.copy()
-    if rgb.mode != "RGB":  # that would be another copy, of a gigabyte perhaps
+    rgb = _same_pixels(image)
+    if rgb.mode != "RGB":
         # convert() would make a matte of a transparent colour that `alpha` already holds
         rgb.info.pop("transparency", None)
         rgb = rgb.convert("RGB")
     return rgb, profile if space == b"RGB " else None
+
+
+def _same_pixels(image: Image.Image) -> Image.Image:
+    """As `copy`, but with the very same pixels, of a gigabyte perhaps; only `info` is its own."""
+    return image._new(image.im)
 
 
 def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:

@@ -141,6 +141,19 @@ def test_the_source_image_stays_as_it_was():
     assert read_picture(image).size == (4, 6)
     assert image.size == (6, 4)
     assert image.getexif()[ORIENTATION] == 6
+    image = Image.fromarray(noise(4, 6, 3))
+    image.info["transparency"] = (1, 2, 3)
+    read_picture(image).rgb.paste("red", (0, 0, 6, 4))
+    np.testing.assert_array_equal(np.asarray(image), noise(4, 6, 3))
+    assert image.info["transparency"] == (1, 2, 3)
+
+
+def test_a_file_is_held_once(monkeypatch):
+    data = encoded(Image.fromarray(noise(4, 6, 3)), "PNG")
+    monkeypatch.setattr(Image.Image, "copy", None)
+    picture = read_picture(data)
+    np.testing.assert_array_equal(np.asarray(picture.rgb), noise(4, 6, 3))
+    assert type(picture.rgb) is Image.Image  # not of PNG, which would hold the file, too
 
 
 def palette_image():
