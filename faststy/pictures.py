@@ -494,6 +494,9 @@ def _alpha(image: Image.Image) -> Image.Image | None:
         return Image.fromarray(np.where(np.asarray(image) == key, 0, 255).astype(np.uint8))
     if not image.has_transparency_data or image.mode in ("I", "F"):
         return None
+    if isinstance(key, tuple) and max(key) > 255:  # of 16 bits, of which Pillow keeps the upper 8
+        image = _same_pixels(image)
+        image.info["transparency"] = tuple(part >> 8 for part in key)
     return image.convert("RGBA").getchannel("A")
 
 

@@ -42,8 +42,8 @@ def encoded(image, format, **options):
     return buffer.getvalue()
 
 
-def png_16_bit(array, color_type):
-    """Pillow writes no 16-bit colour; this does. array: uint16 [H, W, C]."""
+def png_16_bit(array, color_type, key=None):
+    """Pillow writes no 16-bit colour; this does. array: uint16 [H, W, C], key: transparent [C]."""
 
     def chunk(kind, data):
         return (
@@ -53,7 +53,10 @@ def png_16_bit(array, color_type):
     height, width = array.shape[:2]
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in array)
     header = struct.pack(">IIBBBBB", width, height, 16, color_type, 0, 0, 0)
-    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    chunks = chunk(b"IHDR", header)
+    if key is not None:
+        chunks += chunk(b"tRNS", np.array(key, ">u2").tobytes())
+    chunks += chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + chunks
 
 
@@ -176,8 +179,14 @@ def palette_image():
             encoded(Image.fromarray(np.array([[700, 701]], np.uint16)), "PNG", transparency=700),
             [[0, 255]],
         ),
+        (
+            png_16_bit(
+                np.array([[[700, 65000, 9], [700, 60000, 9]]], np.uint16), 2, (700, 65000, 9)
+            ),
+            [[0, 255]],
+        ),
     ],
-    ids=["RGBA", "LA", "palette", "gif", "RGB key", "grey key", "16-bit key"],
+    ids=["RGBA", "LA", "palette", "gif", "RGB key", "grey key", "16-bit key", "16-bit RGB key"],
 )
 def test_transparency_of_every_kind(data, alpha):
     picture = read_picture(data)
