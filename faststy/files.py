@@ -30,9 +30,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
                 os.fsync(file.fileno())
             os.replace(temporary, path)
         except OSError as error:
-            alone = error.errno in (errno.ENAMETOOLONG, errno.EINVAL)  # another name would do
-            kind = FaststyError if alone else UnwritableError
-            raise kind(f"{path}: cannot be written ({error.strerror or error})") from error
+            raise _unwritable(path, error) from error
 
 
 @contextmanager
@@ -65,6 +63,38 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, data)
 
 
+def target_at(path: str | os.PathLike[str]) -> Path:
+    """`path`, absolute and without links, where a file may be written; makes its folder.
+
+    Raises FaststyError for a folder, and for pipes and devices, which are never replaced;
+    UnwritableError when the folder cannot be made.
+    """
+    try:
+        target = Path(path).resolve()
+        if target.is_dir():
+            raise FaststyError(f"{os.fspath(path)}: is a folder; name a file in it")
+        if target.exists() and not target.is_file():
+            raise FaststyError(f"{os.fspath(path)}: not a regular file")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return target
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: links in a circle
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: str | os.PathLike[str], error: Exception) -> FaststyError:
+    # Another name would do for these; ValueError: a null byte.
+    alone = getattr(error, "errno", None) in (errno.ENAMETOOLONG, errno.EINVAL)
+    kind = FaststyError if alone or isinstance(error, ValueError) else UnwritableError
+    return kind(f"{os.fspath(path)}: cannot be written ({reason_of(error)})")
+
+
+def reason_of(error: BaseException) -> str:
+    """Why the system refused, in its words but without the path."""
+    if isinstance(error, FileExistsError):  # the way mkdir says it
+        return "a part of the path is a file, not a folder"
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
 def check_output(path: Path, inputs: Iterable[Path] = (), *, makes_folders: bool = False) -> None:
     """Find out before the work whether `path` can be written after it.
 
@@ -90,7 +120,7 @@ def check_output(path: Path, inputs: Iterable[Path] = (), *, makes_folders: bool
         elif not os.access(folder, os.W_OK | os.X_OK):
             reason = "no permission"
     except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: links in a circle
-        reason = getattr(error, "strerror", None) or str(error)
+        reason = reason_of(error)
     if reason is not None:
         raise FaststyError(f"{path}: cannot be written ({reason})")
 

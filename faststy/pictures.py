@@ -19,7 +19,7 @@ import numpy.typing as npt
 from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from faststy.errors import FaststyError
-from faststy.files import write_bytes
+from faststy.files import reason_of, target_at, write_bytes
 
 PIXEL_LIMIT = 300_000_000
 """Largest picture that is read, in pixels: a file of a few bytes can claim any size."""
@@ -163,7 +163,7 @@ def read_picture(
             with open(source, "rb") as file:
                 return _from_stream(file, name, pixel_limit)
         except (OSError, ValueError) as error:  # ValueError: a path with a null byte
-            raise FaststyError(f"{name}: cannot be read ({_reason(error)})") from error
+            raise FaststyError(f"{name}: cannot be read ({reason_of(error)})") from error
     if hasattr(source, "read"):
         return _from_stream(source, name or "the stream", pixel_limit)
     raise TypeError(
@@ -213,16 +213,7 @@ def write_data(data: bytes, path: str | os.PathLike[str]) -> None:
 
     A link stays a link; folders and devices are never replaced. Raises FaststyError.
     """
-    try:
-        target = Path(path).resolve()
-        if target.is_dir():
-            raise FaststyError(f"{os.fspath(path)}: is a folder; name a file in it")
-        if target.exists() and not target.is_file():
-            raise FaststyError(f"{os.fspath(path)}: not a regular file")
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: links in a circle
-        raise FaststyError(f"{os.fspath(path)}: cannot be written ({_reason(error)})") from error
-    write_bytes(target, data)
+    write_bytes(target_at(path), data)
 
 
 def format_of(path: str | os.PathLike[str]) -> str:
@@ -320,7 +311,7 @@ def list_pictures(
                 and not _is_special(Path(where, name))
             ]
     except (OSError, ValueError) as error:
-        raise FaststyError(f"{os.fspath(folder)}: cannot be read ({_reason(error)})") from error
+        raise FaststyError(f"{os.fspath(folder)}: cannot be read ({reason_of(error)})") from error
     if not found:
         raise FaststyError(f"{os.fspath(folder)}: no pictures in this folder")
     return sorted(found)
@@ -352,13 +343,6 @@ def heat_map(values: npt.NDArray[np.floating]) -> Image.Image:
     table = np.stack([np.interp(np.arange(256), places, stops[:, c]) for c in range(3)], axis=1)
     levels = np.rint(np.clip(np.nan_to_num(values), 0, 1) * 255).astype(np.uint8)
     return Image.fromarray(np.rint(table).astype(np.uint8)[levels])
-
-
-def _reason(error: BaseException) -> str:
-    """Why the system refused, in its words but without the path."""
-    if isinstance(error, FileExistsError):  # the way mkdir says it
-        return "a part of the path is a file, not a folder"
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def _from_array(array: npt.NDArray[np.uint8], name: str) -> Image.Image:

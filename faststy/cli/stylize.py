@@ -141,8 +141,9 @@ def command(
     several inputs lie in that folder under their own names. Formats that are read but not written
     become PNG. An input is never overwritten.
 
-    Pictures that cannot be read are skipped and listed. Exit status: 0 when all were painted,
-    1 when some were skipped, 2 when nothing could be painted or written, 130 after Ctrl-C.
+    Pictures that cannot be read, or written under their name, are skipped and listed. Exit status:
+    0 when all were painted, 1 when some were skipped, 2 when nothing could be painted or written,
+    130 after Ctrl-C.
 
     \b
     faststy stylize photo.jpg --style ink
@@ -184,6 +185,7 @@ def command(
                     if painted_size is not None:
                         seconds = time.perf_counter() - start
                         summary.painted.append(_entry(job, painted_size, seconds))
+                        _tell_what_is_left_out(job)
                         continue
                 source = io.BytesIO(sys.stdin.buffer.read()) if job.source is None else job.source
                 if isinstance(source, io.BytesIO) or not job.is_piped:
@@ -217,6 +219,9 @@ def command(
                 heat = (
                     encode_picture(heat_map(lost), "PNG") if save_map and lost is not None else None
                 )
+                _write(job.target, data)
+                if heat is not None:
+                    _write(job.map_target, heat)
             except UnwritableError:  # it ends the run: the next one would fare no better
                 raise
             except FaststyError as error:
@@ -224,10 +229,7 @@ def command(
                     raise
                 summary.skipped.append({"input": job.name, "reason": str(error)})
                 continue
-            _write(job.target, data)
             _tell_what_is_left_out(job)
-            if heat is not None:
-                _write(job.map_target, heat)
             summary.painted.append(_entry(job, painting.picture.size, time.perf_counter() - start))
     except KeyboardInterrupt:
         stopped = True

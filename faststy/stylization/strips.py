@@ -20,7 +20,7 @@ from PIL import ExifTags, Image
 from torch import Tensor
 
 from faststy.errors import FaststyError
-from faststy.files import replacing, scratch, without_links
+from faststy.files import replacing, scratch, target_at
 from faststy.pictures import format_of, kept_exif, without_pillow_limit
 from faststy.stylization import tiles
 from faststy.stylization.statistics import is_flat
@@ -145,12 +145,11 @@ def paint_file(
     """
     stroke = dials.get("stroke") or stroke_for(*picture.size)
     dials["stroke"] = stroke
-    halo, folder = stylizer.halo(picture.size, **dials), without_links(target).parent
+    halo, place = stylizer.halo(picture.size, **dials), target_at(target)
     limit = tiles.limit(memory, stylizer.device)
     side = side_within(limit, halo, picture.size[0])
     painter = stylizer.painter(**dials)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(without_links(target)) as file, scratch(folder) as raw:
+    with replacing(place) as file, scratch(place.parent) as raw:
 
         def attempt(side: int | None) -> None:
             assert side is not None
@@ -220,8 +219,10 @@ class _Reader:
 
         self._picture = picture
         try:
-            image = pyvips.Image.new_from_file(
-                str(picture.path), access="sequential", fail_on="truncated"
+            # As bytes: names need not be Unicode. As a source: they may end like libvips' options.
+            source = pyvips.Source.new_from_file(os.fsencode(picture.path))
+            image = pyvips.Image.new_from_source(
+                source, "", access="sequential", fail_on="truncated"
             )
             if image.format == "ushort":  # 16 bits, of which Pillow, too, takes the upper ones
                 image = image.cast("uchar", shift=True)
@@ -262,7 +263,7 @@ def _encode(raw: Path, picture: Large, format: str, descriptor: int) -> None:
     if format == "TIFF" and width * height * 3 > 1 << 31:
         options["bigtiff"] = True
     try:
-        image = pyvips.Image.rawload(os.fspath(raw), width, height, 3, access="sequential")
+        image = pyvips.Image.rawload(os.fsencode(raw), width, height, 3, access="sequential")
         image = image.copy(interpretation="srgb")
         for name, data in (("icc-profile-data", picture.icc_profile), ("exif-data", picture.exif)):
             if data is not None:

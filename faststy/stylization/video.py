@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from faststy.errors import FaststyError
-from faststy.files import replacing, without_links
+from faststy.files import replacing, target_at
 from faststy.stylization.clips import StoppedError, open_clip
 from faststy.stylization.stylizer import Style, Stylizer
 from faststy.stylization.video_file import VideoFile
@@ -106,15 +106,12 @@ def paint_video(
     target = Path(target)
     if not target.parent.is_dir():
         raise FaststyError(f"{target}: the folder {target.parent} does not exist")
-    if target.is_dir():
-        raise FaststyError(f"{target}: is a folder; name a file in it")
-    if target.exists() and not target.is_file():
-        raise FaststyError(f"{target}: not a regular file")
+    place = target_at(target)
     with (
         closing(
             open_clip(source, name=name, size=size, start=start, end=end, rate=rate, stop=stop)
         ) as clip,
-        replacing(without_links(target)) as file,
+        replacing(place) as file,
     ):
         painted = stylizer.stream(
             clip.frames(),

@@ -361,6 +361,26 @@ def test_full_disk_ends_the_run(photos, model):
     assert files("out") == []
 
 
+def test_a_painting_that_cannot_be_written_is_skipped(photos, model, faststy):
+    Path("out/a.png").mkdir(parents=True)
+    status, out, err = faststy("stylize", "photos", "-o", "out", "-m", model, "--json")
+    reason = "out/a.png: is a folder; name a file in it"
+    assert status == 1
+    assert json.loads(out)["skipped"] == [{"input": "photos/a.png", "reason": reason}]
+    assert f"skipped 1 of 2 pictures:\n  {reason}\n" in err
+    assert files("out") == ["sub/b.jpg"]
+
+
+def test_a_folder_that_cannot_be_made_ends_the_run(photos, model, faststy, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    fails_with(
+        faststy("stylize", "photos", "-o", "out", "-m", model), "out/a.png: cannot be written"
+    )
+
+
 def test_without_a_model_the_bundled_styles_paint(photos, faststy):
     status, out, _ = faststy("stylize", "photos/a.png", "--style", "ink", "-o", "ink.png", "--json")
     assert status == 0
@@ -523,6 +543,15 @@ def test_what_is_left_of_an_animation_is_told(photos, model, faststy):
     assert "a.gif: of its 6 pictures the first is painted; faststy video paints all\n" in err
     assert "a.tif: of its 6 pictures the first is painted\n" in err
     assert faststy("stylize", "c.gif", "-o", "c.png", "-m", model)[2] == ""
+
+
+@pytest.mark.skipif(not strips.is_available(), reason="libvips is not installed")
+def test_pages_that_are_left_out_are_told_in_strips_too(photos, model, faststy):
+    page = Image.new("RGB", (1100, 1024), "red")
+    page.save("a.tif", save_all=True, append_images=[page])
+    status, _, err = faststy("stylize", "a.tif", "-o", "o.png", "-m", model, "--memory", "500M")
+    assert status == 0
+    assert "a.tif: of its 2 pictures the first is painted\n" in err
 
 
 @pytest.mark.parametrize("option", ["--strength", "--repair"])

@@ -1,6 +1,8 @@
 """A picture from file to file in strips is the same picture painted in memory in tiles."""
 
 import itertools
+import os
+import sys
 from dataclasses import asdict
 
 import numpy as np
@@ -18,6 +20,7 @@ from faststy.stylization.stylizer import Stylizer
 
 SIZE = (1090, 1111)
 TOO_LITTLE = 1  # bytes: the smallest tiles
+needs_any_name = pytest.mark.skipif(sys.platform != "linux", reason="names are Unicode")
 needs_libvips = pytest.mark.skipif(not strips.is_available(), reason="libvips is not installed")
 
 
@@ -152,6 +155,32 @@ def test_a_damaged_picture_leaves_nothing(stylizer, save, tmp_path):
         strips.paint_file(stylizer, picture, tmp_path / "b.png", memory=TOO_LITTLE)
     assert (tmp_path / "b.png").read_bytes() == b"old"
     assert len(list(tmp_path.iterdir())) == 2
+
+
+@needs_libvips
+@pytest.mark.parametrize("name", [b"a[1]", pytest.param(b"\xff", marks=needs_any_name)])
+def test_names_of_every_kind(stylizer, photo, tmp_path, name):
+    folder = tmp_path / os.fsdecode(name)
+    folder.mkdir()
+    path, target = folder / f"{folder.name}.png", folder / f"b{folder.name}.png"
+    photo.save(path)
+    path = path.rename(path.with_suffix(""))
+    strips.paint_file(stylizer, strips.look_at(path, target), target, memory=TOO_LITTLE)
+    with Image.open(target) as painted:
+        assert painted.size == SIZE
+
+
+@needs_libvips
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes")
+def test_pipes_and_files_in_the_way_stay(stylizer, save, tmp_path):
+    picture = strips.look_at(save("a.png"), tmp_path / "b.png")
+    os.mkfifo(tmp_path / "b.png")
+    with pytest.raises(FaststyError, match=r"b\.png: not a regular file"):
+        strips.paint_file(stylizer, picture, tmp_path / "b.png", memory=TOO_LITTLE)
+    assert (tmp_path / "b.png").is_fifo()
+    with pytest.raises(FaststyError, match="a part of the path is a file, not a folder"):
+        strips.paint_file(stylizer, picture, tmp_path / "a.png" / "b.png", memory=TOO_LITTLE)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.png", "b.png"]
 
 
 def test_what_cannot_be_read_in_strips(photo, save, tmp_path):
