@@ -49,6 +49,7 @@ SLOWEST, FASTEST = 0.01, 1000
 LONGEST = 1e9
 """Seconds, the latest start and end: 31 years, which FFmpeg's 64 bits of microseconds hold."""
 
+_DISCARDED = 48  # AVDISCARD_ALL of FFmpeg: what holds chapters, for instance
 _NO_TIMES = 0x80  # AVFMT_NOTIMESTAMPS of FFmpeg: packets and nothing else, as .h264
 _POLL = 0.1  # seconds from one look at the wish to stop to the next, while a pipe gives nothing
 _COPIED = ("audio", "subtitle")
@@ -240,10 +241,18 @@ class VideoClip(Clip):
         self._reading = threading.Lock()
         try:
             self.stream = self._stream = _video_stream(file, name)
-            others = [stream for stream in _videos(file) if stream is not self._stream]
+            self._others = [
+                stream
+                for stream in file.streams
+                if stream is not self._stream and stream.type not in _COPIED
+            ]
             self._stream.thread_type = threads
             self._prepare(size, start, end)
-            self.left_out += tuple(f"video stream {other.index}" for other in others)
+            self.left_out += tuple(
+                f"{other.type} stream {other.index}{', a cover' if _is_cover(other) else ''}"
+                for other in self._others
+                if getattr(other, "discard", 0) != _DISCARDED
+            )
         except BaseException:
             self.close()
             raise
@@ -414,9 +423,9 @@ class VideoClip(Clip):
             return
         if self.damage is None and self._undecodable:
             self.damage = f"{self._undecodable} of its frames or packets are damaged"
-        whole = self._file.format.name.split(",")[0] in _KNOW_THEIR_LENGTH
-        if self.damage is None and whole and self._file.duration:
-            length = Fraction(self._file.duration, av.time_base) - self._start
+        whole = self._whole_length()
+        if self.damage is None and whole:
+            length = whole - self._start
             wanted = length if self.length is None else min(length, self.length)
             # Some formats count from the first frame, others what lies before it, too.
             late = max(self.offset - self._start, Fraction(0))
@@ -425,6 +434,25 @@ class VideoClip(Clip):
                     f"it is cut off at {float(self._seen + self._start):.1f} s "
                     f"of {float(length + self._start):.1f} s"
                 )
+
+    def _whole_length(self) -> Fraction | None:
+        """Seconds that the streams that are read go on, as the header says; None: it does not."""
+        if self._file.format.name.split(",")[0] not in _KNOW_THEIR_LENGTH:
+            return None
+        if not self._file.duration:
+            return None
+        length, begin = Fraction(self._file.duration, av.time_base), self.offset - self._start
+        read = [self._stream, *(s for s in self._file.streams if s.type in _COPIED)]
+        ends = [
+            ((stream.start_time or 0) + stream.duration) * stream.time_base - begin
+            for stream in read
+            if stream.duration and stream.time_base
+        ]
+        if ends:
+            return min(length, max(ends))
+        # It may be that of a stream that is not read; pictures and fonts have none.
+        still = all(other.type == "attachment" or _is_cover(other) for other in self._others)
+        return length if still else None
 
     def _expected(self) -> int | None:
         stream, length = self._stream, None
@@ -630,8 +658,11 @@ def _has_lost_its_index(source: str | BinaryIO | _Pipe) -> bool:
 
 def _videos(container: av.container.InputContainer) -> list[av.VideoStream]:
     """The streams that move: the cover of a song does not."""
-    cover = av.stream.Disposition.attached_pic
-    return [stream for stream in container.streams.video if not stream.disposition & cover]
+    return [stream for stream in container.streams.video if not _is_cover(stream)]
+
+
+def _is_cover(stream: av.stream.Stream) -> bool:
+    return bool(stream.disposition & av.stream.Disposition.attached_pic)
 
 
 def _video_stream(container: av.container.InputContainer, name: str) -> av.VideoStream:

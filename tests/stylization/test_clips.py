@@ -16,6 +16,7 @@ from faststy.stylization.clips import BT709, StoppedError, open_clip
 
 RED, GREEN, BLUE, WHITE = [200, 40, 40], [40, 180, 40], [40, 40, 190], [210, 210, 200]
 PICTURE = np.array([[RED, GREEN], [BLUE, WHITE]])
+DEFAULT = av.stream.Disposition.default
 
 
 def read(source, **options):
@@ -261,6 +262,20 @@ def test_another_video_in_the_file_is_told(tmp_path):
     assert read(path)[2].left_out == ("video stream 1",)
 
 
+def test_covers_and_attachments_are_told(tmp_path):
+    cover = io.BytesIO()
+    Image.new("RGB", (32, 32)).save(cover, "JPEG")
+    path = str(tmp_path / "a.mkv")
+    with av.open(path, "w") as file:
+        video = file.add_stream("ffv1", rate=25)
+        video.width, video.height, video.pix_fmt = 32, 32, "yuv420p"
+        file.add_attachment("cover.jpg", "image/jpeg", cover.getvalue())
+        file.add_attachment("font.ttf", "font/ttf", b"letters")
+        frame = av.VideoFrame.from_ndarray(np.zeros((48, 32), np.uint8), "yuv420p")
+        file.mux([*video.encode(frame), *video.encode()])
+    assert read(path)[2].left_out == ("video stream 1, a cover", "attachment stream 2")
+
+
 def test_a_video_takes_no_rate(film):
     with pytest.raises(FaststyError, match=r"a\.mkv: a video has its own rate"):
         read(film("a.mkv", frames=2), rate=25)
@@ -310,6 +325,24 @@ def test_a_film_that_is_whole_is_not_called_cut_off(tmp_path):
         _, found, clip = read(tmp_path / name)
         assert found == [(time - times[0]) / 100 for time in times]
         assert clip.damage is None
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
+def test_a_longer_stream_that_nobody_reads_is_no_damage(film, name):
+    one, two = film(f"one-{name}", frames=10), film(f"two-{name}", frames=100)
+    path = one.with_name(name)
+    with av.open(str(one)) as short, av.open(str(two)) as long, av.open(str(path), "w") as file:
+        for old in (short, long):
+            stream = file.add_stream_from_template(old.streams.video[0])
+            stream.disposition = DEFAULT if old is short else av.stream.Disposition(0)
+        for old, stream in zip((short, long), file.streams, strict=True):
+            for packet in old.demux(video=0):
+                if packet.dts is not None:
+                    packet.stream = stream
+                    file.mux(packet)
+    frames, _, clip = read(path)
+    assert len(frames) == 10
+    assert clip.damage is None
 
 
 def test_a_part_of_a_film_without_times(film):

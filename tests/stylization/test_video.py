@@ -432,6 +432,8 @@ def test_chapters_are_those_of_the_part(film, tmp_path, suffix, start, end, expe
     np.testing.assert_allclose(np.array(times, float), expected, atol=0.002)
     last = f"part {2 if end is None or end > 0.8 else len(expected) - 1}"
     assert chapters[-1]["metadata"]["title"] == last
+    again = paint_video(Echo(), tmp_path / f"b{suffix}", tmp_path / "c.mkv")
+    assert again.left_out == ()  # though .mp4 has a stream for its chapters
 
 
 def test_films_that_cannot_be_painted_are_one_sentence_and_leave_nothing(film, tmp_path):
