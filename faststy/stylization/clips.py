@@ -49,6 +49,7 @@ SLOWEST, FASTEST = 0.01, 1000
 LONGEST = 1e9
 """Seconds, the latest start and end: 31 years, which FFmpeg's 64 bits of microseconds hold."""
 
+_UNSPECIFIED = 2  # matrix of a frame
 _DISCARDED = 48  # AVDISCARD_ALL of FFmpeg: what holds chapters, for instance
 _NO_TIMES = 0x80  # AVFMT_NOTIMESTAMPS of FFmpeg: packets and nothing else, as .h264
 _POLL = 0.1  # seconds from one look at the wish to stop to the next, while a pipe gives nothing
@@ -338,6 +339,8 @@ class VideoClip(Clip):
                 "use --start and --end to paint the parts one by one"
             )
         width, height = self._size
+        if frame.colorspace == _UNSPECIFIED:
+            frame.colorspace = self.colors.matrix
         rgb = self._to_rgb.reformat(
             frame, width, height, "rgb24", interpolation=Interpolation.LANCZOS
         )
@@ -682,7 +685,10 @@ def _video_stream(container: av.container.InputContainer, name: str) -> av.Video
 def _colors_of(frame: av.VideoFrame) -> Colors:
     if frame.format.is_rgb or frame.format.has_palette:
         return BT709
-    return Colors(frame.colorspace, frame.color_range, frame.color_primaries, frame.color_trc)
+    matrix = int(frame.colorspace)
+    if matrix == _UNSPECIFIED:  # as players take it: BT.709 for HD, else BT.601
+        matrix = 1 if frame.height > 576 or frame.width >= 1280 else 5
+    return Colors(matrix, frame.color_range, frame.color_primaries, frame.color_trc)
 
 
 def _beyond_rgb24(frame: av.VideoFrame) -> tuple[str, ...]:

@@ -77,6 +77,20 @@ def test_colours_of_every_matrix_and_range(tmp_path, matrix, red, blue, range):
     assert (clip.colors.matrix, clip.colors.range, clip.colors.primaries) == (matrix, range, matrix)
 
 
+@pytest.mark.parametrize(
+    ("size", "matrix"), [((64, 48), 5), ((720, 576), 5), ((768, 578), 1), ((1280, 544), 1)]
+)
+def test_colours_of_no_matrix_are_those_that_players_show(film, size, matrix):
+    source = film("a.mkv", frames=1, size=size, colors=(matrix, 1, 2, 2), codec="ffv1")
+    data = source.read_bytes()
+    told = bytes([0x55, 0xB1, 0x81, matrix])  # MatrixCoefficients of Matroska
+    assert told in data
+    source.write_bytes(data.replace(told, told[:-1] + b"\2"))
+    frames, _, clip = read(source)
+    assert clip.colors.matrix == matrix
+    assert_close(quadrants(frames[0]), PICTURE)
+
+
 def test_rgb_films_become_bt709(film):
     frames, _, clip = read(film("a.mkv", frames=1, codec="ffv1", pixels="bgr0"))
     assert_close(quadrants(frames[0]), PICTURE, atol=0)

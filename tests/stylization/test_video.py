@@ -115,6 +115,13 @@ def test_colours_and_their_meaning_stay(film, tmp_path, colors):
     assert np.abs(rgb(frame) - rgb(frames_of(source)[0][1]))[8:16, 8:16].max() <= 6
 
 
+def test_colours_of_no_matrix_are_written_with_the_one_that_was_taken(film, tmp_path):
+    paint_video(Echo(), film("a.mp4", frames=2), tmp_path / "b.mp4", crf=5)
+    before, after = (frames_of(tmp_path / name)[0][1] for name in ("a.mp4", "b.mp4"))
+    assert (before.colorspace, after.colorspace) == (2, 5)
+    assert np.abs(rgb(after) - rgb(before))[8:16, 8:16].max() <= 6
+
+
 def test_a_turned_film_is_written_upright(film, tmp_path):
     source = film("a.mov", frames=2, turn=90)
     report = paint_video(Echo(), source, tmp_path / "b.mov")
