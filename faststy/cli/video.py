@@ -170,7 +170,9 @@ def _target(source: str, out: str | None, label: str) -> Path:
             name = "standard input" if source == STREAM else source
             raise FaststyError(f"{name} has no name; name the output by -o painted.mp4")
         return Path(out)
-    path = without_links(Path(source))
+    path = Path(source)
+    if path.is_dir():
+        path = without_links(path)  # . and .. have names, too
     suffix = path.suffix.lower() if path.suffix.lower() in FORMATS else ".mp4"
     stem = path.name if path.is_dir() else re.sub(r"[_.-]*%\d*d", "", path.stem)
     if out is None:

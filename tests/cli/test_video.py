@@ -118,6 +118,9 @@ def test_names_without_o(film, model, faststy):
         film(name, frames=10)
         assert faststy(name, "-m", model)[0] == 0
         assert Path(expected).is_file()
+    Path("link.mkv").symlink_to("a.mkv")
+    assert faststy("link.mkv", "-m", model)[0] == 0
+    assert Path("link_rain.mkv").is_file()
     Path("out").mkdir()
     assert faststy("a.mkv", "-m", model, "-o", "out")[0] == 0
     assert Path("out/a.mkv").is_file()
