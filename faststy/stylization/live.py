@@ -60,11 +60,6 @@ class Shown:
         """A JPEG file, twice as high: the frame above its painting."""
         return _jpeg(np.concatenate([self.before, self.after]))
 
-    @cached_property
-    def painting(self) -> bytes:
-        """A JPEG file of the painting."""
-        return _jpeg(self.after)
-
 
 class Live:
     """Paints the newest of the frames that come, as long as someone looks.

@@ -165,14 +165,13 @@ class _Handler(BaseHTTPRequestHandler):
                 facts = {"X-Painting": str(int(live.is_painting))}
                 self._answer(b"", None, HTTPStatus.NO_CONTENT, more=facts)
             return
-        both = query.get("both") == ["1"]
         facts = {
             "X-Number": str(shown.number),
             "X-Captured": f"{1000 * shown.captured:.0f}",
             "X-Dropped": str(shown.dropped),
             "X-Fps": f"{shown.fps:.1f}",
         }
-        self._answer(shown.both if both else shown.painting, "image/jpeg", more=facts)
+        self._answer(shown.both, "image/jpeg", more=facts)
 
     def _answer_json(self, values: dict[str, Any], status: HTTPStatus = HTTPStatus.OK) -> None:
         # In ASCII: a name may hold half a surrogate pair, which UTF-8 has not.

@@ -144,7 +144,8 @@ class FramePainter:
             self.set(half_life=math.inf)
             self._make_net(self._settings.style)
             self._held, self._stale = True, False
-            self._start(frames.to(self.stylizer.device), self._settings)
+            stroke = self._settings.stroke_of(frames[0])
+            self._start_small(strokes.shrink(frames.to(self.stylizer.device), stroke))
 
     def reset(self) -> None:
         """Forgets the statistics, as after a jump in time."""

@@ -29,7 +29,7 @@ class VideoReport:
 
     Attributes:
         frames: how many were painted.
-        seconds: how long that took, from the first to the last frame.
+        seconds: how long that took, from the first frame on, with the encoder's end.
         width, height: of the frames that were written.
         rate: frames per second of the video.
         encoder: FFmpeg's name of the one that wrote it.

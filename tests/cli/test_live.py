@@ -61,7 +61,7 @@ def test_it_paints_until_ctrl_c(film, model):
     connection = http.client.HTTPConnection("127.0.0.1", int(port), timeout=60)
     connection.request("GET", "/frame?after=0")
     picture = Image.open(io.BytesIO(connection.getresponse().read()))
-    assert picture.size == (43, 32)
+    assert picture.size == (43, 64)  # the frame above its painting
     running.send_signal(signal.SIGINT)
     out, err = running.communicate(timeout=60)
     assert (running.returncode, out, err) == (0, "", "")
