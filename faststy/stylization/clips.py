@@ -14,7 +14,7 @@ import tempfile
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from fractions import Fraction
@@ -31,6 +31,7 @@ from faststy.errors import FaststyError
 from faststy.pictures import frames_in, list_pictures, read_picture, scale_down
 
 Packet: TypeAlias = "av.Packet[av.stream.Stream]"
+IsLate: TypeAlias = Callable[[Fraction], bool]
 
 # Tags that are no UTF-8 refuse no film; from 19 on PyAV sees to it.
 METADATA: dict[str, Any] = (
@@ -118,8 +119,10 @@ class Clip(ABC):
         self.times: deque[Fraction] = deque()
 
     @abstractmethod
-    def frames(self) -> Iterator[npt.NDArray[np.uint8]]:
+    def frames(self, is_late: IsLate = lambda time: False) -> Iterator[npt.NDArray[np.uint8]]:
         """The frames, uint8 ``[H, W, 3]``; each one's time is in `times` before it is given.
+
+        `is_late` is asked about each, by its time; those that are late are left out.
 
         Raises FaststyError for a frame of another size.
         """
@@ -299,13 +302,14 @@ class VideoClip(Clip):
         self.left_out = _beyond_rgb24(frame)
         self.count = self._expected()
 
-    def frames(self) -> Iterator[npt.NDArray[np.uint8]]:
+    def frames(self, is_late: IsLate = lambda time: False) -> Iterator[npt.NDArray[np.uint8]]:
         while True:
             with self._reading:
                 found, self._first = self._first or next(self._decoded, None), None
             if found is None:
                 return
-            yield self._take(*found)
+            if not is_late(found[0]):
+                yield self._take(*found)
 
     def close(self) -> None:
         # A thread may still wait for a pipe to give something: then the file is left to it.
@@ -503,8 +507,10 @@ class PictureClip(Clip):
             )
         self.count = len(self._paths)
 
-    def frames(self) -> Iterator[npt.NDArray[np.uint8]]:
+    def frames(self, is_late: IsLate = lambda time: False) -> Iterator[npt.NDArray[np.uint8]]:
         for i, path in enumerate(self._paths):
+            if is_late(i / self.rate):
+                continue
             try:
                 picture = read_picture(path).in_srgb()
             except FaststyError as error:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import closing
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cached_property
 from typing import Any
 
@@ -30,6 +31,8 @@ IDLE = 3.0
 """Seconds without anyone who looks, after which nothing is painted."""
 RETRY, RETRY_MOST = 1.0, 5.0
 """Seconds before a lost camera is opened again: doubled by each try in vain, and at most."""
+LONGEST_GAP = 0.25
+"""Seconds in which a film that is decoded too slowly shows a frame all the same."""
 PATIENCE = 20.0
 """Seconds in which the first frame must come."""
 SPEED_OVER = 1.0
@@ -242,16 +245,25 @@ def thumbnails(stylizer: Stylizer, picture: Frame, side: int = 96) -> list[bytes
 
 
 def in_real_time(open_again: Callable[[], Clip]) -> Iterator[Frame]:
-    """The frames of a clip, each at its time, over and over; a single one is read only once."""
+    """The frames of a clip, each at its time, over and over; a single one is read only once.
+
+    Those whose time has passed are left out, for LONGEST_GAP seconds at most.
+    """
+    count, begin, shown, pause = 0, 0.0, 0.0, 0.0
+
+    def is_late(at: Fraction) -> bool:
+        nonlocal count
+        count += 1
+        return begin + float(at) + pause < time.monotonic() < shown + LONGEST_GAP
+
     while True:
         count = 0
         with closing(open_again()) as clip:
             begin = shown = time.monotonic()
             pause = 1 / float(clip.rate)
-            for frame in clip.frames():
-                count += 1
-                shown = begin + float(clip.times.popleft())
-                time.sleep(max(0.0, shown - time.monotonic()))
+            for frame in clip.frames(is_late):
+                time.sleep(max(0.0, begin + float(clip.times.popleft()) - time.monotonic()))
+                shown = time.monotonic()
                 clip.packets.clear()  # nobody hears the sound
                 yield frame
         time.sleep(max(0.0, shown + pause - time.monotonic()))  # the last one has its time, too

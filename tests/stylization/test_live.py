@@ -389,6 +389,17 @@ def test_the_last_frame_of_a_film_has_its_time_too(film, clock):
     np.testing.assert_allclose(times, np.arange(37) / 25, atol=1e-6)
 
 
+def test_frames_of_a_film_whose_time_has_passed_are_left_out(film, clock):
+    path = film("a.mp4", frames=12, rate=25)
+    every = list(open_clip(path).frames())
+    frames = in_real_time(lambda: open_clip(path))
+    np.testing.assert_array_equal(next(frames), every[0])
+    clock[0] += 0.21  # as if it took that long to decode
+    np.testing.assert_array_equal(next(frames), every[5])
+    clock[0] += 9  # then something is shown all the same
+    np.testing.assert_array_equal(next(frames), every[6])
+
+
 def test_a_photo_is_no_faster_than_a_film(tmp_path, clock):
     Image.new("RGB", (32, 24), "red").save(tmp_path / "a.jpg")
     opened = []
