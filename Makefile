@@ -1,7 +1,7 @@
 # make dev      .venv with everything in it, faststy installed editable
 # make demo     train a bundled style for three minutes, paint the bundled photos with it;
 #               make demo STYLE=painting.jpg SECONDS=600 for another
-# make test     the tests, a quarter of an hour; make test ARGS='-k gram' for some of them
+# make test     the tests, ten minutes; make test ARGS='-k gram' for some of them
 # make lint     ruff and mypy
 # make sanitize the tests of the ops with the C++ code checked by ASan and UBSan
 # make bench    all benchmarks, 15 minutes; results, charts and tables go to benchmarks/

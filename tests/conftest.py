@@ -17,8 +17,8 @@ def pytest_configure() -> None:
     """Programs that tests start can be interrupted, even where pytest runs in the background; block
     sizes that somebody measured on this machine play no part."""
     os.environ["FASTSTY_TUNED"] = os.path.join(os.devnull, "none")
-    if "PYTEST_XDIST_WORKER" in os.environ:  # threads that wait take no time from other processes
-        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    if "PYTEST_XDIST_WORKER" in os.environ:  # several threads each would wait for each other
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
