@@ -280,7 +280,7 @@ def list_pictures(
 ) -> list[Path]:
     """The picture files in `folder`, by suffix, in sorted order.
 
-    With `foreign` also those of formats that cannot be read, so that it can be told of each.
+    With `foreign` also those of formats that cannot be read, and folders, to be told of each.
 
     Hidden ones are left out, and what is no file, as a pipe, whose reader may wait for ever; so are
     folders below in which a training or a sweep shows what it has learned.
@@ -289,16 +289,20 @@ def list_pictures(
         FaststyError: no such folder, no permission, or no picture in it.
     """
 
-    def stop(error: OSError) -> None:
-        raise error
-
     found: list[Path] = []
+
+    def tell(error: OSError) -> None:
+        below = Path(error.filename)
+        if not foreign or below == Path(folder):
+            raise error
+        found.append(below)
+
     suffixes = _READABLE_SUFFIXES + (_FOREIGN_SUFFIXES if foreign else ())
     try:
         if not Path(folder).is_dir():
             os.stat(folder)
             raise FaststyError(f"{os.fspath(folder)}: not a folder")
-        for where, folders, names in os.walk(folder, onerror=stop):
+        for where, folders, names in os.walk(folder, onerror=tell):
             if Path(where) != Path(folder) and _is_of_a_run(names):
                 folders.clear()
                 continue
@@ -311,7 +315,8 @@ def list_pictures(
                 and not _is_special(Path(where, name))
             ]
     except (OSError, ValueError) as error:
-        raise FaststyError(f"{os.fspath(folder)}: cannot be read ({reason_of(error)})") from error
+        where = getattr(error, "filename", None) or os.fspath(folder)
+        raise FaststyError(f"{where}: cannot be read ({reason_of(error)})") from error
     if not found:
         raise FaststyError(f"{os.fspath(folder)}: no pictures in this folder")
     return sorted(found)

@@ -571,6 +571,24 @@ def test_list_pictures_leaves_pipes_out_and_broken_links_in(tmp_path):
     assert [p.name for p in list_pictures(tmp_path)] == ["a.png", "broken.png", "link.png"]
 
 
+def test_list_pictures_names_the_folder_that_cannot_be_read(tmp_path, monkeypatch):
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    Image.new("L", (1, 1)).save(tmp_path / "a.png")
+    scandir = os.scandir
+
+    def refuse(path):
+        if Path(path) == closed:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(FaststyError, match=f"^{closed}: cannot be read .Permission denied.$"):
+        list_pictures(tmp_path)
+    # Whoever asks for what cannot be read is told of it with the others.
+    assert list_pictures(tmp_path, foreign=True) == [tmp_path / "a.png", closed]
+
+
 def test_list_pictures_of_nothing(tmp_path):
     (tmp_path / "notes.txt").touch()
     with pytest.raises(FaststyError, match="no pictures in this folder"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import click
@@ -22,10 +23,14 @@ class FiniteRange(click.FloatRange):
         return number
 
 
+# Not for click to say what cannot be read: what reads does, and goes on with the rest.
+NAME = click.Path(readable=False)
+PATH = click.Path(readable=False, path_type=Path)
+
 model = click.option(
     "-m",
     "--model",
-    type=click.Path(),
+    type=NAME,
     default=lambda: str(assets.model()),
     help="The model.safetensors of a training run.  [default: the bundled styles]",
 )

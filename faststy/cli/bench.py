@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 import faststy
+from faststy.cli import _options
 from faststy.errors import FaststyError
 
 SUITES = ("startup", "memory", "stylization", "training", "ops")
@@ -25,12 +26,12 @@ CASE_SECONDS = 0.4  # of warm-up, and of rounds; of the quick form a quarter
 @click.option(
     "--json",
     "json_path",
-    type=click.Path(path_type=Path),
+    type=_options.PATH,
     help="Keep all numbers in this file; in a folder, as <device>/<date>-<commit>.json.",
 )
 @click.option(
     "--compare",
-    type=click.Path(path_type=Path),
+    type=_options.PATH,
     metavar="FILE",
     help="Also tell what changed since the results in FILE.",
 )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from faststy.cli import printable, skipped_entries
+from faststy.cli import _options, printable, skipped_entries
 from faststy.training.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -24,18 +24,16 @@ NARROWEST = 80  # columns of a terminal that the numbers fit into
 
 
 @click.command()
-@click.argument("model", type=click.Path(path_type=Path))
-@click.argument("more", metavar="", nargs=-1, type=click.Path(path_type=Path))
-@click.option(
-    "--content", type=click.Path(path_type=Path), required=True, help="Folder of photos to paint."
-)
+@click.argument("model", type=_options.PATH)
+@click.argument("more", metavar="", nargs=-1, type=_options.PATH)
+@click.option("--content", type=_options.PATH, required=True, help="Folder of photos to paint.")
 @click.option(
     "--style",
     "styles",
     metavar="PICTURE...",
     multiple=True,
     required=True,
-    type=click.Path(path_type=Path),
+    type=_options.PATH,
     help="What the styles were learned from, named as they are or in their order.",
 )
 @click.option(
@@ -54,7 +52,7 @@ NARROWEST = 80  # columns of a terminal that the numbers fit into
     "--encoder", default="faststy", show_default=True, help="faststy, vgg19 or vgg19:FILE."
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, …")
-@click.option("--html", type=click.Path(path_type=Path), help="Write a page with the worst and "
+@click.option("--html", type=_options.PATH, help="Write a page with the worst and "
               "the best pictures to this file.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end.")
 def command(

@@ -8,13 +8,13 @@ from typing import Any
 
 import click
 
-from faststy.cli import printable
+from faststy.cli import _options, printable
 
 BUILD = "FASTSTY_BUILD_EXT=cpu pip install --no-build-isolation --editable ."
 
 
 @click.command()
-@click.argument("model", required=False, type=click.Path(path_type=Path))
+@click.argument("model", required=False, type=_options.PATH)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(model: Path | None, as_json: bool) -> None:
     """Show what is installed and active here, or what MODEL holds.
@@ -27,7 +27,7 @@ def command(model: Path | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(facts))
     else:
-        click.echo("\n".join(map(printable, _lines(facts))))
+        click.echo("\n".join(map(printable, _lines(_with_descriptions(facts)))))
 
 
 def about_this_machine() -> dict[str, Any]:
@@ -59,6 +59,15 @@ def about_model(path: Path) -> dict[str, Any]:
     from faststy.model_file import load_info
 
     return {"file": str(path), "bytes": path.stat().st_size, **vars(load_info(path))}
+
+
+def _with_descriptions(facts: dict[str, Any]) -> dict[str, Any]:
+    """Those of a model's styles beside their names, for people to read."""
+    told = facts.get("descriptions")
+    if not told:
+        return facts
+    rows = [{"name": name, "description": told.get(name, "")} for name in facts["styles"]]
+    return facts | {"styles": rows, "descriptions": None}
 
 
 def _version(package: str) -> str:

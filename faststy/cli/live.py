@@ -18,7 +18,7 @@ DEMO = "demo"
 
 
 @click.command()
-@click.argument("source", metavar="[CAMERA]", default="/dev/video0", type=click.Path())
+@click.argument("source", metavar="[CAMERA]", default="/dev/video0", type=_options.NAME)
 @_options.model
 @_options.style
 @click.option(

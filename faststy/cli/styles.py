@@ -7,22 +7,18 @@ from pathlib import Path
 
 import click
 
-from faststy.cli import printable
+from faststy.cli import _options, printable
 
 
 @click.command()
 @click.option(
     "-m",
     "--model",
-    type=click.Path(path_type=Path),
+    type=_options.PATH,
     help="The model.safetensors of a training run.  [default: the bundled styles]",
 )
-@click.option(
-    "--sheet", metavar="PHOTO", type=click.Path(path_type=Path), help="Paint PHOTO in all of them."
-)
-@click.option(
-    "-o", "--out", type=click.Path(path_type=Path), help="The sheet.  [default: PHOTO_styles.jpg]"
-)
+@click.option("--sheet", metavar="PHOTO", type=_options.PATH, help="Paint PHOTO in all of them.")
+@click.option("-o", "--out", type=_options.PATH, help="The sheet.  [default: PHOTO_styles.jpg]")
 @click.option("--json", "as_json", is_flag=True, help="Print the styles as one JSON list.")
 def command(model: Path | None, sheet: Path | None, out: Path | None, as_json: bool) -> None:
     """List the styles of a model, or show them all on one sheet.

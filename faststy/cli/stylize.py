@@ -80,9 +80,9 @@ class Summary:
 
 
 @click.command()
-@click.argument("inputs", metavar="INPUT...", nargs=-1, required=True, type=click.Path())
+@click.argument("inputs", metavar="INPUT...", nargs=-1, required=True, type=_options.NAME)
 @_options.model
-@click.option("-o", "--out", type=click.Path(), help="A file, a folder, or - for standard output.")
+@click.option("-o", "--out", type=_options.NAME, help="A file, a folder, or - for standard output.")
 @_options.style
 @click.option(
     "--strength",
@@ -95,7 +95,7 @@ class Summary:
 @click.option("--keep-color", is_flag=True, help="Keep the colours of the photo.")
 @_options.stroke
 @click.option(
-    "--mask", type=click.Path(), help="A picture that says where: white is painted, black is not."
+    "--mask", type=_options.NAME, help="A picture that says where: white is painted, black is not."
 )
 @click.option(
     "--size",
@@ -346,7 +346,7 @@ def _warn_of_memory(job: Job, needed: int, memory: int | None) -> None:
         most = "--memory" if memory else "what is free to take,"
         click.echo(
             f"faststy: {job.name} takes about {math.ceil(needed / (1 << 20))}M of memory, "
-            f"more than {most} {limit >> 20}M",
+            f"more than {most} {limit >> 20}M; it is painted all the same",
             err=True,
         )
 

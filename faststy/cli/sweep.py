@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from faststy.cli import STOPPED, skipped_entries
+from faststy.cli import STOPPED, _options, skipped_entries
 from faststy.errors import FaststyError
 
 if TYPE_CHECKING:
@@ -31,13 +31,13 @@ def _numbers(context: click.Context, option: click.Parameter, text: str | None) 
 
 
 @click.command()
-@click.argument("style", required=False, type=click.Path())
+@click.argument("style", required=False, type=_options.NAME)
 @click.option("--style-weights", metavar="λ,λ,…", callback=_numbers, help="The style weights to "
               "try, like 5,15,45.  [required for a new sweep]")  # fmt: skip
 @click.option(
-    "--content", type=click.Path(), help="Folder of photos to learn on.  [default: bundled]"
+    "--content", type=_options.NAME, help="Folder of photos to learn on.  [default: bundled]"
 )
-@click.option("--out", type=click.Path(), help="Folder of the sweep.  [default: sweep]")
+@click.option("--out", type=_options.NAME, help="Folder of the sweep.  [default: sweep]")
 @click.option("--steps", type=int, help="Length of each run in steps, instead of --seconds.")
 @click.option("--seconds", type=float, help="Length of each run in seconds.  [default: 180]")
 @click.option(
@@ -49,7 +49,7 @@ def _numbers(context: click.Context, option: click.Parameter, text: str | None) 
 @click.option("--style-size", type=int, help="Short side of the style pictures.")
 @click.option("--seed", type=int, help="With --steps: same seed, same machine, same models.")
 @click.option("--device", type=str, help="auto, cpu, cuda, cuda:1, …")
-@click.option("--config", type=click.Path(path_type=Path), help="All settings of `faststy train` "
+@click.option("--config", type=_options.PATH, help="All settings of `faststy train` "
               "from a TOML file; flags win.")  # fmt: skip
 @click.option("--resume", is_flag=True, help="Go on with the sweep in --out; λ can be added.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end.")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from faststy.cli import STOPPED, counted, skipped_entries
+from faststy.cli import STOPPED, _options, counted, skipped_entries
 from faststy.errors import FaststyError
 from faststy.training.config import BATCH, GPU_BATCH, PRECISIONS, TrainConfig
 
@@ -22,11 +22,11 @@ DEFAULT = {field.name: field.default for field in fields(TrainConfig)}
 
 
 @click.command()
-@click.argument("style", nargs=-1, type=click.Path())
+@click.argument("style", nargs=-1, type=_options.NAME)
 @click.option(
-    "--content", type=click.Path(), help="Folder of photos to learn on.  [default: bundled]"
+    "--content", type=_options.NAME, help="Folder of photos to learn on.  [default: bundled]"
 )
-@click.option("--out", type=click.Path(), help="Folder of the run.  [default: run]")
+@click.option("--out", type=_options.NAME, help="Folder of the run.  [default: run]")
 @click.option("--steps", type=int, help="Length of the run in steps, instead of --seconds.")
 @click.option("--seconds", type=float, help="Length in seconds of wall clock, the start "
               "included.  [default: 180]")  # fmt: skip
@@ -39,7 +39,7 @@ DEFAULT = {field.name: field.default for field in fields(TrainConfig)}
     type=click.Choice(["nano", "fast", "quality"]),
     help=f"Size of the generator.  [default: {DEFAULT['model']}]",
 )
-@click.option("--base", type=click.Path(), help="Model to start from: FILE, none (noise), "
+@click.option("--base", type=_options.NAME, help="Model to start from: FILE, none (noise), "
               "or auto: the bundled one; quality grows it, nano begins from noise.  "
               "[default: auto]")  # fmt: skip
 @click.option("--style-size", type=int, help="Short side of the style pictures: the smaller, the "
@@ -59,12 +59,12 @@ DEFAULT = {field.name: field.default for field in fields(TrainConfig)}
               f"adversarial term.  [default: {DEFAULT['adversarial']}]")  # fmt: skip
 @click.option(
     "--pairs",
-    type=click.Path(),
+    type=_options.NAME,
     help="Folder whose before/ and after/ hold pictures of the same names: also learn the first "
     "style from them.",
 )
 @click.option("--encoder", type=str, help="faststy, vgg19 or vgg19:FILE.  [default: faststy]")
-@click.option("--cache", type=click.Path(), help="Folder that keeps decoded pictures for later "
+@click.option("--cache", type=_options.NAME, help="Folder that keeps decoded pictures for later "
               "runs, too.  [default: in memory; the rest beside the run]")  # fmt: skip
 @click.option("--checkpoint-every", type=float, help="Seconds between checkpoints; "
               "more where one takes over a twentieth of that.  "
@@ -76,9 +76,7 @@ DEFAULT = {field.name: field.default for field in fields(TrainConfig)}
 @click.option("--device", type=str, help="auto, cpu, cuda, cuda:1, …  [default: auto]")
 @click.option("--precision", type=click.Choice(PRECISIONS), help="Of the "
               "convolutions; auto: bfloat16 where that is faster.  [default: auto]")  # fmt: skip
-@click.option(
-    "--config", type=click.Path(path_type=Path), help="Settings from a TOML file; flags win."
-)
+@click.option("--config", type=_options.PATH, help="Settings from a TOML file; flags win.")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end.")
 def command(

@@ -12,11 +12,9 @@ from faststy.cli import _options
 
 
 @click.command()
-@click.argument("photo", type=click.Path(path_type=Path))
-@click.argument("style", type=click.Path(path_type=Path))
-@click.option(
-    "-o", "--out", type=click.Path(path_type=Path), required=True, help="The painting's file."
-)
+@click.argument("photo", type=_options.PATH)
+@click.argument("style", type=_options.PATH)
+@click.option("-o", "--out", type=_options.PATH, required=True, help="The painting's file.")
 @click.option(
     "--size",
     type=click.IntRange(16),

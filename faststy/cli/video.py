@@ -34,9 +34,9 @@ def _seconds(ctx: click.Context, param: click.Parameter, value: str | None) -> f
 
 
 @click.command()
-@click.argument("source", metavar="INPUT", type=click.Path())
+@click.argument("source", metavar="INPUT", type=_options.NAME)
 @_options.model
-@click.option("-o", "--out", type=click.Path(), help="The painted video: .mp4, .mov, .mkv, .webm.")
+@click.option("-o", "--out", type=_options.NAME, help="The painted video: .mp4, .mov, .mkv, .webm.")
 @_options.style
 @click.option(
     "--strength",

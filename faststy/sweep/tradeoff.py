@@ -11,13 +11,14 @@ from PIL import Image, ImageDraw, ImageFont
 from faststy.training.axis import round_ticks
 
 WIDTH, HEIGHT = 560, 400  # SVG units, and points of the picture
-LEFT, RIGHT, TOP, BOTTOM = 64, 22, 18, 54  # margins around the plot
+RIGHT, TOP, BOTTOM = 22, 18, 54  # margins around the plot; on the left are ticks, and the axis
 MARGIN = 0.14  # of the range of the values, around them
 SCALE = 2  # pixels of the picture per point
 SMOOTH = 3  # it is drawn this much larger, and scaled down
 PAPER, INK, QUIET = (251, 250, 247), (34, 33, 30), (117, 113, 106)
 LINE, CURVE = (228, 224, 216), (179, 64, 42)
 TEXT, SMALL = 14, 12
+AXIS, DIGIT = 32, 7  # what the name of the axis takes, and a digit of a tick
 
 
 class Mark(NamedTuple):
@@ -49,15 +50,16 @@ class Drawing(NamedTuple):
 
 def draw(marks: Sequence[Mark]) -> Drawing:
     """Where everything is; the curve joins the marks in their order."""
-    x, x_ticks = _axis([m.content for m in marks], LEFT, WIDTH - RIGHT)
     y, y_ticks = _axis([m.style for m in marks], HEIGHT - BOTTOM, TOP)
+    start = AXIS + DIGIT * max(len(f"{t:g}") for t in y_ticks)
+    x, x_ticks = _axis([m.content for m in marks], start, WIDTH - RIGHT)
     grid: list[tuple[float, float, float, float]] = [
         (x(t), TOP, x(t), HEIGHT - BOTTOM) for t in x_ticks
     ]
-    grid += [(LEFT, y(t), WIDTH - RIGHT, y(t)) for t in y_ticks]
+    grid += [(start, y(t), WIDTH - RIGHT, y(t)) for t in y_ticks]
     texts = [Text(x(t), HEIGHT - BOTTOM + 18, f"{t:g}", "middle", "tick") for t in x_ticks]
-    texts += [Text(LEFT - 8, y(t) + 4, f"{t:g}", "end", "tick") for t in y_ticks]
-    middle = (LEFT + WIDTH - RIGHT) / 2, (TOP + HEIGHT - BOTTOM) / 2
+    texts += [Text(start - 8, y(t) + 4, f"{t:g}", "end", "tick") for t in y_ticks]
+    middle = (start + WIDTH - RIGHT) / 2, (TOP + HEIGHT - BOTTOM) / 2
     texts.append(Text(middle[0], HEIGHT - 12, "distance from the photo", "middle", "axis"))
     texts.append(Text(16, middle[1], "distance from the style", "middle", "axis", upright=True))
     texts.append(Text(WIDTH - RIGHT - 10, TOP + 20, "numbers: style weight", "end", "axis"))

@@ -170,6 +170,16 @@ def test_completion_of_zsh_loads_what_it_needs(call):
     assert out.index("compinit }") < out.index("    compdef ")
 
 
+def test_no_path_is_judged_before_what_reads_it():
+    """Else one that cannot be read ends a run over many, and not in our words."""
+    import click
+
+    for name, command in commands():
+        for parameter in command.params:
+            if isinstance(parameter.type, click.Path):
+                assert not parameter.type.readable, (name, parameter.name)
+
+
 def test_completion_completes():
     done = run(_FASTSTY_COMPLETE="bash_complete", COMP_WORDS="faststy comple", COMP_CWORD="1")
     assert done.stdout.splitlines() == ["plain,completion"]
@@ -200,7 +210,8 @@ def test_info_of_a_model(call, tmp_path):
     from faststy.nn.generator import Generator, GeneratorConfig
 
     shape = {"channels": 8, "blocks": 1, "styles": 2}
-    info = ModelInfo(styles=["waves", "ink"], generator=shape, style_weight=0.7, license="CC0-1.0")
+    info = ModelInfo(["waves", "ink"], shape, style_weight=0.7, license="CC0-1.0")
+    info.descriptions = {"ink": "lines on paper"}
     path = tmp_path / "model.safetensors"
     save_model(Model(Generator(GeneratorConfig(**shape)), None, info), path)
 
@@ -214,6 +225,9 @@ def test_info_of_a_model(call, tmp_path):
     assert status == 0
     lines = {line[:14].strip(): line[14:] for line in out.splitlines()}
     assert lines["license"] == "CC0-1.0"
+    assert lines["styles"].split() == ["waves"]
+    assert "descriptions" not in lines
+    assert "ink    lines on paper" in out
     assert lines["style weight"] == "0.7"
     assert sorted(lines["generator"].split(", ")) == ["blocks 1", "channels 8", "styles 2"]
 

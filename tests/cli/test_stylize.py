@@ -17,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
+from faststy import pictures
 from faststy.cli import main
 from faststy.cli.stylize import MemorySize
 from faststy.model_file import Model, ModelInfo, save_model
@@ -298,6 +299,22 @@ def test_inputs_are_never_overwritten(photos, model, faststy):
     assert {name: Path(name).read_bytes() for name in files()} == before
 
 
+def test_what_nobody_may_read_is_skipped(photos, model, faststy, monkeypatch):
+    """As of other users: root may read everything."""
+    monkeypatch.setattr("os.access", lambda path, mode, **how: Path(path).name != "a.png")
+
+    def refused(path, mode):
+        if Path(path).name == "a.png":
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return open(path, mode)
+
+    monkeypatch.setattr(pictures, "open", refused, raising=False)
+    status, _, err = faststy("stylize", "photos/a.png", "c.gif", "-m", model, "-o", "out")
+    assert status == 1
+    assert "photos/a.png: cannot be read (Permission denied)" in err
+    assert files("out") == ["c.gif.png"]
+
+
 def test_mistakes_are_one_sentence_and_leave_nothing(photos, model, faststy):
     Path("empty").mkdir()
     Path("zero.png").touch()
@@ -427,7 +444,7 @@ def test_a_limit_that_cannot_be_kept_is_told(photos, model, faststy):
     Image.fromarray(noise).save("grey.png")
     Image.fromarray(noise[..., None].repeat(3, 2)).save("rgb.png")
     needed = least(model, 540, 530)
-    says = "takes about {}M of memory, more than --memory {}M\n".format
+    says = "takes about {}M of memory, more than --memory {}M; it is painted all the same\n".format
     limits = ("-m", model, "-o", "o.png", "--memory")
     status, _, err = faststy("stylize", "grey.png", *limits, "500M")
     assert (status, err) == (0, f"faststy: grey.png {says(needed, 500)}")
@@ -447,7 +464,8 @@ def test_what_is_free_may_be_too_little(photos, model, faststy, monkeypatch):
     assert status == 0
     needed = least(model, 30, 20)
     assert err == (
-        f"faststy: c.gif takes about {needed}M of memory, more than what is free to take, 100M\n"
+        f"faststy: c.gif takes about {needed}M of memory, more than what is free to take, 100M; "
+        "it is painted all the same\n"
     )
 
 
@@ -461,7 +479,8 @@ def test_strips_that_are_too_wide_for_the_limit_are_told(photos, model, faststy)
     status, _, err = faststy("stylize", "large.png", *limits, "500M")
     assert (status, err) == (
         0,
-        f"faststy: large.png takes about {needed}M of memory, more than --memory 500M\n",
+        f"faststy: large.png takes about {needed}M of memory, more than --memory 500M; "
+        "it is painted all the same\n",
     )
     assert faststy("stylize", "large.png", *limits, f"{needed}M")[2] == ""
 

@@ -4,11 +4,13 @@ import re
 
 import numpy as np
 import pytest
+from PIL import ImageFont
 
 from faststy.sweep.tradeoff import (
     CURVE,
     HEIGHT,
     SCALE,
+    SMALL,
     WIDTH,
     Mark,
     draw,
@@ -34,6 +36,16 @@ def test_ticks_stand_where_their_numbers_are():
     assert len(ticks) >= 3
     for tick in ticks:
         assert (tick.x - x1) / (x3 - x1) == pytest.approx((float(tick.text) - 0.4) / 0.6)
+
+
+def test_long_numbers_leave_the_name_of_the_axis_alone():
+    drawing = draw([Mark(0.4, 0.36081, 5.0), Mark(0.6, 0.36085, 15.0), Mark(1.0, 0.36089, 45.0)])
+    name = next(t for t in drawing.texts if t.upright)
+    ticks = [t for t in drawing.texts if t.kind == "tick" and t.anchor == "end"]
+    assert max(len(t.text) for t in ticks) >= 7
+    font = ImageFont.load_default(SMALL)
+    for tick in ticks:
+        assert tick.x - font.getlength(tick.text) > name.x + SMALL / 2
 
 
 def test_svg_has_each_mark_once_and_the_chosen_one_filled():
