@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Whether the lost-content map finds what a painting lost: F1 scores for docs/method.md.
 
-    python benchmarks/lost_map.py [--photos ../shared/data/photos/val] [--count 6]
+    python benchmarks/lost_map.py [--photos DIR] [--count 6]
 
 Squares are erased from paintings in all ready styles, by another painting or by a flat colour, and
 looked for: by the encoder's map, and by the map that the repairer predicts without an encoder. What

