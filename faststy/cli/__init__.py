@@ -10,11 +10,11 @@ import signal
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from types import FrameType
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 import click
 
@@ -86,6 +86,43 @@ def group() -> None:
     """
 
 
+class _Stderr:
+    """Standard error: what it does not take, as no disk or reader is left for it, ends no work."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            self.stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self.stream.flush()
+
+
+@contextmanager
+def _patient_stderr() -> Iterator[None]:
+    stderr = sys.stderr
+    if stderr is None:  # closed
+        yield
+        return
+    sys.stderr = cast(TextIO, _Stderr(stderr))
+    try:
+        yield
+    finally:
+        sys.stderr = stderr
+        try:
+            stderr.flush()
+        except OSError:  # Python tries again at its end, and would make a failure of it
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stderr.fileno())
+
+
+@_patient_stderr()
 def main() -> None:
     """Run the command line; an error of the user's is one sentence and exit status 2."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # as standard error does it: names may be no text

@@ -307,7 +307,11 @@ def _train(
                 if reports.due():
                     log.attempt(step, "report", reports.timed(grow))
                 if on_progress is not None:
-                    on_progress(progress)
+                    try:
+                        on_progress(progress)
+                    except BaseException:  # a display that fails costs no steps
+                        log.attempt(step, "checkpoint", save)
+                        raise
             if saves.due():
                 log.attempt(step, "checkpoint", saves.timed(save))
     speed = (step - first) * batch / max(time.monotonic() - loop_began, 1e-6)

@@ -226,6 +226,27 @@ def test_the_end_is_told_in_words_and_a_second_run_is_refused(place):
     )
 
 
+@posix
+@pytest.mark.parametrize("stream", ["full disk", "closed pipe"])
+def test_a_standard_error_that_cannot_be_written_ends_nothing(place, told, monkeypatch, stream):
+    from faststy.training import loop
+
+    monkeypatch.setattr(loop, "LOG_EVERY", 0.0)
+    if stream == "full disk":
+        if not os.path.exists("/dev/full"):
+            pytest.skip("needs /dev/full")
+        file = os.open("/dev/full", os.O_WRONLY)
+    else:
+        reading, file = os.pipe()
+        os.close(reading)
+    with os.fdopen(file, "w", buffering=1) as stderr:
+        monkeypatch.setattr(sys, "stderr", stderr)
+        status, out, _ = told("style.png", "--content", "content", *TINY, "--steps", "3")
+        stderr.flush()  # as Python does at its end: it would exit with 120
+    assert status == 0
+    assert "3 steps in " in out
+
+
 def fails_with(process, sentence):
     out, err = process.communicate(timeout=300)
     assert process.returncode == 2, err

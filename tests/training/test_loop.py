@@ -606,6 +606,21 @@ def test_no_thread_outlives_a_run_that_fails(config):
             assert not thread.is_alive()
 
 
+@pytest.mark.parametrize("error", [RuntimeError, SystemExit])  # rich ends a program so
+def test_a_display_that_fails_costs_no_steps(config, tmp_path, monkeypatch, error):
+    monkeypatch.setattr(loop, "LOG_EVERY", 0.0)
+    undisturbed = train(config(out=str(tmp_path / "whole"))).model.read_bytes()
+
+    def fail(progress):
+        if progress.step == 4:
+            raise error
+
+    with pytest.raises(error):
+        train(config(), fail)
+    assert newest_checkpoint(checkpoint_path(tmp_path / "run"))[0].step == 4
+    assert train(config(), resume=True).model.read_bytes() == undisturbed
+
+
 def test_styles_of_the_same_name_are_told_apart():
     assert style_names(("x/a-b.jpg", "y/a-b.png", "a.jpg", "z/a-b", "a-2.png", "q/a.png")) == [
         "a-b",
@@ -669,12 +684,14 @@ def test_what_is_told_at_the_start_is_told_once(config, monkeypatch):
     class Killed(Exception):
         pass
 
-    def kill(progress):
+    def kill(*_):
         raise Killed
 
     begins = config(base="auto", model="fast", steps=2)
+    monkeypatch.setattr(Trainer, "take", kill)
     with pytest.raises(Killed):
-        train(begins, kill)
+        train(begins)
+    monkeypatch.undo()
     result = train(begins, resume=True)
     lines = (result.run / "log.jsonl").read_text().splitlines()
     told = [event for line in lines if (event := json.loads(line).get("event"))]
