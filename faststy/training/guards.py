@@ -14,7 +14,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
-from statistics import median
+from statistics import fmean, median
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from faststy.training.checkpoint import Tensors, capture, restore
 from faststy.training.graph import Terms
+from faststy.training.objective import contrast
 from faststy.training.reading import Reading, lag
 from faststy.training.step import Trainer
 
@@ -34,9 +35,9 @@ DISTANCES = {  # from the photo and from the style; a blank picture is near 1
 }
 EXPLODED = 4.0  # times the distance of the untrained nets
 LEAST_REFERENCE = 5.0  # of that distance: a first batch can be an easy one
-FLAT = 0.1  # contrast of the paintings as a share of their photos'
+FLAT = 0.1  # contrast of the paintings as a share of their photos', or of a style's that has less
 DULL = 2 * FLAT  # of the least of some photos, at the end: others may come out flatter
-PLAIN = 0.02  # contrast of a photo that shows next to nothing
+PLAIN = 0.02  # contrast of a photo or a style that shows next to nothing
 FLAT_POLLS = 8  # in a row; a young generator is flat for some dozen steps
 BLANK = 0.7  # distance from the photo and from the style of what shows neither
 BLANK_POLLS = 12  # in a row; a young generator needs some dozen steps, too
@@ -78,7 +79,7 @@ class Seen(NamedTuple):
 
 
 class Look(NamedTuple):
-    """What is to be shipped: the last steps, and the least contrasts as shares of the photos'."""
+    """What is to be shipped: the last steps, and the least contrasts as shares (see FLAT)."""
 
     seen: Seen
     painted: float
@@ -100,6 +101,9 @@ class Guards:
         self._asked = torch.zeros(3 * POLL_EVERY + 3, device=trainer.device)
         self._reading, self.lag = Reading(self._asked), lag(trainer.device)
         self._good = capture(trainer.nets, trainer.optimisers)
+        # A plain style may be painted plainly.
+        contrasts = [style.contrast for style in trainer.styles]
+        self._style_contrast = fmean(c if c >= PLAIN else 0.0 for c in contrasts)
 
     # -- in the checkpoint ---------------------------------------------------------------------
 
@@ -145,13 +149,13 @@ class Guards:
             self._rows[:] = self._rows[step % POLL_EVERY].clone()
         if step % POLL_EVERY == 0:
             memory.asked = step
-            self._asked = self._numbers(_contrast(self.trainer.painted), photo)
+            self._asked = self._numbers(contrast(self.trainer.painted), photo)
             self._reading = Reading(self._asked)
         return events + self._judge(step)
 
     def _last_look(self, step: int, photo: Tensor) -> list[str]:
         """Judge the last steps of a stage, up to `step`, before another takes their place."""
-        seen = _seen(Reading(self._numbers(_contrast(self.trainer.painted), photo)))
+        seen = _seen(Reading(self._numbers(contrast(self.trainer.painted), photo)))
         why = self._complaint(seen, flat=False)
         return [] if why is None else [f"step {step}: {why}; {self._go_back()}"]
 
@@ -159,12 +163,12 @@ class Guards:
         """At the end, before the model is saved: what is not well goes back to its last good state.
 
         Judges what is shipped, the average and the repairer, on each of `photos` [1, 3, H, W].
-        Where no state was good yet, flat paintings go back to the start of the training, unless
-        that paints flat, too.
+        Where no state was good yet, flat paintings go back to the start of the training. Nothing
+        goes back to what is no better.
 
         Returns:
             what was done, in words; and whether the repairer may be shipped: not if it makes flat
-            what the generator did not, in the good state, too.
+            what the generator did not.
         """
         look = self._look(photos)
         why = self._complaint(look.seen, flat=look.flat)
@@ -174,13 +178,16 @@ class Guards:
         merely_flat = self._complaint(look.seen, flat=False) is None
         answer = self._go_back()
         look, before = self._look(photos), look
-        # Nothing better is known; but a repairer that does harm alone is not worth going back for.
-        if merely_flat and memory.good_step == 0 and look.flat and before.painted <= DULL:
+        if before.painted > DULL:  # the repairer alone does harm: was there a sound one?
+            better = self.trainer.repairs() and not look.flat
+        else:  # than dull paintings dull ones of before are no better, but than flat ones
+            better = not look.flat or (memory.good_step > 0 and not before.painted > FLAT)
+        if better or not merely_flat:
+            events = [f"step {step}: {why}; {answer}"]
+        else:
             restore(state, self.trainer.nets, self.trainer.optimisers)
             self.memory, look = memory, before
             events = []
-        else:
-            events = [f"step {step}: {why}; {answer}"]
         if look.painted > DULL and not look.repaired > DULL:
             return [*events, f"step {step}: repaired paintings are flat: saved unrepaired"], False
         return events, True
@@ -189,16 +196,18 @@ class Guards:
     def _look(self, photos: Sequence[Tensor]) -> Look:
         """What the last steps were like, and what is shipped paints, in each style."""
         contrasts, repairs = [], self.trainer.repairs()
-        styles = torch.eye(len(self.trainer.styles), device=self.trainer.device)[:, None]
-        for photo, style in product(photos, styles):
-            painted = repaired = self.trainer.average(photo, style)
+        codes = torch.eye(len(self.trainer.styles), device=self.trainer.device)[:, None]
+        styles = list(zip(codes, self.trainer.styles, strict=True))
+        for photo, (code, style) in product(photos, styles):
+            painted = repaired = self.trainer.average(photo, code)
             if repairs:
                 lost, residual = self.trainer.repairer(painted, photo)
                 repaired = self.trainer.repairer.apply_repair(painted, lost, residual, 1.0)
-            contrasts.append(torch.stack([_contrast(x) for x in (painted, repaired, photo)]))
-        *shown, of_photo = torch.stack(contrasts, dim=1)
-        plain = of_photo < PLAIN  # may be painted plainly
-        least = torch.stack([(s / of_photo).masked_fill(plain, math.inf).min() for s in shown])
+            expected = contrast(photo).clamp_max(style.contrast)
+            contrasts.append(torch.stack([contrast(painted), contrast(repaired), expected]))
+        *shown, expected = torch.stack(contrasts, dim=1)
+        plain = expected < PLAIN  # may be painted plainly
+        least = torch.stack([(s / expected).masked_fill(plain, math.inf).min() for s in shown])
         # All workers look at the same photos: what they are told is the mean.
         numbers = self.trainer.mean(torch.cat([least, torch.ones_like(least[:1])]), 1)
         painted_share, repaired_share, count = numbers.tolist()
@@ -231,7 +240,8 @@ class Guards:
 
     def _numbers(self, painted: Tensor, photo: Tensor) -> Tensor:
         """All that `_seen` wants to know, as one tensor on the device."""
-        contrasts = self.trainer.mean(torch.stack([painted, _contrast(photo)]), len(photo))
+        expected = contrast(photo).clamp_max(self._style_contrast)
+        contrasts = self.trainer.mean(torch.stack([painted, expected]), len(photo))
         return torch.cat([self._rows.flatten(), contrasts, self.trainer.skipped[None]])
 
     def _complaint(self, seen: Seen, *, flat: bool, blank: bool = False) -> str | None:
@@ -279,17 +289,12 @@ def _seen(reading: Reading) -> Seen:
     values = reading.tolist()  # the only wait for the device
     columns = [list(filter(math.isfinite, values[i:-3:3])) for i in range(3)]
     medians = [median(column) if column else math.nan for column in columns]
-    painted_contrast, photo_contrast, skipped = values[-3:]
+    painted_contrast, expected, skipped = values[-3:]
     return Seen(
         content=medians[0],
         style=medians[1],
         discriminator=medians[2],
         finite=min(map(len, columns)),
-        flat=not painted_contrast > FLAT * photo_contrast,
+        flat=not painted_contrast >= FLAT * expected,
         skipped=int(skipped),
     )
-
-
-def _contrast(x: Tensor) -> Tensor:
-    """Mean over pictures and channels of the deviation of the pixels of [N, 3, H, W], as shown."""
-    return x.detach().float().clamp(0, 1).std((2, 3)).mean()

@@ -94,6 +94,11 @@ def colour_loss(painted: Tensor, target: Tensor) -> Tensor:
     return ops.gram_loss(colour_moments(painted), target)
 
 
+def contrast(x: Tensor) -> Tensor:
+    """Mean over pictures and channels of the deviation of the pixels of [N, 3, H, W], as shown."""
+    return x.detach().float().clamp(0, 1).std((2, 3)).mean()
+
+
 def patchiness(painted: Tensor, photo: Tensor) -> Tensor:
     """How differently places are painted that are alike in the photo, [N]; both [N, 3, H, W].
 

@@ -36,18 +36,19 @@ MAX_GRADIENT = 50.0  # norm; usual ones are 5 to 30, so only bursts are clipped
 
 @dataclass
 class StyleTarget:
-    """What a style is remembered by: its pictures, Gram targets per tap, colours and roughness."""
+    """A style: its pictures, Gram targets per tap, colours, roughness and contrast."""
 
     pictures: Pictures
     grams: list[Tensor]  # [C, C] per tap
     colours: Tensor  # [4, 4]
     variation: float
     patches: float  # variance of its colours from cell to cell, see `objective.patches_of`
+    contrast: float
 
     @classmethod
     def of(cls, pictures: Pictures, encoder: nn.Module, device: torch.device) -> StyleTarget:
         """Average the targets of (a spread of) the pictures of a style."""
-        taps_of, colours, variation, patches = [], [], [], []
+        taps_of, colours, variation, patches, contrast = [], [], [], [], []
         # One that cannot be read gives its turn to the next, which may have its own.
         spread = dict(pictures.find(index) for index in style_sample(len(pictures)))
         for picture in spread.values():
@@ -58,9 +59,10 @@ class StyleTarget:
                 colours.append(ops.gram(objective.colour_moments(s))[0])
                 variation.append(objective.total_variation(s, 1.0))
                 patches.append(objective.patches_of(s).mean())
+                contrast.append(objective.contrast(s))
         grams = [torch.stack(tap).mean(0) for tap in zip(*taps_of, strict=True)]
         mean_colours = torch.stack(colours).mean(0)
-        means = (float(torch.stack(values).mean()) for values in (variation, patches))
+        means = (float(torch.stack(v).mean()) for v in (variation, patches, contrast))
         return cls(pictures, grams, mean_colours, *means)
 
 

@@ -108,6 +108,7 @@ def test_a_style_is_remembered_by_grams_colours_and_roughness(folder, encoder, t
     )
     rough = s.diff(dim=2).square().mean() + s.diff(dim=3).square().mean()
     assert target.variation == pytest.approx(float(rough), rel=1e-3)
+    assert target.contrast == pytest.approx(float(s.std((2, 3)).mean()), rel=1e-3)
     cells = F.avg_pool2d(s, 24).flatten(2)
     assert target.patches == pytest.approx(float(cells.var(2, correction=0).sum()), rel=1e-3)
 
