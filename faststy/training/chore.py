@@ -13,7 +13,8 @@ class Chore:
 
     def __init__(self, every: float, *, at_once: bool = False) -> None:
         self.every = every
-        self.cost = 0.2  # seconds that it took the last time; a guess at first
+        self.cost = 0.2  # seconds that it took the last time; a guess until the second
+        self._begun = False
         self._next = time.monotonic() + (0.0 if at_once else every)
 
     def due(self) -> bool:
@@ -27,7 +28,10 @@ class Chore:
             try:
                 work()
             finally:
-                self.cost = time.monotonic() - began
-                self._next = began + max(self.every, self.cost / SHARE)
+                cost = time.monotonic() - began
+                self._next = began + max(self.every, cost / SHARE)
+                if self._begun:  # the first time pays for kernels and pictures, too
+                    self.cost = cost
+                self._begun = True
 
         return timed

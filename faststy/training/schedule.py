@@ -10,6 +10,7 @@ REPAIR_WARM_UP = 0.1  # of the repairer's training
 RISE = 0.4  # λ reaches its largest value at this share of the generator's training
 DECAY = 0.4  # the learning rate falls during this last share of each net's training
 LAST_RATE = 0.05
+LAST = 0.1  # of the seconds, at most, are kept for the end
 
 
 class Schedule:
@@ -32,12 +33,13 @@ class Schedule:
         Args:
             seconds: since the run began.
             idle: of them, went to starting: no stage's.
-            last: the end will take, no stage's either.
+            last: the end is likely to take, no stage's either.
         """
         if self.steps is not None:
             return step / self.steps
         assert self.seconds is not None
-        learning = self.seconds - idle - last
+        # What was slow once is no reason to end at once.
+        learning = self.seconds - idle - min(last, LAST * self.seconds)
         return (seconds - idle) / learning if learning > 0 else 1.0
 
     def complaint(self, idle: float) -> str | None:

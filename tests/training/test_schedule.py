@@ -30,8 +30,9 @@ def test_the_fraction_is_of_steps_or_of_seconds():
     plan = schedule(steps=None, seconds=60.0)
     assert plan.fraction(10**9, 15.0) == 0.25
     assert plan.fraction(1, 10.0, idle=10.0) == 0.0
-    assert plan.fraction(1, 20.0, idle=10.0, last=10.0) == 0.25
-    assert plan.fraction(1, 50.0, idle=10.0, last=10.0) == 1.0
+    assert plan.fraction(1, 21.0, idle=10.0, last=6.0) == 0.25
+    assert plan.fraction(1, 54.0, idle=10.0, last=6.0) == 1.0
+    assert plan.fraction(1, 21.0, idle=10.0, last=100.0) == 0.25  # a slow preview ends no run
     assert plan.fraction(1, 70.0, idle=70.0) == 1.0  # nothing is left
 
 
