@@ -19,7 +19,8 @@ class Reading:
         self._values = values.detach().to("cpu", non_blocking=values.is_cuda, copy=True)
         self._copied = torch.cuda.Event() if values.is_cuda else None  # type: ignore[no-untyped-call]
         if self._copied is not None:
-            self._copied.record()
+            # Of its own device: that of now may be another, and idle.
+            self._copied.record(torch.cuda.current_stream(values.device))
 
     def tolist(self) -> list[Any]:
         if self._copied is not None:
