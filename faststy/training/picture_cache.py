@@ -74,6 +74,7 @@ class PictureCache:
         self.trouble: str | None = None
         self.rebuilt = 0
         self._memory: dict[tuple[Path, int], Tensor] = {}
+        self._places: dict[tuple[Path, int], Path] = {}  # where those of the folder are
         self._bytes = 0
         self._use_folder = always and folder is not None
 
@@ -98,7 +99,13 @@ class PictureCache:
     # -- the folder ----------------------------------------------------------------------------
 
     def _from_folder(self, path: Path, short_side: int, check: bool) -> Tensor | None:
-        """The picture from the folder, put there before where it is missing; None without one."""
+        """The picture from the folder, put there before where it is missing; None without one.
+
+        Once it is there its original may vanish, as from a share that is away for a moment.
+        """
+        place = self._places.get((path, short_side))
+        if place is not None and (picture := self._read(place, check)) is not None:
+            return picture
         try:
             about = path.stat()
         except OSError:  # it vanished; what is wrong with it is said where it is decoded
@@ -106,8 +113,11 @@ class PictureCache:
         known = f"{path.resolve()}\0{about.st_size}\0{about.st_mtime_ns}"
         link = self._place(os.fsencode(known), short_side)
         picture = self._read(link, check)
-        if picture is not None or self.trouble is not None:
+        if picture is not None:
+            self._places[path, short_side] = link
             return picture
+        if self.trouble is not None:
+            return None
         try:
             data = path.read_bytes()
         except OSError:
@@ -118,6 +128,7 @@ class PictureCache:
             picture = load_tensor(path, short_side, data)
             if not self._write(file, picture):
                 return picture
+        self._places[path, short_side] = file
         with suppress(OSError):  # no links here: its bytes are read again in the next run
             link.parent.mkdir(exist_ok=True)
             os.link(file, link)
