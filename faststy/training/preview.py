@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from faststy.files import replacing
@@ -17,6 +18,7 @@ from faststy.tensors import to_image
 
 GAP = 8  # px between pictures
 MOST_ROWS = 12
+COLUMNS = ("photo", "painting", "lost-content map", "repaired painting")
 PAPER = (250, 249, 246)
 
 
@@ -29,6 +31,8 @@ def paint_preview(
     path: Path,
 ) -> None:
     """Paint `photos` (uint8 [3, H, W]) and write the sheet to `path` by rename.
+
+    The picture's description names its columns.
 
     A row per photo; with several styles they take turns, and photos are shown again until each of
     the first MOST_ROWS styles has had its own.
@@ -45,8 +49,10 @@ def paint_preview(
             row.append(heat_map(np.asarray(lost[0, 0].cpu())))
             row.append(to_image(repairer.apply_repair(painted, lost, residual, 1.0)[0]))
         rows.append(row)
+    about = PngInfo()
+    about.add_text("Description", ", ".join(COLUMNS[: len(rows[0])]))
     with replacing(path) as file:
-        sheet(rows).save(file, format="PNG")
+        sheet(rows).save(file, format="PNG", pnginfo=about)
 
 
 def _square(photo: Tensor) -> Tensor:

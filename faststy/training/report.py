@@ -18,6 +18,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from PIL import Image
+
 from faststy.errors import FaststyError
 from faststy.files import write_text
 from faststy.page import embed, page
@@ -136,7 +138,7 @@ def _page(
     title = ", ".join(Path(str(style)).stem.replace("_", " ") for style in styles) or folder.name
     parts = [
         f"<header><h1>{escape(title)}</h1>{_summary(rows)}</header>",
-        _preview(folder, repaired=any(row.stage == "repair" for row in rows)),
+        _preview(folder / "preview.png"),
         _side_by_side(folder, styles, rows),
         _curves(rows),
         _events(events),
@@ -154,11 +156,11 @@ def _summary(rows: list[Row]) -> str:
     return f"<p class=quiet>{' · '.join(words)}</p>"
 
 
-def _preview(folder: Path, repaired: bool) -> str:
-    image = _image(folder / "preview.png", 2400, "photos beside their paintings")
+def _preview(path: Path) -> str:
+    image = _image(path, 2400, "photos beside their paintings")
     if not image:
         return ""
-    caption = "Photo, painting" + (", lost-content map, repaired painting" if repaired else "")
+    caption = escape(_description(path).capitalize())
     return f"<figure class=preview>{image}<figcaption>{caption}.</figcaption></figure>"
 
 
@@ -252,6 +254,15 @@ def _image(path: Path, longest: int, alt: str) -> str:
         return embed(path, longest, alt)
     except FaststyError:
         return ""
+
+
+def _description(path: Path) -> str:
+    """What a picture says that it shows."""
+    try:
+        with Image.open(path) as picture:
+            return str(picture.info["Description"])
+    except (OSError, KeyError):
+        return "photo, painting"
 
 
 def _pictures_in(folder: Path, *, recursive: bool = False) -> list[Path]:

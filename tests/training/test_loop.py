@@ -175,6 +175,7 @@ def test_a_repairer_that_does_harm_is_left_out_of_model_and_preview(config, monk
     assert load_model(result.model).repairer is None
     with Image.open(result.run / "preview.png") as preview:
         assert round(preview.width / 80) == 2
+    assert "<figcaption>Photo, painting.<" in (result.run / "report.html").read_text("utf-8")
     assert result.events[-1] == "step 10: harm"
     assert {tuple(photo.shape) for photo in seen} == {(1, 3, 64, 64)}  # whole, and small
 

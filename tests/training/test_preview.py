@@ -41,12 +41,16 @@ def test_a_row_is_photo_painting_map_and_repaired(tmp_path):
         assert np.abs(column - expected).max() <= 1
     assert len(np.unique(columns[2].reshape(-1, 3), axis=0)) < 3  # a fresh repairer's map is flat
     assert [p.name for p in tmp_path.iterdir()] == ["p.png"]
+    about = Image.open(tmp_path / "p.png").info["Description"]
+    assert about == "photo, painting, lost-content map, repaired painting"
 
 
 def test_without_a_repairer_two_columns(tmp_path):
     net = Generator(GeneratorConfig(8, 1)).eval()
     paint_preview(net, None, [torch.zeros(3, 9, 9, dtype=torch.uint8)], CPU, tmp_path / "p.png")
-    assert Image.open(tmp_path / "p.png").size == (18 + GAP, 9)
+    shown = Image.open(tmp_path / "p.png")
+    assert shown.size == (18 + GAP, 9)
+    assert shown.info["Description"] == "photo, painting"
 
 
 def test_several_styles_take_turns(tmp_path):

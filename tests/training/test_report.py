@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from faststy.errors import FaststyError
 from faststy.training.report import _linear_axis, _log_axis, write_report
@@ -66,6 +67,14 @@ def test_shows_pictures_curves_settings_and_timings(full):
     assert "100 steps · 10.0 s · 40 images/s" in html
     assert "<tr><th>adversarial<td>30<td>3.0 s<td>40" in html
     assert "<dt>model</dt><dd>&lt;fast&gt;</dd>" in html
+
+
+def test_the_caption_is_of_what_the_preview_shows(full):
+    assert "<figcaption>Photo, painting.</figcaption>" in page(full)  # though there was a repair
+    about = PngInfo()
+    about.add_text("Description", "photo, painting, lost-content map, <b>")
+    Image.new("RGB", (64, 32)).save(full / "preview.png", pnginfo=about)
+    assert "<figcaption>Photo, painting, lost-content map, &lt;b&gt;.</figcaption>" in page(full)
 
 
 def test_is_self_contained(full):
