@@ -75,11 +75,12 @@ def refuse_another(run: Path, config: TrainConfig, *, resume: bool) -> None:
             "another out folder"
         )
     if not recorded.exists():
-        if (run / "model.safetensors").exists():
-            raise FaststyError(
-                f"{run}: holds a model.safetensors but no config.toml, so it is of no run that "
-                "could be gone on with; choose another out folder"
-            )
+        for name in ("model.safetensors", "log.jsonl", "report.html", "preview.png", "checkpoint"):
+            if (run / name).exists():
+                raise FaststyError(
+                    f"{run}: holds a {name} but no config.toml, so it is of no run that could be "
+                    "gone on with; choose another out folder"
+                )
         return
     if not resume:
         raise FaststyError(

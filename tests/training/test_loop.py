@@ -642,15 +642,18 @@ def test_too_little_memory_is_said_in_a_sentence(config, monkeypatch):
         train(config())
 
 
-def test_a_model_of_no_run_is_not_written_over(config, tmp_path):
-    model = tmp_path / "run" / "model.safetensors"
-    model.parent.mkdir()
-    model.write_bytes(b"mine")
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "log.jsonl", "report.html", "preview.png", "checkpoint/mine"]
+)
+def test_what_is_of_no_run_is_not_written_over(config, tmp_path, name):
+    mine = tmp_path / "run" / name
+    mine.parent.mkdir(parents=True)
+    mine.write_bytes(b"mine")
     for resume in (False, True):
         with pytest.raises(FaststyError, match=r"no config\.toml"):
             train(config(), resume=resume)
-    assert [path.name for path in model.parent.iterdir()] == ["model.safetensors"]
-    assert model.read_bytes() == b"mine"
+    assert [path for path in (tmp_path / "run").rglob("*") if path.is_file()] == [mine]
+    assert mine.read_bytes() == b"mine"
 
 
 def test_a_run_that_another_process_has_begun_meanwhile_is_left_alone(config, monkeypatch):
