@@ -111,7 +111,7 @@ def train_repairer(config: TrainConfig, path: Path) -> None:
     trainer, schedule, log = (
         Trainer(config, encoder, styles, device),
         Schedule(config),
-        Log(run / "log.jsonl", 0),
+        Log(None, 0),  # of means alone: the file is the generator's
     )
     trainer.average.load_state_dict(model.generator.state_dict())
     trainer.repairer.load_state_dict(model.repairer.state_dict())

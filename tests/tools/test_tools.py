@@ -1,4 +1,4 @@
-"""tools/ablation.py, tools/make_gallery.py and tools/soak.py: a few steps of each."""
+"""tools/ablation.py, make_gallery.py, soak.py and train_styles.py: a few steps of each."""
 
 import json
 import re
@@ -15,6 +15,8 @@ from PIL import Image
 
 from faststy.model_file import Model, ModelInfo, load_model, save_model
 from faststy.nn.generator import Generator, GeneratorConfig
+from faststy.nn.repairer import Repairer
+from faststy.training.config import TrainConfig
 
 TOOLS = Path(__file__).parents[2] / "tools"
 
@@ -118,6 +120,28 @@ def test_soak_knows_dead_models(soak, tmp_path, value, verdict):
     info = ModelInfo(styles=["a"], generator=asdict(net.config))
     save_model(Model(net, None, info), tmp_path / "m.safetensors")
     assert soak["judged"](tmp_path / "m.safetensors")[0] == verdict
+
+
+def test_training_a_repairer_leaves_the_log_of_its_generator(place, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train_styles.py"])
+    train_repairer = runpy.run_path(str(TOOLS / "train_styles.py"))["train_repairer"]
+    net, repairer = Generator(GeneratorConfig.named("nano", 1)), Repairer()
+    info = ModelInfo(["one"], asdict(net.config), repairer.config)
+    save_model(Model(net, repairer, info), place / "m.safetensors")
+    (place / "run").mkdir()
+    (place / "run/log.jsonl").write_text('{"step": 900}\n')
+    config = TrainConfig(
+        str(place / "one.png"),
+        content=str(place / "photos"),
+        out=str(place / "run"),
+        model="nano",
+        size=64,
+        style_size=64,
+        batch=1,
+        seconds=1e-9,
+    )
+    train_repairer(config, place / "m.safetensors")
+    assert (place / "run/log.jsonl").read_text() == '{"step": 900}\n'
 
 
 def test_the_mean_of_models_that_began_as_one(place, run):
