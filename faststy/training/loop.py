@@ -192,20 +192,22 @@ def _train(
     guards = Guards(trainer)  # the first state that it can go back to is this one
     position, damage = Position(0, 0.0), None
     idle = 0.0  # seconds of the whole run before a first step
+    style_weight = weight.at(0.0)  # λ of the last step, also where all had been taken before
 
     def load(position: Position, tensors: Tensors) -> None:
-        nonlocal idle
+        nonlocal idle, style_weight
         restore(tensors, trainer.nets, trainer.optimisers)
         memory = dict(position.memory)
         trainer.repairer_pace = memory.pop("repairer_pace", 1.0)
         idle = memory.pop("idle", 0.0)
+        style_weight = memory.pop("λ", style_weight)
         weight.load_state(memory.pop("style_weight", None), tensors)
         guards.load_state(memory, tensors)
 
     def state(step: int, seconds: float) -> tuple[Position, Tensors]:
         (memory, tensors), (own, rows) = guards.state(), weight.state()
         tensors |= rows | capture(trainer.nets, trainer.optimisers)
-        own |= {"repairer_pace": trainer.repairer_pace, "idle": idle}
+        own |= {"repairer_pace": trainer.repairer_pace, "idle": idle, "λ": style_weight}
         return Position(step, seconds, memory | own), tensors
 
     if found is not None:
@@ -251,8 +253,6 @@ def _train(
     idle += seconds() - position.seconds
     if (told := schedule.complaint(idle)) is not None:
         log.tell(step, told)
-    # λ of the last step, also where all had been taken before.
-    style_weight = weight.at(schedule.fraction(max(0, step - 1), seconds(), idle))
     with stop_signals() as stopped, closing(draws), events.begin(run, step):
         while True:
             # What the end will cost is a guess that may fall; the run does not go back for it.
@@ -265,7 +265,6 @@ def _train(
                 break
             fraction = min(fraction, step)  # a budget too short for anything still takes one step
             stage = schedule.stage(fraction)
-            style_weight = weight.at(fraction)
             rate = schedule.learning_rate(fraction, step) * guards.memory.rate
             trainer.set_learning_rate(rate, guards.memory.pace)
             try:
@@ -275,7 +274,7 @@ def _train(
             except FaststyError:  # no picture is left
                 log.attempt(step, "checkpoint", save)
                 raise
-            drawn = drawn.to(device)
+            drawn, style_weight = drawn.to(device), weight.at(fraction)
             terms = trainer.take(drawn, style_weight)
             step += 1
             if world.leads:

@@ -331,6 +331,15 @@ def test_a_finished_run_can_be_made_longer(config, tmp_path):
     assert train(config(steps=5), resume=True).steps == 5
 
 
+def test_a_run_that_is_ended_where_it_is_tells_the_λ_of_its_last_step(config, monkeypatch):
+    monkeypatch.setattr(loop, "LOG_EVERY", 0.0)
+    train(config(steps=20), lambda p: p.step == 3 and stop())
+    result = train(config(steps=3), resume=True)
+    assert (result.finished, result.steps) == (True, 3)
+    λ = load_model(result.model).info.style_weight
+    assert λ == rows(result.run)[-1]["style_weight"] < 20
+
+
 def test_a_run_that_is_there_is_not_overwritten(config, tmp_path):
     train(config(steps=2))
     before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
