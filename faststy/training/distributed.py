@@ -78,6 +78,10 @@ class Alone:
         """What the first worker made, for the others; None for the first."""
         return None
 
+    def gathered(self, own: bytes) -> list[bytes]:
+        """Every worker's `own`; where one was lost, this one's alone."""
+        return [own]
+
 
 class Worker(Alone):
     """One process of many.
@@ -124,22 +128,29 @@ class Worker(Alone):
         self._all_reduce(said)
         return float(said[0]), bool(said[1] > 0)
 
-    def received(self, make: Callable[[], bytes]) -> bytes | None:
-        data = torch.frombuffer(bytearray(make()), dtype=torch.uint8) if self.leads else None
+    def received(self, make: Callable[[], bytes], source: int = 0) -> bytes | None:
+        own = self.rank == source
+        data = torch.frombuffer(bytearray(make()), dtype=torch.uint8) if own else None
         length = torch.tensor([0 if data is None else len(data)])
-        self._broadcast(length)
+        self._broadcast(length, source)
         if data is None:
             data = torch.empty(int(length), dtype=torch.uint8)
-        self._broadcast(data)
-        return None if self.leads else bytes(data.numpy())
+        self._broadcast(data, source)
+        return None if own else bytes(data.numpy())
+
+    def gathered(self, own: bytes) -> list[bytes]:
+        try:
+            return [self.received(lambda: own, rank) or own for rank in range(self.size)]
+        except FaststyError:
+            return [own]
 
     def _all_reduce(self, x: Tensor) -> None:
         with self._company():
             torch.distributed.all_reduce(x)
 
-    def _broadcast(self, x: Tensor) -> None:
+    def _broadcast(self, x: Tensor, source: int) -> None:
         with self._company():
-            torch.distributed.broadcast(x, 0)
+            torch.distributed.broadcast(x, source)
 
     @contextmanager
     def _company(self) -> Iterator[None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import time
 from collections.abc import Callable, Generator
 from contextlib import closing
@@ -316,9 +317,6 @@ def _train(
     speed = (step - first) * batch / max(time.monotonic() - loop_began, 1e-6)
 
     def result(finished: bool) -> TrainResult:
-        given: list[Pictures | Pairs] = [photos, *sources]
-        given += [pairs] if pairs is not None else []
-        skipped = {p: why for source in given for p, why in source.skipped.items()}
         return TrainResult(
             run, model_path, step, seconds(), speed, skipped, int(trainer.skipped),
             tuple(log.events), finished, interrupted,
@@ -334,9 +332,13 @@ def _train(
         settled, sound = guards.settle(step, seen)
         for event in settled:
             log.tell(step, event)
+    log.attempt(step, "checkpoint", save)
+    given: list[Pictures | Pairs] = [photos, *sources, *([] if pairs is None else [pairs])]
+    own = {str(path): why for source in given for path, why in source.skipped.items()}
+    parts = map(json.loads, world.gathered(json.dumps(own).encode()))
+    skipped = {Path(path): why for part in parts for path, why in part.items()}
     if not world.leads:
         return result(finished)
-    log.attempt(step, "checkpoint", save)
     if interrupted:
         log.attempt(step, "report", lambda: write_report(run))
         return result(finished=False)

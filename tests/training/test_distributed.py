@@ -20,7 +20,7 @@ from faststy.nn.encoder import load_encoder
 from faststy.training import loop
 from faststy.training.config import BATCH, TrainConfig
 from faststy.training.dataset import Pictures, generator, random_crops
-from faststy.training.distributed import Worker, default_batch, joined
+from faststy.training.distributed import Alone, Worker, default_batch, joined, told_rank
 from faststy.training.loop import train
 from faststy.training.step import StyleTarget, Trainer
 
@@ -112,6 +112,8 @@ def take_steps(out):
             keep(f"{step} perceptual", terms, "generator", "discriminator")
             keep(f"{step} repair", trainer.repair(step, photo, 2.0), "repairer", "discriminator")
         kept["contrast"] = trainer.mean(photo.std((2, 3)).mean(), len(photo))
+        ranks = range(getattr(world, "size", 1))
+        assert world.gathered(b"of %d" % told_rank()) == [b"of %d" % rank for rank in ranks]
         if world.leads:
             save_file(kept, out)
 
@@ -220,6 +222,15 @@ def test_one_process_is_alone(monkeypatch):
         assert world.sum(part) is part
         assert world.agree(0.25, True) == (0.25, True)
         assert world.received(lambda: b"state") is None
+
+
+def test_pictures_that_any_worker_skipped_are_listed(monkeypatch):
+    other = b'{"content/c.png": "damaged"}'
+    monkeypatch.setattr(Alone, "gathered", lambda world, own: [own, other])
+    Path("content/broken.png").touch()
+    settings = {**SETTINGS, "steps": 4, "stages": ("perceptual",), "seed": 1}
+    skipped = train(TrainConfig(style=("one.png",), content="content", **settings)).skipped
+    assert sorted(path.name for path in skipped) == ["broken.png", "c.png"]
 
 
 def test_samples_go_in_turns_and_each_worker_needs_two():
