@@ -12,6 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from faststy.cli import printable
 from faststy.training.log import Progress
 
 LINE_EVERY = 5.0  # seconds between plain lines
@@ -55,7 +56,8 @@ class _Display:
         """What happened, in words; a panel is drawn below it."""
         self.told.update(progress.events)
         for event in progress.events:
-            self.console.print(event, style="yellow", highlight=False, markup=False, soft_wrap=True)
+            text = Text(printable(event), style="yellow")
+            self.console.print(text, soft_wrap=True)
 
     def __exit__(
         self,

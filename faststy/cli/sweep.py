@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from faststy.cli import STOPPED, _options, skipped_entries
+from faststy.cli import STOPPED, _options, printable, skipped_entries
 from faststy.errors import FaststyError
 
 if TYPE_CHECKING:
@@ -103,9 +103,10 @@ def command(
 def _tell(result: SweepResult, as_json: bool, told: set[str]) -> None:
     """What was done; of the events those that are not `told` yet."""
     for path, why in sorted(result.skipped.items())[:LISTED]:
-        click.echo(f"skipped {why if str(path) in why else f'{path}: {why}'}", err=True)
+        text = why if str(path) in why else f"{path}: {why}"
+        click.echo(f"skipped {printable(text)}", err=True)
     for event in [event for event in result.events if event not in told][:LISTED]:
-        click.echo(event, err=True)
+        click.echo(printable(event), err=True)
     if as_json:
         click.echo(json.dumps(_values(result), ensure_ascii=False))
     elif result.points:

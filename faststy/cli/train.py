@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from faststy.cli import STOPPED, _options, counted, skipped_entries
+from faststy.cli import STOPPED, _options, counted, printable, skipped_entries
 from faststy.errors import FaststyError
 from faststy.training.config import BATCH, GPU_BATCH, PRECISIONS, TrainConfig
 
@@ -128,11 +128,12 @@ def command(
 def _tell(result: TrainResult, as_json: bool, told: set[str]) -> None:
     """What was done; of the events those that are not `told` yet."""
     for path, why in sorted(result.skipped.items())[:LISTED]:
-        click.echo(f"skipped {why if str(path) in why else f'{path}: {why}'}", err=True)
+        text = why if str(path) in why else f"{path}: {why}"
+        click.echo(f"skipped {printable(text)}", err=True)
     if result.skipped:
         click.echo(f"skipped {counted(len(result.skipped), 'picture')} in all", err=True)
     for event in [event for event in result.events if event not in told][:LISTED]:
-        click.echo(event, err=True)
+        click.echo(printable(event), err=True)
     if as_json:
         values = {
             "run": str(result.run),

@@ -50,8 +50,9 @@ def test_plain_lines_say_the_same_and_come_now_and_then(monkeypatch):
 
 def test_what_was_told_is_known():
     with Lines(console(terminal=False), 60.0, "faststy train") as show:
-        show(progress(1, 0.1, 6.0, events=("step 1: something happened",)))
-    assert show.told == {"step 1: something happened"}
+        show(progress(1, 0.1, 6.0, events=("step 1: \x1b[2J [b] happened",)))
+    assert show.told == {"step 1: \x1b[2J [b] happened"}
+    assert "step 1: \\x1b[2J [b] happened\n" in show.console.file.getvalue()
 
 
 def test_a_run_in_steps_is_estimated_from_what_was_done_since_the_first_report():
