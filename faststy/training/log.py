@@ -69,6 +69,7 @@ class Log:
             write_text(path, "".join(f"{line}\n" for line in kept))
         self.path = path
         self.events: list[str] = []  # all of this process
+        self.over = False  # whether no step follows
         self._untold: list[str] = []
         self._failing: set[str] = set()
         self._torn = False
@@ -131,7 +132,7 @@ class Log:
         except (FaststyError, OSError) as error:
             if name not in self._failing:
                 self._failing.add(name)
-                self.tell(step, f"step {step}: {error}; training goes on")
+                self.tell(step, f"step {step}: {error}{'' if self.over else '; training goes on'}")
             return False
         if name in self._failing:
             self._failing.remove(name)

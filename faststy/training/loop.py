@@ -237,6 +237,10 @@ def _train(
     def save() -> None:
         save_checkpoint(checkpoint, *state(step, seconds()))
 
+    def save_at_last() -> None:
+        log.over = True
+        log.attempt(step, "checkpoint", save)
+
     def show() -> None:
         _show(trainer, photos, run, repaired=trainer.repairs() and sound)
 
@@ -273,7 +277,7 @@ def _train(
                 if drawn.stage != stage:  # the stage has just begun
                     drawn = draw(step, drawn.photo)
             except FaststyError:  # no picture is left
-                log.attempt(step, "checkpoint", save)
+                save_at_last()
                 raise
             drawn, style_weight = drawn.to(device), weight.at(fraction)
             terms = trainer.take(drawn, style_weight)
@@ -310,7 +314,7 @@ def _train(
                     try:
                         on_progress(progress)
                     except BaseException:  # a display that fails costs no steps
-                        log.attempt(step, "checkpoint", save)
+                        save_at_last()
                         raise
             if saves.due():
                 log.attempt(step, "checkpoint", saves.timed(save))
@@ -327,12 +331,12 @@ def _train(
         try:
             seen = [whole(photo, config.size).to(device) for photo in _spread(photos, LAST_PHOTOS)]
         except FaststyError:  # no picture is left
-            log.attempt(step, "checkpoint", save)
+            save_at_last()
             raise
         settled, sound = guards.settle(step, seen)
         for event in settled:
             log.tell(step, event)
-    log.attempt(step, "checkpoint", save)
+    save_at_last()
     given: list[Pictures | Pairs] = [photos, *sources, *([] if pairs is None else [pairs])]
     own = {str(path): why for source in given for path, why in source.skipped.items()}
     parts = map(json.loads, world.gathered(json.dumps(own).encode()))

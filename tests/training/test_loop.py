@@ -579,6 +579,20 @@ def test_a_disk_that_is_full_for_a_while(config, tmp_path, monkeypatch):
     assert again == "step 7: the checkpoint can be written again"
 
 
+def test_a_disk_that_is_full_at_the_end_lets_nothing_go_on(config, monkeypatch):
+    monkeypatch.setattr(loop, "LOG_EVERY", 0.0)
+
+    def full(*_):
+        raise FaststyError("state.safetensors: cannot be written")
+
+    def stop_then(progress):
+        monkeypatch.setattr(loop, "save_checkpoint", full)
+        stop()
+
+    result = train(config(), stop_then)
+    assert result.events == (f"step {result.steps}: state.safetensors: cannot be written",)
+
+
 @pytest.mark.parametrize("wrong", ["style", "content", "pairs", "encoder", "device"])
 def test_what_cannot_be_trained_leaves_no_run_behind(config, tmp_path, wrong):
     absent = str(tmp_path / "absent.png")
