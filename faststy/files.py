@@ -55,12 +55,16 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` as UTF-8 to `path` by rename. Raises FaststyError."""
+    write_bytes(path, utf8(path, text))
+
+
+def utf8(path: Path, text: str) -> bytes:
+    """The bytes of `text`, for `path`. Raises FaststyError."""
     try:
-        data = text.encode()
+        return text.encode()
     except UnicodeEncodeError as error:  # from a file's name in another encoding
         part = text[max(0, error.start - 20) : error.end + 20]
         raise FaststyError(f"{path}: cannot hold {part!r}, which is not Unicode") from error
-    write_bytes(path, data)
 
 
 def target_at(path: str | os.PathLike[str]) -> Path:

@@ -178,11 +178,17 @@ class TrainConfig:
 
     def write(self, path: Path) -> None:
         """Write the settings as TOML, by rename."""
+        from faststy.files import write_bytes
+
+        write_bytes(path, self.as_toml(path))
+
+    def as_toml(self, path: Path) -> bytes:
+        """What `write` writes to `path`. Raises FaststyError for names that are not Unicode."""
         import tomli_w
 
-        from faststy.files import write_text
+        from faststy.files import utf8
 
-        write_text(path, tomli_w.dumps(self.as_dict()))
+        return utf8(path, tomli_w.dumps(self.as_dict()))
 
     def as_dict(self) -> dict[str, Any]:
         """The settings that are not None, tuples as lists: what TOML and JSON can hold."""

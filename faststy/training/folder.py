@@ -8,7 +8,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 from faststy.errors import FaststyError
-from faststy.files import remove_leftovers, without_links
+from faststy.files import remove_leftovers, without_links, write_bytes
 from faststy.training.checkpoint import checkpoint_path
 from faststy.training.config import TrainConfig, read_config
 
@@ -118,13 +118,15 @@ def was_made_by(run: Path, config: TrainConfig) -> bool:
 
 def open_run(run: Path, config: TrainConfig) -> None:
     """Make the run folder, with the settings in it. Raises FaststyError."""
+    recorded = run / "config.toml"
+    settings = config.absolute().as_toml(recorded)  # it may be resumed from another folder
     try:
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise FaststyError(f"{run}: cannot be made a folder ({error.strerror})") from error
     for folder in (run, checkpoint_path(run).parent):
         remove_leftovers(folder)
-    config.absolute().write(run / "config.toml")  # it may be resumed from another folder
+    write_bytes(recorded, settings)
 
 
 def _shown(value: object) -> str:

@@ -602,6 +602,12 @@ def test_what_cannot_be_trained_leaves_no_run_behind(config, tmp_path, wrong):
     assert train(config(steps=1)).finished
 
 
+def test_settings_that_cannot_be_written_leave_no_folder(config, tmp_path):
+    with pytest.raises(FaststyError, match="which is not Unicode"):
+        train(config(cache=str(tmp_path / os.fsdecode(b"ca\xff"))))
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_budget_in_seconds_is_used_and_kept(config):
     result = train(config(steps=None, seconds=6.0))
     assert result.finished
