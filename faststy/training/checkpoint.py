@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -69,17 +69,24 @@ def capture(nets: Nets, optimisers: Optimisers) -> Tensors:
 
 def restore(tensors: Tensors, nets: Nets, optimisers: Optimisers) -> None:
     """Put what `capture` gave back, in place. Raises FaststyError if it does not fit."""
-    try:
+    with fitting():
         for name, net in nets.items():
             net.load_state_dict(_under(f"net.{name}.", tensors))
         for name, optimiser in optimisers.items():
             saved = _under(f"optimiser.{name}.", tensors)
             for key, value in optimiser.state_dict().items():
                 value.copy_(saved[key])
-    except (KeyError, RuntimeError) as error:
+
+
+@contextmanager
+def fitting() -> Iterator[None]:
+    """Raises FaststyError where what is loaded within the block is not as this version has it."""
+    try:
+        yield
+    except (KeyError, TypeError, RuntimeError) as error:
         raise FaststyError(  # PyTorch's own words name every tensor
-            "the checkpoint does not fit this run: it is of nets as another version of faststy has "
-            "them; finish it with that version or choose another out folder"
+            "the checkpoint does not fit this run: it is of another version of faststy; finish it "
+            "with that version or choose another out folder"
         ) from error
 
 

@@ -28,6 +28,7 @@ from faststy.training.checkpoint import (
     checkpoint_path,
     decode,
     encode,
+    fitting,
     newest_checkpoint,
     restore,
     save_checkpoint,
@@ -202,8 +203,9 @@ def _train(
         trainer.repairer_pace = memory.pop("repairer_pace", 1.0)
         idle = memory.pop("idle", 0.0)
         style_weight = memory.pop("λ", style_weight)
-        weight.load_state(memory.pop("style_weight", None), tensors)
-        guards.load_state(memory, tensors)
+        with fitting():
+            weight.load_state(memory.pop("style_weight", None), tensors)
+            guards.load_state(memory, tensors)
 
     def state(step: int, seconds: float) -> tuple[Position, Tensors]:
         (memory, tensors), (own, rows) = guards.state(), weight.state()

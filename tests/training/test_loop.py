@@ -26,6 +26,7 @@ from faststy.training.folder import was_made_by
 from faststy.training.loop import style_names, train
 from faststy.training.signals import stop_signals
 from faststy.training.step import Trainer
+from faststy.training.style_weight import StyleWeight
 
 
 @pytest.fixture(scope="module")
@@ -444,6 +445,24 @@ def test_of_a_damaged_checkpoint_the_one_before_is_used(config, tmp_path, monkey
     assert "its checksum is wrong" in result.events[0]
     assert "going on from step " in result.events[0]
     assert {"event", "step"} in [set(row) for row in everything(tmp_path / "run")]
+
+
+@pytest.mark.parametrize("part", [guards.Guards, StyleWeight])
+def test_a_checkpoint_of_another_version_is_refused_in_a_sentence(config, monkeypatch, part):
+    train(config(steps=3, style_share=0.5), lambda p: stop())
+    real = part.state
+
+    def state(self):
+        values, tensors = real(self)
+        inner = values.get("style_weight", values)
+        inner["of_later"] = 1
+        return values, tensors
+
+    monkeypatch.setattr(part, "state", state)
+    train(config(steps=5, style_share=0.5), lambda p: stop(), resume=True)
+    monkeypatch.undo()
+    with pytest.raises(FaststyError, match="does not fit this run: it is of another version"):
+        train(config(steps=9, style_share=0.5), resume=True)
 
 
 def test_what_threads_draw_ahead_is_what_is_drawn_in_turn(config, tmp_path, monkeypatch):
