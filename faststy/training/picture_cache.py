@@ -14,6 +14,7 @@ import os
 import shutil
 import struct
 import threading
+import time
 import zlib
 from contextlib import suppress
 from pathlib import Path
@@ -27,6 +28,7 @@ from faststy.pictures import read_picture, scale_down
 
 MEMORY = 1 << 30  # bytes of decoded pictures kept in memory, of all sources together
 RESERVE = 1 << 30  # bytes left free on the disk: a checkpoint matters more than a picture
+LEFT = 3600.0  # seconds after which a file that is not whole is of a process that was killed
 SMALLEST = 16  # px: there is nothing to learn from less, and the encoder needs 8
 HEADER = struct.Struct("<8sIII")  # magic, height, width, CRC-32 of the pixels
 MAGIC = b"faststy2"
@@ -74,6 +76,7 @@ class PictureCache:
         self.trouble: str | None = None
         self.rebuilt = 0
         self._memory: dict[tuple[Path, int], Tensor] = {}
+        self._tidy: set[Path] = set()  # shelves without what killed processes left
         self._places: dict[tuple[Path, int], Path] = {}  # where those of the folder are
         self._bytes = 0
         self._use_folder = always and folder is not None
@@ -168,6 +171,7 @@ class PictureCache:
         temporary = place.with_name(f".{place.name}-{os.getpid()}-{threading.get_ident()}")
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
+            self._tidy_up(place.parent)
             if shutil.disk_usage(place.parent).free < RESERVE + pixels.nbytes:
                 raise OSError(errno.ENOSPC, f"less than {RESERVE >> 20} MiB are free")
             with temporary.open("wb") as file:  # no fsync: the checksum tells
@@ -183,3 +187,13 @@ class PictureCache:
             )
             return False
         return True
+
+    def _tidy_up(self, shelf: Path) -> None:
+        """Remove what killed processes left, once."""
+        if shelf in self._tidy:
+            return
+        self._tidy.add(shelf)
+        for path in shelf.glob(f".{PLACE}-*"):
+            with suppress(OSError):
+                if path.stat().st_mtime < time.time() - LEFT:
+                    path.unlink()

@@ -269,6 +269,17 @@ def test_the_first_frame_of_an_animation_and_no_giants(tmp_path, place, monkeypa
     assert "too small to learn from" in reasons["tiny.png"]
 
 
+def test_what_killed_runs_left_goes_but_not_what_another_writes(folder, place):
+    file = PictureCache(place)._place((folder / "0.png").read_bytes(), 40)
+    of_killed, of_another = (file.with_name(f".{file.name}-{process}-2") for process in (1, 3))
+    file.parent.mkdir(parents=True)
+    for path in (of_killed, of_another):
+        path.touch()
+    os.utime(of_killed, (1, 1))
+    cached(folder, place)
+    assert [path for path in files(place) if path.name[0] == "."] == [of_another]
+
+
 def test_what_is_removed_is_the_caches_own(folder, place):
     cached(folder, place)
     own = next(path for path in place.rglob("*") if path.is_file())
