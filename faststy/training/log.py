@@ -59,7 +59,8 @@ class Log:
         """
         kept = []
         if path is not None and path.exists():
-            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            # Not by splitlines: a name may have line breaks that JSON leaves as they are.
+            for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
                 try:
                     if json.loads(line)["step"] <= step:
                         kept.append(line)

@@ -89,7 +89,7 @@ def write_report(run: str | os.PathLike[str], *, growing: bool = False) -> Path:
 def _read_log(path: Path) -> tuple[list[Row], list[str]]:
     """The rows by step, of a step that was done twice (in a resumed run) the later one; events."""
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")  # as `Log` does
     except OSError:
         return [], []
     rows, events = {}, []

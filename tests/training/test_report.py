@@ -218,6 +218,12 @@ def test_damaged_files_leave_a_gap(full, name, content):
     assert "</html>" in html
 
 
+def test_events_with_any_line_break_are_told(tmp_path):
+    text = json.dumps({"step": 1, "event": "a\u2028b\x85c"}, ensure_ascii=False)
+    (tmp_path / "log.jsonl").write_text(text + "\n", encoding="utf-8")
+    assert "<li>a\u2028b\x85c</li>" in page(tmp_path)
+
+
 def test_names_are_escaped(tmp_path):
     write_log(tmp_path, [row(1, **{"<b>&": 1.0}), row(2, **{"<b>&": 2.0})])
     assert "<b>&lt;b&gt;&amp;</b>" in page(tmp_path)
