@@ -68,13 +68,11 @@ class PictureCache:
         always: use the folder from the first picture on, not only when memory is full.
     Attributes:
         trouble: why the folder is no longer written to, in words, or None.
-        rebuilt: files that were found damaged and were made anew.
     """
 
     def __init__(self, folder: Path | None = None, *, always: bool = False) -> None:
         self.folder = folder
         self.trouble: str | None = None
-        self.rebuilt = 0
         self._memory: dict[tuple[Path, int], Tensor] = {}
         self._tidy: set[Path] = set()  # shelves without what killed processes left
         self._places: dict[tuple[Path, int], Path] = {}  # where those of the folder are
@@ -158,7 +156,6 @@ class PictureCache:
             if check and zlib.crc32(numbers[HEADER.size :]) != checksum:
                 raise ValueError
         except (ValueError, struct.error):
-            self.rebuilt += 1
             with suppress(OSError):
                 place.unlink()
             return None

@@ -73,7 +73,7 @@ def write_report(run: str | os.PathLike[str], *, growing: bool = False) -> Path:
 
     A browser that shows one that is `growing` loads it anew now and then.
 
-    Reads log.jsonl, config.toml, preview.png and the pictures in samples/, each where it is there.
+    Reads log.jsonl, config.toml and preview.png, each where it is there, and the style pictures.
     Raises FaststyError when `run` is not a folder or cannot be written.
     """
     folder = Path(run)
@@ -139,7 +139,7 @@ def _page(
     parts = [
         f"<header><h1>{escape(title)}</h1>{_summary(rows)}</header>",
         _preview(folder / "preview.png"),
-        _side_by_side(folder, styles, rows),
+        _side_by_side(styles, rows),
         _curves(rows),
         _events(events),
         _settings_list(settings),
@@ -164,12 +164,12 @@ def _preview(path: Path) -> str:
     return f"<figure class=preview>{image}<figcaption>{caption}.</figcaption></figure>"
 
 
-def _side_by_side(folder: Path, styles: list[Any], rows: list[Row]) -> str:
-    """The style pictures, the pictures in samples/, and the timings."""
+def _side_by_side(styles: list[Any], rows: list[Row]) -> str:
+    """The style pictures and the timings."""
     pictures = []
     for style in styles[:4]:
         path = Path(str(style))
-        files = [path] if path.is_file() else _pictures_in(path, recursive=True)
+        files = [path] if path.is_file() else _pictures_in(path)
         images = (_image(file, 640, "the style picture") for file in files)
         image = next(filter(None, images), "")  # the first that can be read
         if image:
@@ -181,15 +181,7 @@ def _side_by_side(folder: Path, styles: list[Any], rows: list[Row]) -> str:
         parts.append(f"<section><h2>{heading}</h2>{strip}</section>")
     if rows:
         parts.append(f"<section><h2>Timings</h2>{_timings(rows)}</section>")
-    block = f"<div class=pair>{''.join(parts)}</div>" if parts else ""
-    samples = [
-        f"<figure>{image}<figcaption>{escape(path.stem.replace('_', ' '))}</figcaption></figure>"
-        for path in _pictures_in(folder / "samples")[:24]
-        if (image := _image(path, 480, path.stem))
-    ]
-    if samples:
-        block += f"<section><h2>Samples</h2><div class=strip>{''.join(samples)}</div></section>"
-    return block
+    return f"<div class=pair>{''.join(parts)}</div>" if parts else ""
 
 
 def _timings(rows: list[Row]) -> str:
@@ -265,9 +257,9 @@ def _description(path: Path) -> str:
         return "photo, painting"
 
 
-def _pictures_in(folder: Path, *, recursive: bool = False) -> list[Path]:
+def _pictures_in(folder: Path) -> list[Path]:
     try:
-        return list_pictures(folder, recursive=recursive)
+        return list_pictures(folder)
     except FaststyError:
         return []
 

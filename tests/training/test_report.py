@@ -39,8 +39,6 @@ def full(tmp_path):
     write_log(tmp_path, rows)
     Image.new("RGB", (64, 32), "red").save(tmp_path / "preview.png")
     Image.new("RGB", (40, 40), "blue").save(tmp_path / "painted_waves.png")
-    (tmp_path / "samples").mkdir()
-    Image.new("RGB", (16, 16), "green").save(tmp_path / "samples" / "step_10.png")
     style = json.dumps(str(tmp_path / "painted_waves.png"))
     (tmp_path / "config.toml").write_text(f'style = [{style}]\nmodel = "<fast>"\nsize = 128\n')
     return tmp_path
@@ -60,7 +58,7 @@ def plot(html: str, name: str) -> str:
 
 def test_shows_pictures_curves_settings_and_timings(full):
     html = page(full)
-    assert html.count("data:image/jpeg;base64,") == 3  # preview, style, sample
+    assert html.count("data:image/jpeg;base64,") == 2  # preview, style
     for name in ("content", "style", "adversarial", "repair", "λ", "images/s"):
         assert "<polyline" in plot(html, name)
     assert "<h1>painted waves</h1>" in html
