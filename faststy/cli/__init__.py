@@ -107,6 +107,7 @@ class _Stderr:
 
 @contextmanager
 def _patient_stderr() -> Iterator[None]:
+    """Standard error is `_Stderr` within the block."""
     stderr = sys.stderr
     if stderr is None:  # closed
         yield
