@@ -58,7 +58,8 @@ def about_model(path: Path) -> dict[str, Any]:
     """What a model file says of itself, and its size. Raises FaststyError."""
     from faststy.model_file import load_info
 
-    return {"file": str(path), "bytes": path.stat().st_size, **vars(load_info(path))}
+    info = load_info(path)  # first: it says what is wrong with the file
+    return {"file": str(path), "bytes": path.stat().st_size, **vars(info)}
 
 
 def _with_descriptions(facts: dict[str, Any]) -> dict[str, Any]:

@@ -154,9 +154,10 @@ def _tell(result: TrainResult, as_json: bool, told: set[str]) -> None:
         click.echo(f"stopped; go on with: {resume}", err=True)
         raise SystemExit(STOPPED)
     if not as_json:
+        rate = result.images_per_second  # of this process, which may have had nothing to do
         click.echo(
-            f"{result.steps} steps in {result.seconds:.0f} s, "
-            f"{result.images_per_second:.1f} images/s\n"
+            f"{result.steps} steps in {result.seconds:.0f} s"
+            f"{f', {rate:.1f} images/s' if rate else ''}\n"
             f"model   {result.model}\n"
             f"report  {result.run / 'report.html'}\n"
             f"paint   faststy stylize photo.jpg -m {quote(str(result.model))}"

@@ -179,7 +179,7 @@ class PictureCache:
             with suppress(OSError):
                 temporary.unlink()
             self.trouble = (
-                f"{self.folder}: no more pictures are kept there ({error.strerror}); "
+                f"{self.folder}: no pictures can be kept there now ({error.strerror}); "
                 "those that do not fit into memory are decoded each time"
             )
             return False

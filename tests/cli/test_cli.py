@@ -240,6 +240,7 @@ def test_info_of_a_damaged_model_is_one_sentence(call, tmp_path, content):
     assert (status, out) == (2, "")
     assert err.startswith(f"faststy: {path}: ")
     assert err.count("\n") == 1
+    assert call("info", "absent")[2] == "faststy: absent: no such file\n"
 
 
 @pytest.mark.parametrize(

@@ -211,6 +211,9 @@ def test_stopped_it_saves_and_says_how_to_go_on(place, number):
     assert status == 0, err
     assert steps(place / "run" / "log.jsonl")[-1] == told["steps"] + 4
     assert not (place / "moved").exists()
+    assert " images/s\n" in out
+    status, out, err = faststy("--resume", "--steps", str(told["steps"] + 4))
+    assert (status, " images/s" in out) == (0, False)  # no step was left to take
 
 
 def test_the_end_is_told_in_words_and_a_second_run_is_refused(place):

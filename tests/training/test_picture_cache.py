@@ -179,7 +179,7 @@ def test_without_room_it_goes_on_without_the_folder_and_says_so(folder, place, m
     pictures = Pictures.found(folder, 40, cache)
     for i in range(4):
         assert torch.equal(pictures.get(i), load_tensor(folder / f"{i}.png", 40))
-    assert f"{place}: no more pictures are kept there (" in cache.trouble
+    assert f"{place}: no pictures can be kept there now (" in cache.trouble
     assert pictures.skipped == {}
     assert place.is_file() or files(place) == []
 
