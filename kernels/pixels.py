@@ -33,10 +33,10 @@ def _from_pixels_kernel(
     y = tl.minimum(i_y * R + (o_k // R) % R, H - 1)  # [BK, 1]
     x = tl.minimum(o_x * R + o_k % R, W - 1)  # [BK, BX]
     at = i_n * frame_strides[0] + y * frame_strides[1] + x * frame_strides[2]
-    at += o_k // (R * R) * frame_strides[3]
+    at += (o_k // (R * R)).to(tl.int64) * frame_strides[3]  # colours and planes may lie far apart
     value = tl.load(frames_ptr + at, mask=mask, other=0).to(tl.float32) * scale + low
     at = i_n * out_strides[0] + i_y * out_strides[2] + o_x * out_strides[3]
-    at += o_k.to(tl.int64) * out_strides[1]  # planes may lie far apart
+    at += o_k.to(tl.int64) * out_strides[1]
     tl.store(out_ptr + at, value, mask=mask)
 
 
@@ -54,7 +54,8 @@ def _to_pixels_kernel(
     x, c = o // C, o % C
 
     k = (c * R + y % R) * R + x % R
-    at = i_n * x_strides[0] + k * x_strides[1] + y // R * x_strides[2] + x // R * x_strides[3]
+    at = i_n * x_strides[0] + k * x_strides[1] + y // R * x_strides[2]
+    at += (x // R).to(tl.int64) * x_strides[3]  # columns may, too
     value = tl.load(x_ptr + at, mask=mask, other=0).to(tl.float32)
     value = (value - low) * scale
     value = tl.where(value > 0, value, 0.0)  # NaN too

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import mmap
 from typing import Any
 
 import pytest
@@ -14,6 +15,14 @@ TOLERANCES = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 
 def frames(*shape: int) -> torch.Tensor:
     return torch.randint(0, 256, shape, dtype=torch.uint8)
+
+
+def sparse(dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """More than 2³¹ numbers; on a CPU they take no memory where nothing is written."""
+    size = (1 << 31) + 4096
+    if device.type == "cuda":
+        return torch.empty(size, dtype=dtype, device=device)
+    return torch.frombuffer(mmap.mmap(-1, size * dtype.itemsize), dtype=dtype)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES)
@@ -49,6 +58,19 @@ def test_strides_and_channels(device: torch.device) -> None:
     torch.testing.assert_close(ops.from_pixels(one), truth[:, 1:2].expand(1, 3, 9, 20))
     x = truth.repeat(2, 1, 1, 1).mT
     assert torch.equal(ops.to_pixels(x), picture.transpose(0, 1).expand(2, 20, 9, 4))
+
+
+def test_what_lies_far_apart(device: torch.device) -> None:
+    """Colours, as those of a long clip [3, T, H, W], or columns: beyond offsets in int32."""
+    far = (1 << 30) + 64
+    picture = sparse(torch.uint8, device).as_strided((1, 2, 2, 3), (1, 7, 3, far))
+    picture.copy_(frames(1, 2, 2, 3))
+    x = ops.from_pixels(picture, value_range=(0, 255))
+    assert torch.equal(x, picture.permute(0, 3, 1, 2).float())
+    columns = sparse(torch.float16, device).as_strided((1, 3, 2, 3), (1, 3, 13, far))
+    columns.copy_(frames(1, 3, 2, 3))
+    y = ops.to_pixels(columns, value_range=(0, 255))
+    assert torch.equal(y, columns.permute(0, 2, 3, 1).byte())
 
 
 def test_rounds_and_clamps(device: torch.device) -> None:
