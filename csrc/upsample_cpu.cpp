@@ -120,11 +120,13 @@ Tensor blur_cells_fwd(const Tensor x, int64_t scale) {
       const int64_t row = std::clamp<int64_t>(top + i, 0, height - 1);
       const float* cells = from + ((sample * h + row / scale) * w * scale + row % scale) * run;
       float* out = line(i);
-      for (int64_t j = 0; j < w - 1; ++j) {  // by fours: what is too much is overwritten
+      // By fours where cells are more than a row: what is too much is overwritten.
+      const int64_t fours = scale == 1 ? 0 : w - 1;
+      for (int64_t j = 0; j < fours; ++j) {
         const float* cell = cells + j * scale * run;
         for (int64_t q = 0; q < run; q += 4) std::memcpy(out + j * run + q, cell + q, 16);
       }
-      std::copy_n(cells + (w - 1) * scale * run, run, out + (w - 1) * run);
+      std::copy_n(cells + fours * scale * run, (w - fours) * run, out + fours * run);
     }
     float* down = line(scale + 1);
     for (int64_t i = 0; i < scale; ++i) {

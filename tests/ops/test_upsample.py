@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
+import math
+import mmap
+import os
+from itertools import product
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -77,6 +83,24 @@ def test_rows_beyond_one_program(device: torch.device) -> None:
     expected = F.conv2d(F.pad(pixels, (1, 1, 1, 1), "replicate"), kernel, groups=3)
     got = ops.blur_cells(x.to(device), 2).cpu().double()
     torch.testing.assert_close(got, expected, atol=2e-6, rtol=0)
+
+
+def test_nothing_is_read_beyond_the_end(device: torch.device) -> None:
+    """Where the next page of memory cannot be read."""
+    if device.type != "cpu" or os.name != "posix":
+        pytest.skip("a page of the CPU's memory")
+    memory = mmap.mmap(-1, 2 * mmap.PAGESIZE)
+    after = ctypes.addressof(ctypes.c_char.from_buffer(memory)) + mmap.PAGESIZE
+    assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(after), mmap.PAGESIZE, 0) == 0
+    floats = torch.frombuffer(memory, dtype=torch.float32, count=mmap.PAGESIZE // 4)
+    for scale, channels, width in product((1, 2, 3), (1, 2, 3, 5), (1, 2, 3, 4, 5, 9)):
+        shape = (1, scale**2 * channels, 1, width)
+        x = floats[-math.prod(shape) :].view(1, 1, width, -1).permute(0, 3, 1, 2)
+        x.copy_(torch.randn(shape))
+        expected = reference.blur_cells_fwd(x, scale)
+        torch.testing.assert_close(ops.blur_cells(x, scale), expected)
+        expected = reference.upsample_fwd(x, scale)
+        torch.testing.assert_close(ops.upsample(x, scale), expected, atol=4e-6, rtol=0)
 
 
 def test_not_a_number_stays_where_it_is(device: torch.device) -> None:
