@@ -122,7 +122,8 @@ FASTSTY_CLONES void moments(Rows<A> x, int64_t rows, int64_t cols, A* mean, A* m
     for (int64_t j = 0; j < W; ++j) {
       const A sum = sum_a[j] + sum_b[j], correction = sum * share;
       mean[c + j] = middle[j] + correction;
-      m2[c + j] = square_a[j] + square_b[j] - sum * correction;
+      const A left = square_a[j] + square_b[j] - sum * correction;
+      m2[c + j] = left < 0 ? A(0) : left;  // of flat columns rounding may leave less; NaN stays
     }
   });
 }

@@ -137,6 +137,17 @@ def test_constant_plane_is_the_bias(device: torch.device) -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_flat_plane_has_no_negative_variance(
+    device: torch.device, layout: torch.memory_format
+) -> None:
+    torch.manual_seed(9)
+    x = (torch.rand(1, 256, 1, 1, device=device) * 10 - 5).expand(1, 256, 33, 31)
+    x = x.contiguous(memory_format=layout)
+    assert (ops.instance_statistics(x, eps=0)[1] > 1e5).all()
+    assert ops.instance_norm(x * 1e8).isfinite().all()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_nan_stays_in_its_plane(device: torch.device, layout: torch.memory_format) -> None:
     x = random((2, 4, 9, 9), device, torch.float32, layout)
     x[1, 2, 3, 4] = torch.nan
