@@ -271,8 +271,10 @@ void gram_into(const Tensor& x, const Optional& mean, const Layout& layout, cons
   const int64_t c = layout.c, ld = padded<A>(c);
   const int64_t step = layout.last ? tile_pixels(layout) : plane_pixels(layout);
   const int64_t tiles = (layout.pixels() + step - 1) / step;
-  // Chunks of tiles are summed up in the type of the result, and their sums in double.
-  const int64_t chunks = std::clamp<int64_t>(layout.last ? tiles / 8 : tiles, 1, 64);
+  // Chunks of tiles are summed up in the type of the result, and their sums in double. Where many
+  // channels have few pixels, there are no more chunks than four times the memory of x holds.
+  const int64_t most = std::clamp<int64_t>(4 * layout.pixels() / std::max<int64_t>(c, 1), 1, 64);
+  const int64_t chunks = std::clamp<int64_t>(layout.last ? tiles / 8 : tiles, 1, most);
   const bool direct = pixels.in_place() && (!layout.last || ld == c);
   const bool halves = x.scalar_type() == ScalarType::BFloat16 && !mean;
   const auto multiply_all =

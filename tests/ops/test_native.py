@@ -5,6 +5,9 @@ The other tests see it through the public ops; this one sees the reference's raw
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from itertools import product
 from typing import Any
@@ -184,6 +187,28 @@ def test_one_thread_and_two_agree(threads: Any, n: int, layout: torch.memory_for
     for results in found[1:]:
         for a, b in zip(results, found[0], strict=True):
             assert torch.equal(a, b)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="where Linux tells the peak")
+def test_gram_of_many_channels_takes_little_memory() -> None:
+    """Beside the 16 MB of the result four times the 8 MB of the features."""
+    code = """
+import torch
+from faststy import ops
+
+def peak():
+    with open("/proc/self/status") as lines:
+        return next(int(line.split()[1]) >> 10 for line in lines if line.startswith("VmHWM"))
+
+x = torch.rand(1, 2048, 32, 32)
+ops.gram(x[:, :8])
+before = peak()
+ops.gram(x)
+print(peak() - before)
+"""
+    command = [sys.executable, "-c", code]
+    grown = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert int(grown) < 16 + 4 * 8 + 30
 
 
 X = torch.zeros(2, 3, 4, 4)
