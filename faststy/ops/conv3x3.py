@@ -135,9 +135,10 @@ def _fits(
     vectors = [v.dtype for v in (scale, bias) if v is not None]
     one_dtype = all(t.dtype == dtype for t in inputs) and {*vectors} <= {dtype, torch.float32}
     small = len(inputs) <= 2 and c <= 96 and k <= 64 and c * k <= 4096 and few_enough(inputs[0])
-    # Two values of the residual are read at once.
-    paired = residual is None or (k % 2 == 0 and residual.data_ptr() % 4 == 0)
-    return dtype in HALVES and one_dtype and small and paired
+    if residual is not None:  # two of its values are read at once
+        one_dtype = one_dtype and residual.dtype == dtype
+        small = small and k % 2 == 0 and residual.data_ptr() % 4 == 0
+    return dtype in HALVES and one_dtype and small
 
 
 define(

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from faststy import ops
 from faststy.ops.conv3x3 import few_enough
+from faststy.ops.dispatch import LIMITS
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 6e-2, torch.float16: 1e-2}
@@ -149,6 +150,19 @@ def test_moments_of_several_inputs(dtype, device):
     if device.type == "cuda" or INTERPRETED or dtype == torch.float32:
         tolerance = 1e-5
     torch.testing.assert_close(found.double(), moments, atol=tolerance, rtol=tolerance)
+
+
+def test_residual_of_another_dtype(device):
+    inputs, weight, scale, bias, residual = arguments(1, (8,), 12, 10, 14, torch.float16, device)
+    expected, _ = truth(inputs, weight, scale, bias, residual, None)
+    for dtype in (torch.float32, torch.bfloat16):
+        y, _ = ops.conv3x3(inputs, weight, scale, bias, residual=residual.to(dtype))
+        assert y.dtype == torch.float16
+        torch.testing.assert_close(y.double(), expected, atol=3e-2, rtol=1e-2)
+        half = torch.empty_like(residual, device="meta")
+        fits = LIMITS["conv3x3_fwd"]
+        assert fits(inputs, weight, scale, bias, half)
+        assert not fits(inputs, weight, scale, bias, half.to(dtype))
 
 
 def test_the_same_bits_again_and_weights_of_now(device):
