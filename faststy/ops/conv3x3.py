@@ -15,7 +15,7 @@ from torch import Tensor
 
 from faststy.ops import checks
 from faststy.ops.dispatch import HALVES, define
-from faststy.ops.reference import CHANNELS_LAST, LEAKY_SLOPE
+from faststy.ops.reference import CHANNELS_LAST, LEAKY_SLOPE, wide
 
 Activation = Literal["relu", "leaky_relu"]
 SLOPES = {None: 1.0, "relu": 0.0, "leaky_relu": LEAKY_SLOPE}
@@ -34,9 +34,9 @@ def conv3x3(
     """`activation(convolved · scale + bias + residual)`; reflection makes the borders.
 
     Args:
-        inputs: [N, C, H, W] float16, bfloat16 or float32, H and W at least 2; or several that stand
-            for one of all their channels.
-        weight: [K, C, 3, 3]; `weight_layout` says how it is not copied.
+        inputs: [N, C, H, W] float16, bfloat16, float32 or float64, H and W at least 2; or several
+            that stand for one of all their channels.
+        weight: [K, C, 3, 3] of the dtype of the inputs; `weight_layout` says how it is not copied.
         scale: [K], or [N, K] for one of each sample.
         bias: [K] or [N, K].
         activation: "relu", "leaky_relu" (slope 0.2) or None.
@@ -45,7 +45,8 @@ def conv3x3(
 
     Returns:
         [N, K, H, W], channels_last, without gradient; and the mean and variance of what was
-        convolved, before scale and bias, over N, H and W: float32 [2, K], or [0, K] if not wanted.
+        convolved, before scale and bias, over N, H and W: [2, K], or [0, K] if not wanted, float32
+        (float64 for float64).
 
     Raises:
         TypeError, ValueError: a wrong dtype, rank, shape, device or activation.
@@ -62,11 +63,15 @@ def conv3x3(
     if min(height, width) < 2:
         raise ValueError(f"inputs: expected two rows and columns or more, got {height} x {width}")
     channels = sum(part.shape[1] for part in parts)
+    checks.floating(weight, "weight")
     if weight.ndim != 4:
         raise ValueError(f"weight: expected [K, {channels}, 3, 3], got {list(weight.shape)}")
     k = len(weight)
     like = parts[0]
     checks.shaped(weight, "weight", {f"[K, {channels}, 3, 3]": (k, channels, 3, 3)}, like)
+    for part in parts:
+        if part.dtype != weight.dtype:
+            raise TypeError(f"inputs: expected {weight.dtype} as the weight, got {part.dtype}")
     for vector, name in ((scale, "scale"), (bias, "bias")):
         if vector is not None:
             checks.shaped(vector, name, {"[K]": (k,), "[N, K]": (n, k)}, like)
@@ -109,7 +114,7 @@ def _fake(
 ) -> tuple[Tensor, Tensor]:
     n, _, height, width = inputs[0].shape
     y = inputs[0].new_empty((n, len(weight), height, width))
-    found = y.new_empty((2 if moments else 0, len(weight)), dtype=torch.float32)
+    found = y.new_empty((2 if moments else 0, len(weight)), dtype=wide(y.dtype))
     return y.to(memory_format=CHANNELS_LAST), found
 
 

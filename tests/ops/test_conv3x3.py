@@ -200,6 +200,9 @@ def test_opcheck(device):
     raw = torch.ops.faststy.conv3x3_fwd
     torch.library.opcheck(raw, (inputs, weight, scale, bias, residual, 0.2, True))
     torch.library.opcheck(raw, (inputs, weight, None, None, None, 1.0, False))
+    torch.library.opcheck(
+        raw, ([inputs[0].double()], weight[:, :4].double(), *[None] * 3, 1.0, True)
+    )
 
 
 @pytest.mark.parametrize(
@@ -210,6 +213,13 @@ def test_opcheck(device):
         ({"inputs": torch.zeros(1, 4, 1, 5)}, ValueError, "two rows and columns or more, got 1 x"),
         ({"inputs": [torch.zeros(1, 2, 5, 5), torch.zeros(1, 2, 5, 6)]}, ValueError, "one batch"),
         ({"inputs": torch.zeros(1, 4, 5, 5).int()}, TypeError, "got torch.int32"),
+        (
+            {"inputs": [torch.zeros(1, 2, 5, 5), torch.zeros(1, 2, 5, 5).half()]},
+            TypeError,
+            "inputs: expected torch.float32 as the weight, got torch.float16",
+        ),
+        ({"weight": torch.zeros(6, 4, 3, 3).half()}, TypeError, "inputs: expected torch.float16"),
+        ({"weight": None}, TypeError, "weight: expected a tensor, got NoneType"),
         ({"weight": torch.zeros(6, 5, 3, 3)}, ValueError, r"weight: .*\[6, 4, 3, 3\]"),
         ({"scale": torch.zeros(5)}, ValueError, r"scale: expected \[K\] = \[6\] or .* got \[5\]"),
         ({"bias": torch.zeros(2, 6)}, ValueError, r"bias: expected \[K\]"),
