@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -25,7 +27,7 @@ def pixel_unshuffle(x: Tensor, scale: int) -> Tensor:
     checks.features(x)
     if scale < 1 or x.shape[2] % scale or x.shape[3] % scale:
         raise ValueError(f"x: expected sides in multiples of {scale}, got {list(x.shape[2:])}")
-    return (reference if by_kernels(x) else F).pixel_unshuffle(x, scale)  # type: ignore[no-any-return]
+    return _shuffles(x).pixel_unshuffle(x, scale)  # type: ignore[no-any-return]
 
 
 def pixel_shuffle(x: Tensor, scale: int) -> Tensor:
@@ -44,4 +46,9 @@ def pixel_shuffle(x: Tensor, scale: int) -> Tensor:
     checks.features(x)
     if scale < 1 or x.shape[1] % scale**2:
         raise ValueError(f"x: expected channels in multiples of {scale}², got {x.shape[1]}")
-    return (reference if by_kernels(x) else F).pixel_shuffle(x, scale)  # type: ignore[no-any-return]
+    return _shuffles(x).pixel_shuffle(x, scale)  # type: ignore[no-any-return]
+
+
+def _shuffles(x: Tensor) -> Any:
+    """What has both. Torch's leave empty batches as they are."""
+    return reference if by_kernels(x) or x.numel() == 0 else F

@@ -56,6 +56,10 @@ def test_paints_any_size_as_in_float64(size):
     torch.testing.assert_close(painted.double(), exact, atol=2e-3, rtol=0)
 
 
+def test_no_photo_is_no_painting():
+    assert scrambled()(torch.zeros(0, 3, 32, 31)).shape == (0, 3, 32, 31)
+
+
 @pytest.mark.parametrize("size", [(5, 13), (33, 65)])
 def test_a_photo_is_painted_as_one_with_repeated_borders(size):
     net, x = scrambled(), torch.rand(1, 3, *size)

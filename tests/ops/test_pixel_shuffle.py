@@ -37,6 +37,15 @@ def test_strides(device: torch.device, name: str) -> None:
         assert torch.equal(getattr(ops, name)(part, 2), getattr(F, name)(part, 2))
 
 
+def test_empty(device: torch.device) -> None:
+    x = torch.zeros(0, 8, 4, 6, device=device, requires_grad=True)
+    for name, shape in (("pixel_shuffle", (0, 2, 8, 12)), ("pixel_unshuffle", (0, 32, 2, 3))):
+        y = getattr(ops, name)(x, 2)
+        assert y.shape == shape
+        y.sum().backward()
+    assert x.grad is not None
+
+
 def test_compile(device: torch.device) -> None:
     def net(x: Tensor) -> Tensor:
         return ops.pixel_shuffle(ops.pixel_unshuffle(x, 2) * 2, 2)
