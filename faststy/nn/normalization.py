@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from faststy import ops
 from faststy.ops.instance_norm import Activation
-from faststy.ops.reference import wide
+from faststy.ops.reference import wide, without_autocast
 
 Net = TypeVar("Net", bound=nn.Module)
 
@@ -146,7 +146,7 @@ class ConditionalInstanceNorm2d(nn.Module):
             expected = f"[{styles}] or [N, {styles}] mixing weights"
             raise ValueError(f"style: expected {expected}, got {list(style.shape)}")
         style = style.to(self.weight.dtype).unsqueeze(-2)
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             weight, bias = ((style @ w).squeeze(-2) for w in (self.weight, self.bias))
         return ops.instance_norm(
             x, weight, bias, self.eps, activation=activation, residual=residual

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from faststy.ops.reference import without_autocast
+
 FIRST = 15  # steps of the power iteration before the first use; then one at each use in training
 
 
@@ -33,7 +35,7 @@ class SpectralNorm(nn.Module):
 
     def forward(self, weights: Sequence[Tensor]) -> list[Tensor]:
         """The weights with singular values of at most 1, as far as the iteration has come."""
-        with torch.autocast(weights[0].device.type, enabled=False):
+        with without_autocast(weights[0]):
             matrices = _matrices(weights)
             images = matrices @ self._v(matrices.detach())  # [S, K, 1]
             sigma = torch.linalg.vector_norm(images, dim=1, keepdim=True)

@@ -9,6 +9,8 @@ quick on a CPU in both memory layouts.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +42,13 @@ def in_one_piece(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=CHANNELS_LAST) if part and not x.is_contiguous() else x
 
 
+def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
+    """Computing in the dtype at hand on the device of `x`, which may not know autocast, as meta."""
+    kind = x.device.type
+    known = torch.amp.is_autocast_available(kind)
+    return torch.autocast(kind, enabled=False) if known else nullcontext()
+
+
 # --------------------------------------------------------------------------- Gram matrices
 
 
@@ -48,7 +57,7 @@ def gram(x: Tensor, center: bool = False) -> Tensor:
     flat = x.to(wide(x.dtype)).flatten(2)
     if center:
         flat = flat - flat.mean(2, keepdim=True)
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x):
         return flat @ flat.mT / max(flat[0:1].numel(), 1)
 
 
@@ -64,7 +73,7 @@ def _energy(target: Tensor) -> Tensor:
 
 def gram_fwd(x: Tensor, mean: Tensor | None) -> Tensor:
     flat = _centered(x, mean)
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x):
         return (flat @ flat.mT).div_(max(x[0:1].numel(), 1))
 
 
@@ -74,7 +83,7 @@ def gram_bwd(symmetric: Tensor, x: Tensor, mean: Tensor | None, scale: Tensor | 
     factor = symmetric / max(x[0:1].numel(), 1)
     if scale is not None:
         factor = factor * scale[:, None, None]
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x):
         # A product comes out row by row: choose whose rows.
         dx = (flat.mT @ factor).mT if layout(x) == CHANNELS_LAST else factor @ flat
     return dx.unflatten(2, x.shape[2:]).to(x.dtype)  # type: ignore[no-any-return, no-untyped-call]

@@ -60,6 +60,13 @@ def test_no_photo_is_no_painting():
     assert scrambled()(torch.zeros(0, 3, 32, 31)).shape == (0, 3, 32, 31)
 
 
+def test_without_numbers_shapes_come_out():
+    net = scrambled(styles=2).to("meta")
+    painted = net(torch.empty(2, 3, 33, 31, device="meta"))
+    assert painted.shape == (2, 3, 33, 31)
+    assert painted.is_meta
+
+
 @pytest.mark.parametrize("size", [(5, 13), (33, 65)])
 def test_a_photo_is_painted_as_one_with_repeated_borders(size):
     net, x = scrambled(), torch.rand(1, 3, *size)

@@ -57,6 +57,12 @@ def test_it_iterates_in_training_alone():
     assert not torch.equal(norm.u, before)
 
 
+def test_without_numbers_shapes_come_out():
+    given = weights()
+    found = SpectralNorm(given).to("meta")([weight.to("meta") for weight in given])
+    assert [weight.shape for weight in found] == [weight.shape for weight in given]
+
+
 def test_autocast_leaves_it_alone():
     given = weights()
     norm = SpectralNorm(given).eval()

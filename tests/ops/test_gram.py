@@ -179,6 +179,14 @@ def test_compile(device: torch.device) -> None:
             torch.testing.assert_close(a, b)
 
 
+def test_without_numbers_shapes_come_out() -> None:
+    x = torch.empty(2, 3, 6, 6, device="meta", requires_grad=True)
+    for library in (ops, reference):
+        gram = library.gram(x)
+        assert gram.shape == (2, 3, 3)
+        assert gram.is_meta
+
+
 def test_autocast_does_not_touch_float32(device: torch.device) -> None:
     x = torch.randn(2, 3, 6, 6, device=device)
     truth = ops.gram(x)
