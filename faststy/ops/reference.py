@@ -373,7 +373,8 @@ def blur(x: Tensor) -> Tensor:
     # Made where x is: a constant of the host's would have to be copied there each time.
     line = 0.5 - 0.25 * torch.arange(-1, 2, dtype=x.dtype, device=x.device).abs()
     kernel = (line[:, None] * line).expand(x.shape[1], 1, 3, 3)
-    return F.conv2d(F.pad(x, (1, 1, 1, 1), "replicate"), kernel, groups=x.shape[1])
+    with without_autocast(x):
+        return F.conv2d(F.pad(x, (1, 1, 1, 1), "replicate"), kernel, groups=x.shape[1])
 
 
 def reflection_pad_fwd(x: Tensor, pad: int) -> Tensor:

@@ -68,6 +68,17 @@ def test_takes_away_what_alternates_and_keeps_what_is_flat(device: torch.device)
     torch.testing.assert_close(ops.blur(flat), flat)
 
 
+def test_autocast_leaves_it_alone(device: torch.device) -> None:
+    x = torch.randn(1, 3, 6, 7, device=device, requires_grad=True)
+    expected = ops.blur(x)
+    with torch.autocast(device.type, torch.bfloat16):
+        y = ops.blur(x)
+        assert ops.blur(x.bfloat16()).dtype == torch.bfloat16
+    assert torch.equal(y, expected)
+    (dx,) = torch.autograd.grad(y.sum(), x)
+    assert dx.dtype == torch.float32
+
+
 def test_gradcheck_twice(device: torch.device) -> None:
     torch.manual_seed(2)
     x = torch.randn(1, 2, 3, 3, device=device, dtype=torch.float64, requires_grad=True)
