@@ -744,8 +744,9 @@ Losses run(Plan plan, const Tensor& like, const float* weights) {
   int at_once = 0;  // blocks on a multiprocessor
   if (twice && device.cooperative) {
     table.shared = shared_for(plan, blocks, device.shared);
+    // The same limit always: another thread may set it between this and the launch.
     check(cudaFuncSetAttribute(combined_loss_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               table.shared));
+                               device.shared));
     check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&at_once, combined_loss_kernel, THREADS,
                                                         table.shared));
   }

@@ -26,6 +26,7 @@ constexpr int WARPS = 8, THREADS = WARPS * WARP;
 constexpr int HEIGHT = WARPS, PIXELS = (HEIGHT + 2) * ROW;  // rows of a tile; pixels with the border
 constexpr int MOST_INPUTS = 2, MOST_C = 96, MOST_K = 64;
 constexpr int MERGERS = 128;  // threads that merge moments
+constexpr int OWN = 6 << 10;  // bytes of shared memory: more than what kernels declare
 
 struct Conv {
   Input inputs[MOST_INPUTS];
@@ -368,7 +369,9 @@ void launch(Conv conv, int device, cudaStream_t stream, Tensor* found) {
   conv.weights = NB * 8 * (18 * conv.padded + 16);
   const int shared = conv.weights + PIXELS * (2 * conv.padded + 16);
   const auto kernel = conv3x3_kernel<T, NB, CP>;
-  cuda::check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared), OP);
+  // The same limit always: another thread may set it between this and the launch.
+  const int most = cuda::attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device, OP) - OWN;
+  cuda::check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most), OP);
   int at_once = 0;
   cuda::check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&at_once, kernel, THREADS, shared), OP);
   STD_TORCH_CHECK(at_once > 0, OP, ": it needs ", shared, " bytes of shared memory");

@@ -33,6 +33,7 @@ extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t, void** str
   return 0;
 }
 extern "C" int launches() { return emulation::launches; }
+extern "C" int limit() { return emulation::limit; }
 """
 
 

@@ -38,6 +38,7 @@ REWRITTEN = {
 def emulated(tmp_path_factory: pytest.TempPathFactory) -> Any:
     library = build(tmp_path_factory.mktemp("emulated"), "combined_loss_cuda.cu", REWRITTEN)
     torch.ops.faststy_emulated.launches = library.launches
+    torch.ops.faststy_emulated.limit = library.limit
     return torch.ops.faststy_emulated
 
 
@@ -163,6 +164,17 @@ def test_the_same_bits_in_one_launch_or_two(
         assert torch.equal(total, found[0][0])
         assert torch.equal(losses, found[0][1])
         assert all(map(torch.equal, gradients, found[0][2]))
+
+
+def test_no_launch_lowers_the_limit_of_shared_memory(emulated: Any) -> None:
+    """It is one for all threads: another may be about to launch with more."""
+    limits = set()
+    for side in (2, 12):
+        emulated.combined_loss_fwd(
+            *arguments(torch.float32, PLANAR, 4, side, True), WEIGHTS, "bce", 0.7, True
+        )
+        limits.add(emulated.limit())
+    assert len(limits) == 1
 
 
 @pytest.mark.parametrize("form", ["bce", "hinge", "lsgan"])

@@ -45,7 +45,8 @@ ADDED = {
 
 @pytest.fixture(scope="module")
 def emulated(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    build(tmp_path_factory.mktemp("convolved"), "conv3x3_cuda.cu", REWRITTEN)
+    library = build(tmp_path_factory.mktemp("convolved"), "conv3x3_cuda.cu", REWRITTEN)
+    torch.ops.faststy_convolved.limit = library.limit
     build(tmp_path_factory.mktemp("weights"), "conv3x3_weight_cuda.cu", ADDED)
     return torch.ops.faststy_convolved
 
@@ -80,6 +81,17 @@ def test_against_float64(
     expected, _ = truth(inputs, weight, one, zero, None, None)
     torch.testing.assert_close(plain.double(), expected, atol=tolerance, rtol=tolerance)
     assert none.shape == (0, k)
+
+
+def test_no_launch_lowers_the_limit_of_shared_memory(emulated: Any) -> None:
+    """It is one for all threads: another may be about to launch the same kernel with more."""
+    limits = set()
+    for c in (3, 96):
+        inputs, weight, *_ = arguments(1, (c,), 24, 2, 2, torch.float16)
+        inputs, weight = [inputs[0].to(memory_format=LAST)], weight.to(memory_format=LAST)
+        emulated.conv3x3_fwd(inputs, weight, None, None, None, 1.0, False)
+        limits.add(emulated.limit())
+    assert len(limits) == 1
 
 
 @pytest.mark.parametrize(

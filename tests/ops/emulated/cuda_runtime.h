@@ -113,12 +113,17 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, 
     case cudaDevAttrMultiProcessorCount: *value = 2; break;
     case cudaDevAttrCooperativeLaunch: *value = emulation::setting("EMULATED_COOPERATIVE", 1); break;
     case cudaDevAttrReservedSharedMemoryPerBlock: *value = 1024; break;
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = 227 << 10; break;
     default: *value = emulation::setting("EMULATED_SHARED", 1 << 16);
   }
   return cudaSuccess;
 }
+namespace emulation {
+inline int limit = 0;  // of a launch's shared memory
+}
 template <typename Kernel>
-cudaError_t cudaFuncSetAttribute(Kernel*, cudaFuncAttribute, int) {
+cudaError_t cudaFuncSetAttribute(Kernel*, cudaFuncAttribute, int value) {
+  emulation::limit = value;
   return cudaSuccess;
 }
 template <typename Kernel>
