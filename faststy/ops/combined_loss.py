@@ -20,6 +20,7 @@ from faststy.ops.reference import Pair, layout, loss_dtype
 
 FORMS = ("bce", "hinge", "lsgan")
 TERMS = ("adversarial", "style", "content", "variation", "colour", "repair")  # of combined_loss
+MOST = 25  # tensors that get gradients, of what csrc/combined_loss_cuda.cu takes
 
 
 class Losses(NamedTuple):
@@ -304,6 +305,10 @@ def _discriminator_loss_fake(
     return losses.new_empty(()), losses, _gradients_fake([*real, *fake], gradients)
 
 
+def _few(*inputs: list[Tensor]) -> bool:
+    return sum(map(len, inputs)) <= MOST
+
+
 def _scale_fake(gradients: list[Tensor], scale: Tensor) -> None:
     return None
 
@@ -314,10 +319,12 @@ define(
     "Tensor[] maps, Tensor weights, str form, float variation, bool gradients) "
     "-> (Tensor, Tensor, Tensor[])",
     _combined_loss_fake,
+    lambda *args: _few(*args[:5]),
 )
 define(
     "discriminator_loss_fwd(Tensor[] real, Tensor[] fake, str form, bool gradients) "
     "-> (Tensor, Tensor, Tensor[])",
     _discriminator_loss_fake,
+    lambda real, fake, *_: _few(real, fake),
 )
 define("combined_loss_scale_(Tensor(a!)[] gradients, Tensor scale) -> ()", _scale_fake)

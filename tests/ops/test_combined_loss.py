@@ -198,6 +198,17 @@ def test_scales(device: torch.device, scales: int) -> None:
         check_discriminator(real, fake, form)
 
 
+def test_more_tensors_than_a_kernel_takes(device: torch.device) -> None:
+    logits = [torch.randn(2, 1, 3, 3, device=device) for _ in range(26)]
+    check({"logits": logits, "weights": torch.ones(6, device=device)}, 3e-6)
+    check_discriminator(logits[:13], logits[13:], "hinge")
+    for count in (25, 26):
+        lists = [logits[: count - 1], *[[]] * 3, logits[-1:], *[[]] * 5]
+        assert dispatch.LIMITS["combined_loss_fwd"](*lists, logits[0]) == (count == 25)
+        split = logits[:9], logits[9:count]
+        assert dispatch.LIMITS["discriminator_loss_fwd"](*split, "bce", True) == (count == 25)
+
+
 def check_discriminator(
     real: list[Tensor], fake: list[Tensor], form: str, tolerance: float = 3e-6
 ) -> None:
