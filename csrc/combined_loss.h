@@ -216,7 +216,7 @@ struct Plan {
   uint32_t present = 0;  // a bit for each term that counts
   int32_t terms = TERMS;
 
-  explicit Plan(bool wanted) : wanted_(wanted) {}
+  Plan(bool wanted, const Tensor& like) : wanted_(wanted), device_(like.device()) {}
 
   void logits(const std::string& name, const Tensor& x, const std::string& form, Role role,
               int32_t term, size_t tensors) {
@@ -302,8 +302,7 @@ struct Plan {
 
   Segment& add(const std::string& name, Kind kind, const Tensor& x, int32_t term) {
     STD_TORCH_CHECK(x.is_contiguous() || channels_last(x), name, ": expected a dense tensor");
-    STD_TORCH_CHECK(segments.empty() || x.device() == device_, name, ": on another device");
-    device_ = x.device();
+    STD_TORCH_CHECK(x.device() == device_, name, ": on another device");
     Segment s{};
     s.kind = kind;
     s.type = type_of(name, x);
@@ -345,7 +344,7 @@ struct Plan {
   }
 
   bool wanted_;
-  torch::stable::Device device_{torch::headeronly::DeviceType::CPU};
+  torch::stable::Device device_;
 };
 
 using Tensors = std::vector<Tensor>;
@@ -372,7 +371,7 @@ inline Plan plan_combined_loss(const Tensors& logits, const Tensors& grams, cons
   STD_TORCH_CHECK(weights.scalar_type() == ScalarType::Float && weights.numel() == TERMS &&
                       weights.is_contiguous(),
                   "weights: expected float32 [6]");
-  Plan plan(gradients);
+  Plan plan(gradients, weights);
   for (size_t i = 0; i < logits.size(); ++i) {
     plan.logits(named("logits", i), logits[i], form, Role::generator, 0, logits.size());
   }
@@ -399,7 +398,7 @@ inline Plan plan_combined_loss(const Tensors& logits, const Tensors& grams, cons
 inline Plan plan_discriminator_loss(const Tensors& real, const Tensors& fake,
                                     const std::string& form, bool gradients) {
   STD_TORCH_CHECK(!real.empty() && !fake.empty(), "logits: expected at least one of each side");
-  Plan plan(gradients);
+  Plan plan(gradients, real[0]);
   plan.terms = 2;
   for (size_t i = 0; i < real.size(); ++i) {
     plan.logits(named("real", i), real[i], form, Role::real, 0, real.size());

@@ -481,11 +481,13 @@ std::tuple<Tensor, Tensor> conv3x3_fwd(std::vector<Tensor> inputs, Tensor weight
   set_vector(scale, "scale", conv, x, conv.scale, conv.wide_scale, conv.scale_stride);
   set_vector(bias, "bias", conv, x, conv.bias, conv.wide_bias, conv.bias_stride);
   if (residual) {
-    STD_TORCH_CHECK(conv.k % 2 == 0, "residual: expected an even number of channels");
+    const auto address = reinterpret_cast<uintptr_t>(residual->const_data_ptr());
+    STD_TORCH_CHECK(conv.k % 2 == 0 && address % 4 == 0, "residual: expected whole pairs of channels");
     STD_TORCH_CHECK(residual->dim() == 4 && residual->size(0) == conv.n && residual->size(1) == conv.k &&
                         residual->size(2) == conv.h && residual->size(3) == conv.w &&
-                        residual->scalar_type() == x.scalar_type() && is_channels_last(*residual),
-                    "residual: expected the shape and dtype of the result, channels_last");
+                        residual->scalar_type() == x.scalar_type() &&
+                        residual->device() == x.device() && is_channels_last(*residual),
+                    "residual: expected the shape, dtype and device of the result, channels_last");
     conv.residual = static_cast<const char*>(residual->const_data_ptr());
   }
   conv.slope = static_cast<float>(slope);

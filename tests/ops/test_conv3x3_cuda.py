@@ -83,6 +83,14 @@ def test_against_float64(
     assert none.shape == (0, k)
 
 
+def test_a_residual_lies_at_whole_pairs(emulated: Any) -> None:
+    inputs, weight, *_ = arguments(1, (8,), 4, 3, 5, torch.float16)
+    inputs, weight = [inputs[0].to(memory_format=LAST)], weight.to(memory_format=LAST)
+    residual = torch.zeros(61).half()[1:].view(1, 3, 5, 4).permute(0, 3, 1, 2)
+    with pytest.raises(RuntimeError, match="residual: expected whole pairs of channels"):
+        emulated.conv3x3_fwd(inputs, weight, None, None, residual, 1.0, False)
+
+
 def test_no_launch_lowers_the_limit_of_shared_memory(emulated: Any) -> None:
     """It is one for all threads: another may be about to launch the same kernel with more."""
     limits = set()
