@@ -28,9 +28,11 @@ def averages(x: Tensor, count: int = 2) -> list[Tensor]:
         layout of `x`; there differentiable once.
 
     Raises:
-        TypeError, ValueError: a wrong dtype, rank or size.
+        TypeError, ValueError: a wrong dtype, rank, size or count.
     """
     checks.features(x)
+    if count < 0:
+        raise ValueError(f"count: expected at least 0, got {count}")
     h, w = x.shape[2:]
     if min(h, w) < 2**count:
         raise ValueError(f"x: expected H and W of at least {2**count}, got {[h, w]}")

@@ -26,6 +26,18 @@ def floating(x: Tensor, name: str) -> None:
         raise TypeError(f"{name}: expected {supported}, got {x.dtype}")
 
 
+def at_least_one(number: int, name: str) -> None:
+    """A scale or a count."""
+    if number < 1:
+        raise ValueError(f"{name}: expected at least 1, got {number}")
+
+
+def within(size: tuple[int, int], full: tuple[int, int], name: str) -> None:
+    """Height and width of a part of `full`."""
+    if not (0 <= size[0] <= full[0] and 0 <= size[1] <= full[1]):
+        raise ValueError(f"{name}: expected at most {full}, and none below 0, got {size}")
+
+
 def shaped(t: Tensor, name: str, shapes: Mapping[str, Sequence[int]], like: Tensor) -> None:
     """`t` must be floating point, on the device of `like`, in one of `shapes`, by their names."""
     floating(t, name)

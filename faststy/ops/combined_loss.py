@@ -147,6 +147,8 @@ def discriminator_loss(
     """
     _check_form(form)
     for name, logits in (("real", real), ("fake", fake)):
+        if not isinstance(logits, Sequence):
+            raise TypeError(f"{name}: expected tensors in a list, got {type(logits).__name__}")
         if not logits:
             raise ValueError(f"{name}: expected the logits of at least one scale, got none")
         for i, x in enumerate(logits):

@@ -25,7 +25,8 @@ def pixel_unshuffle(x: Tensor, scale: int) -> Tensor:
         TypeError, ValueError: a wrong dtype, rank, scale or size.
     """
     checks.features(x)
-    if scale < 1 or x.shape[2] % scale or x.shape[3] % scale:
+    checks.at_least_one(scale, "scale")
+    if x.shape[2] % scale or x.shape[3] % scale:
         raise ValueError(f"x: expected sides in multiples of {scale}, got {list(x.shape[2:])}")
     return _shuffles(x).pixel_unshuffle(x, scale)  # type: ignore[no-any-return]
 
@@ -44,7 +45,8 @@ def pixel_shuffle(x: Tensor, scale: int) -> Tensor:
         TypeError, ValueError: a wrong dtype, rank, scale or number of channels.
     """
     checks.features(x)
-    if scale < 1 or x.shape[1] % scale**2:
+    checks.at_least_one(scale, "scale")
+    if x.shape[1] % scale**2:
         raise ValueError(f"x: expected channels in multiples of {scale}², got {x.shape[1]}")
     return _shuffles(x).pixel_shuffle(x, scale)  # type: ignore[no-any-return]
 

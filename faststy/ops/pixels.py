@@ -75,15 +75,13 @@ def to_pixels(
         raise ValueError(f"x: expected channels in multiples of {shuffle**2}, got {x.shape[1]}")
     full = (x.shape[2] * shuffle, x.shape[3] * shuffle)
     height, width = size or full
-    if height > full[0] or width > full[1]:
-        raise ValueError(f"size: expected at most {full}, got {size}")
+    checks.within((height, width), full, "size")
     frames: Tensor = torch.ops.faststy.to_pixels(x.detach(), shuffle, height, width, low, high)
     return frames
 
 
 def _checked(name: str, factor: int, value_range: tuple[float, float]) -> tuple[float, float]:
-    if factor < 1:
-        raise ValueError(f"{name}: expected at least 1, got {factor}")
+    checks.at_least_one(factor, name)
     low, high = value_range
     if low == high:
         raise ValueError(f"value_range: expected two different values, got {value_range}")

@@ -22,7 +22,7 @@ def repair_hints(painted: Tensor, photo: Tensor) -> tuple[Tensor, Tensor]:
         (`structure` there).
 
     Raises:
-        TypeError, ValueError: another dtype or shape.
+        TypeError, ValueError: another dtype, shape or device.
     """
     _frames(painted, "painted")
     _frames(photo, "photo")
@@ -30,6 +30,8 @@ def repair_hints(painted: Tensor, photo: Tensor) -> tuple[Tensor, Tensor]:
         raise ValueError(
             f"photo: expected the shape {list(painted.shape)}, got {list(photo.shape)}"
         )
+    if painted.device != photo.device:
+        raise ValueError(f"photo: expected on {painted.device} as painted is, got {photo.device}")
     details, hints = torch.ops.faststy.repair_hints(painted.contiguous(), photo.contiguous())
     return details, hints
 
@@ -50,7 +52,7 @@ def repair_apply(painted: Tensor, details: Tensor, heads: Tensor, strength: floa
         with `heads` interpolated.
 
     Raises:
-        TypeError, ValueError: another dtype or shape.
+        TypeError, ValueError: another dtype, shape or device.
     """
     _frames(painted, "painted")
     n, height, width, _ = painted.shape
@@ -65,6 +67,8 @@ def repair_apply(painted: Tensor, details: Tensor, heads: Tensor, strength: floa
 
 
 def _frames(frames: Tensor, name: str) -> None:
+    if not isinstance(frames, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(frames).__name__}")
     if frames.dtype != torch.uint8:
         raise TypeError(f"{name}: expected uint8, got {frames.dtype}")
     if frames.ndim != 4 or frames.shape[3] != 3:

@@ -25,8 +25,7 @@ def upsample(x: Tensor, scale: int) -> Tensor:
         TypeError, ValueError: a wrong dtype, rank or scale.
     """
     checks.features(x)
-    if scale < 1:
-        raise ValueError(f"scale: expected at least 1, got {scale}")
+    checks.at_least_one(scale, "scale")
     with torch.no_grad():
         y: Tensor = torch.ops.faststy.upsample_fwd(x.contiguous(memory_format=CHANNELS_LAST), scale)
     return y
@@ -68,24 +67,23 @@ def blur_cells_frames(x: Tensor, scale: int, size: tuple[int, int]) -> Tensor:
         [N, height, width, C] uint8; 0...1 became 0...255.
 
     Raises:
-        TypeError, ValueError: as `blur_cells`, and for a size that is larger.
+        TypeError, ValueError: as `blur_cells`, and for a size that is larger or below 0.
     """
     if not by_kernels(x):
         return to_pixels(blur_cells(x, scale), size=size)
     _check_cells(x, scale)
-    (h, w), (height, width) = x.shape[2:], size
-    if not (0 <= height <= h * scale and 0 <= width <= w * scale):
-        raise ValueError(f"size: expected at most {(h * scale, w * scale)}, got {size}")
+    checks.within(size, (x.shape[2] * scale, x.shape[3] * scale), "size")
     with torch.no_grad():
         frames: Tensor = torch.ops.faststy.blur_cells_frames(
-            x.contiguous(memory_format=CHANNELS_LAST), scale, height, width
+            x.contiguous(memory_format=CHANNELS_LAST), scale, *size
         )
     return frames
 
 
 def _check_cells(x: Tensor, scale: int) -> None:
     checks.features(x)
-    if scale < 1 or x.shape[1] % scale**2:
+    checks.at_least_one(scale, "scale")
+    if x.shape[1] % scale**2:
         raise ValueError(f"x: expected channels in multiples of {scale}², got {x.shape[1]}")
 
 

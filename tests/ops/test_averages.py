@@ -166,3 +166,8 @@ def test_compile(device: torch.device) -> None:
 def test_bad_input(x: Tensor, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         ops.averages(x)
+
+
+def test_less_than_no_averages() -> None:
+    with pytest.raises(ValueError, match="count: expected at least 0, got -1"):
+        ops.averages(torch.zeros(1, 3, 4, 4), -1)

@@ -546,6 +546,8 @@ def test_bad_input(wrong: dict[str, Any], error: type[Exception], message: str) 
 def test_bad_logits_of_a_discriminator() -> None:
     with pytest.raises(ValueError, match="fake: expected the logits of at least one scale"):
         ops.discriminator_loss([X], [])
+    with pytest.raises(TypeError, match="real: expected tensors in a list, got Tensor"):
+        ops.discriminator_loss(X, X)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"fake\[1\]: expected on cpu as real\[0\] is, got meta"):
         ops.discriminator_loss([X], [X, X.to("meta")])
     with pytest.raises(TypeError, match=r"real\[1\]: expected torch.float32"):

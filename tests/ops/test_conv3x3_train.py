@@ -248,6 +248,7 @@ def test_on_a_gpu_the_extension_takes_them():
         ({"x": torch.zeros(4, 5, 5)}, ValueError, r"x: expected \[N, C, H, W\]"),
         ({"x": torch.zeros(1, 4, 5, 5).int()}, TypeError, "got torch.int32"),
         ({"weight": torch.zeros(6, 5, 3, 3)}, ValueError, r"weight: .*\[K, 4, 3, 3\]"),
+        ({"weight": [1]}, TypeError, "weight: expected a tensor, got list"),
         ({"bias": torch.zeros(5)}, ValueError, r"bias: expected \[K\]"),
     ],
 )

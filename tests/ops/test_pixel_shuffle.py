@@ -60,6 +60,9 @@ def test_bad_input() -> None:
     x = torch.zeros(1, 6, 4, 5)
     with pytest.raises(ValueError, match=r"x: expected sides in multiples of 2, got \[4, 5\]"):
         ops.pixel_unshuffle(x, 2)
+    for shuffle in (ops.pixel_unshuffle, ops.pixel_shuffle):
+        with pytest.raises(ValueError, match="scale: expected at least 1, got 0"):
+            shuffle(x, 0)
     with pytest.raises(ValueError, match="x: expected channels in multiples of 2², got 6"):
         ops.pixel_shuffle(x, 2)
     with pytest.raises(ValueError, match=r"x: expected \[N, C, H, W\], got \[6, 4, 5\]"):

@@ -104,6 +104,10 @@ def test_a_detail_lies_where_it_lies_in_any_larger_picture() -> None:
 
 def test_mistakes() -> None:
     good = frames(1, 8, 8)
+    with pytest.raises(TypeError, match="painted: expected a tensor, got NoneType"):
+        ops.repair_hints(None, good)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="photo: expected on cpu as painted is, got meta"):
+        ops.repair_hints(good, good.to("meta"))
     with pytest.raises(TypeError, match="painted: expected uint8"):
         ops.repair_hints(good.float(), good)
     with pytest.raises(ValueError, match="photo: expected sides in multiples of 4"):

@@ -126,9 +126,12 @@ def test_opcheck(device: torch.device) -> None:
 def test_mistakes() -> None:
     with pytest.raises(ValueError, match="scale: expected at least 1, got 0"):
         ops.upsample(torch.zeros(1, 1, 2, 2), 0)
+    with pytest.raises(ValueError, match="scale: expected at least 1, got 0"):
+        ops.blur_cells(torch.zeros(1, 1, 2, 2), 0)
     with pytest.raises(ValueError, match="multiples of 2², got 6"):
         ops.blur_cells(torch.zeros(1, 6, 2, 2), 2)
     with pytest.raises(ValueError, match=r"x: expected \[N, C, H, W\]"):
         ops.blur_cells(torch.zeros(4, 2, 2), 2)
-    with pytest.raises(ValueError, match="size: expected at most"):
-        ops.blur_cells_frames(torch.zeros(1, 4, 2, 2), 2, (5, 4))
+    for size in ((5, 4), (-1, 4)):
+        with pytest.raises(ValueError, match=r"size: expected at most \(4, 4\)"):
+            ops.blur_cells_frames(torch.zeros(1, 4, 2, 2), 2, size)
