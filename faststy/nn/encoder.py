@@ -96,6 +96,8 @@ class PerceptualEncoder(nn.Module):
         With `taps` below 4 only the first ones, at less cost.
         The memory format of `x` is kept. Raises ValueError or TypeError for any other input.
         """
+        if not 1 <= taps <= 4:
+            raise ValueError(f"taps: expected 1 to 4, got {taps}")
         self._check(x)
         found: list[Tensor] = []
         x = x - self.mean
@@ -205,8 +207,11 @@ class VGG19Encoder(PerceptualEncoder):
 def load_encoder(spec: str = "faststy") -> PerceptualEncoder:
     """Make the encoder that `spec` names: `faststy`, `vgg19` (torchvision's) or `vgg19:FILE`.
 
-    Raises FaststyError for any other spec, and where the weights cannot be read.
+    Raises FaststyError for any other spec, and where the weights cannot be read; TypeError for
+    what is no string.
     """
+    if not isinstance(spec, str):
+        raise TypeError(f"spec: expected a string, got {type(spec).__name__}")
     name, _, path = spec.partition(":")
     if name == "faststy":
         return Encoder(path) if path else Encoder()

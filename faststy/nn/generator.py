@@ -173,7 +173,10 @@ class Generator(nn.Module):
             style: [S] or [N, S] mixing weights of the S styles; the first style by default.
         Returns:
             [N, 3, H, W] RGB in 0...1; in training mode not clamped to it.
+        Raises:
+            TypeError, ValueError: another shape or dtype.
         """
+        check_pictures(x, "x")
         if style is None:
             style = torch.eye(self.config.styles, dtype=x.dtype, device=x.device)[0]
         height, width = x.shape[-2:]
@@ -190,6 +193,11 @@ class Generator(nn.Module):
         painted = 0.5 + 0.25 * ops.blur(self.head(h))[..., :height, :width]
         # A squashing function would show a grid again; in training a clamp would stop gradients.
         return painted if self.training else painted.clamp(0, 1)
+
+
+def check_pictures(x: Tensor, name: str) -> None:
+    if x.ndim != 4 or x.shape[1] != 3:
+        raise ValueError(f"{name}: expected RGB pictures [N, 3, H, W], got {list(x.shape)}")
 
 
 def pad_to_cells(x: Tensor) -> Tensor:

@@ -141,9 +141,12 @@ class ConditionalInstanceNorm2d(nn.Module):
             activation: "relu", "leaky_relu" (slope 0.2), "silu" or None.
             residual: [N, C, H, W] or None.
         """
-        styles = len(self.weight)
-        if style.ndim not in (1, 2) or style.shape[-1] != styles:
-            expected = f"[{styles}] or [N, {styles}] mixing weights"
+        styles, features = self.weight.shape
+        if x.ndim != 4 or x.shape[1] != features:
+            raise ValueError(f"x: expected [N, {features}, H, W], got {list(x.shape)}")
+        n = len(x)
+        if tuple(style.shape) not in ((styles,), (n, styles)):
+            expected = f"[{styles}] or [N, {styles}] = [{n}, {styles}] mixing weights"
             raise ValueError(f"style: expected {expected}, got {list(style.shape)}")
         style = style.to(self.weight.dtype).unsqueeze(-2)
         with without_autocast(x):

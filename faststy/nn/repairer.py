@@ -8,7 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from faststy.nn.generator import SCALE, CellStem, ReflectedConv3x3, pad_to_cells
+from faststy.nn.generator import (
+    SCALE,
+    CellStem,
+    ReflectedConv3x3,
+    check_pictures,
+    pad_to_cells,
+)
 from faststy.ops.reference import GATE, detail, layout, structure
 
 HINTS = 3  # of `structure`
@@ -45,7 +51,12 @@ class Repairer(nn.Module):
         """Compare `painted` and `photo`, both [N, 3, H, W] in 0...1.
 
         Returns the lost-content map [N, 1, H, W] in 0...1 and the residual [N, 3, H, W].
+        Raises ValueError for other shapes.
         """
+        check_pictures(painted, "painted")
+        if photo.shape != painted.shape:
+            shapes = f"{list(painted.shape)}, got {list(photo.shape)}"
+            raise ValueError(f"photo: expected the shape of painted, {shapes}")
         height, width = photo.shape[-2:]
         painted, photo = pad_to_cells(painted), pad_to_cells(photo)
         painted_detail, photo_detail = detail(painted), detail(photo)

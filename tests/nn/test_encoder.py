@@ -157,6 +157,8 @@ def test_load_encoder_knows_its_names(teacher_file: Path) -> None:
     assert isinstance(load_encoder(f"faststy:{WEIGHTS}"), Encoder)
     with pytest.raises(FaststyError, match="expected faststy, vgg19 or vgg19:FILE"):
         load_encoder("resnet")
+    with pytest.raises(TypeError, match="spec: expected a string, got NoneType"):
+        load_encoder(None)  # type: ignore[arg-type]
 
 
 def test_vgg19_without_torchvision_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -261,6 +263,12 @@ def test_wrong_pictures_are_refused(
 ) -> None:
     with pytest.raises(error, match=message):
         encoder(x)
+
+
+@pytest.mark.parametrize("taps", [0, 5])
+def test_another_number_of_taps_is_refused(encoder: Encoder, taps: int) -> None:
+    with pytest.raises(ValueError, match=f"taps: expected 1 to 4, got {taps}"):
+        encoder(picture(1, 3, 16, 16), taps)
 
 
 def test_slight_overshoot_is_accepted(encoder: Encoder) -> None:

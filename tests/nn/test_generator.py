@@ -152,6 +152,12 @@ def test_a_style_vector_of_another_length_is_refused():
         scrambled(styles=2)(torch.rand(1, 3, 8, 8), torch.ones(3))
 
 
+@pytest.mark.parametrize("shape", [(1, 4, 8, 8), (3, 8, 8)])
+def test_other_pictures_are_refused(shape):
+    with pytest.raises(ValueError, match=r"x: expected RGB pictures \[N, 3, H, W\], got \["):
+        scrambled()(torch.rand(shape))
+
+
 def test_gradients_reach_every_parameter():
     net = scrambled(styles=2).requires_grad_(True)
     net.train()  # where values are not clamped, gradients flow everywhere

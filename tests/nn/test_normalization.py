@@ -205,3 +205,8 @@ def test_bad_input() -> None:
         InstanceNorm2d(3)(torch.zeros(2, 4))
     with pytest.raises(ValueError, match=r"style: expected \[2\] or \[N, 2\].*got \[3\]"):
         ConditionalInstanceNorm2d(2, 3)(torch.zeros(1, 3, 5, 5), torch.zeros(3))
+    for n in (1, 3):
+        with pytest.raises(ValueError, match=rf"style: .*\[N, 2\] = \[2, 2\].*got \[{n}, 2\]"):
+            ConditionalInstanceNorm2d(2, 3)(torch.zeros(2, 3, 5, 5), torch.zeros(n, 2))
+    with pytest.raises(ValueError, match=r"x: expected \[N, 3, H, W\], got \[2, 4, 5, 5\]"):
+        ConditionalInstanceNorm2d(2, 3)(torch.zeros(2, 4, 5, 5), torch.zeros(2))

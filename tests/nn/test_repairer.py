@@ -25,6 +25,18 @@ def test_any_size_gives_a_map_and_a_residual(size):
     assert 0 <= repaired.min() <= repaired.max() <= 1
 
 
+@pytest.mark.parametrize(
+    ("painted", "photo", "message"),
+    [
+        ((1, 4, 8, 8), (1, 4, 8, 8), r"painted: expected RGB pictures \[N, 3, H, W\]"),
+        ((1, 3, 8, 9), (1, 3, 8, 8), r"photo: expected the shape .*8, 9\], got \[1, 3, 8, 8\]"),
+    ],
+)
+def test_other_pictures_are_refused(painted, photo, message):
+    with pytest.raises(ValueError, match=message):
+        scrambled()(torch.rand(painted), torch.rand(photo))
+
+
 def test_at_the_start_nothing_is_done_where_nothing_is_missing():
     photo = torch.rand(1, 3, 40, 40)
     _, residual = Repairer()(photo, photo)
