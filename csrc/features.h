@@ -62,7 +62,8 @@ struct Layout {
   bool last;  // channels last
 
   explicit Layout(const Tensor& x)
-      : n(x.size(0)), c(x.size(1)), h(x.size(2)), w(x.size(3)), last(is_channels_last(x)) {}
+      : n(x.size(0)), c(x.size(1)), h(x.size(2)), w(x.size(3)),
+        last(x.stride(1) == 1 && c > 1 && !x.is_contiguous()) {}
 
   int64_t pixels() const { return h * w; }
   MemoryFormat format() const {

@@ -437,14 +437,16 @@ def planes(x: Tensor) -> tuple[Tensor, Strides]:
     stride_p = stride_w if w > 1 or h == 1 else stride_h
     channels = 64 if stride_c < stride_p else max(LARGEST_TILE // (h * w), 1)  # in a tile, at most
     reach = stride_c * channels + stride_p * min(h * w, LARGEST_TILE)
-    if (h > 1 and w > 1 and stride_h != w * stride_w) or (reach >= 2**31 and not x.is_contiguous()):
+    if h > 1 and w > 1 and stride_h != w * stride_w:
+        return planes(x.contiguous(memory_format=layout(x)))
+    if reach >= 2**31 and not x.is_contiguous():
         return planes(x.contiguous())
     return x, (stride_n, stride_c, stride_p)
 
 
 def layout(x: Tensor) -> torch.memory_format:
-    """The memory format of results shaped as `x` [N, C, H, W]."""
-    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    """The memory format of results shaped as `x` [N, C, H, W], which may be a part of another."""
+    last = x.stride(1) == 1 < x.shape[1] and not x.is_contiguous()
     return torch.channels_last if last else torch.contiguous_format
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from faststy.ops import checks, reference
 from faststy.ops.autograd import differentiated_again, gradients
 from faststy.ops.dispatch import define
-from faststy.ops.reference import in_one_piece, layout, wide
+from faststy.ops.reference import evenly_spaced, layout, wide
 
 Activation = Literal["relu", "leaky_relu", "silu"]
 ACTIVATIONS = ("relu", "leaky_relu", "silu")
@@ -73,7 +73,7 @@ def instance_norm(
         checks.shaped(mean, "statistics: mean", shapes, like=x)
         checks.shaped(rstd, "statistics: rstd", shapes, like=x)
         mean, rstd = (s.detach().to(wide(x.dtype)).expand(n, c) for s in (mean, rstd))
-    args = (in_one_piece(x), weight, bias, residual, mean, rstd, eps, activation or "none")
+    args = (evenly_spaced(x), weight, bias, residual, mean, rstd, eps, activation or "none")
     return _InstanceNorm.apply(*args)  # type: ignore[no-any-return, no-untyped-call]
 
 

@@ -31,15 +31,16 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 
 
 def layout(x: Tensor) -> torch.memory_format:
-    """The memory format that results with the shape of `x` [N, C, H, W] are given."""
-    last = x.is_contiguous(memory_format=CHANNELS_LAST) and not x.is_contiguous()
+    """The memory format of results shaped as `x` [N, C, H, W], which may be a part of another."""
+    last = x.stride(1) == 1 < x.shape[1] and not x.is_contiguous()
     return CHANNELS_LAST if last else PLANAR
 
 
-def in_one_piece(x: Tensor) -> Tensor:
-    """`x`; on a CPU a part of a tensor in channels_last as a copy, which keeps that layout."""
-    part = x.is_cpu and x.stride(1) == 1 < x.shape[1] and layout(x) == PLANAR
-    return x.contiguous(memory_format=CHANNELS_LAST) if part and not x.is_contiguous() else x
+def evenly_spaced(x: Tensor) -> Tensor:
+    """`x`; a crop as a copy in its layout, which kernels would make in each pass."""
+    h, w = x.shape[2:]
+    crop = h > 1 and w > 1 and x.stride(2) != w * x.stride(3)
+    return x.contiguous(memory_format=layout(x)) if crop else x
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager[Any]:

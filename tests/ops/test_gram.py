@@ -103,6 +103,16 @@ def test_centering_survives_a_large_offset(device: torch.device) -> None:
     check(torch.randn(1, 4, 40, 40, device=device) + 1e3, center=True, tolerance=1e-3)
 
 
+def test_a_part_of_channels_last_stays_so(device: torch.device) -> None:
+    torch.manual_seed(4)
+    whole = torch.randn(3, 16, 9, 9, device=device).contiguous(memory_format=torch.channels_last)
+    for part in (whole[:, 1:9], whole[:, :, 1:8, 2:8], whole[::2], whole.mT):
+        check(part, center=False)
+        x = part.detach().requires_grad_()
+        (dx,) = torch.autograd.grad(ops.gram(x).square().sum(), x)
+        assert dx.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_nan_stays_in_its_channel(device: torch.device) -> None:
     x = torch.randn(2, 5, 6, 6, device=device)
     x[1, 3, 2, 2] = torch.nan

@@ -197,13 +197,19 @@ def test_statistics_out_of_a_larger_tensor(
         assert relative(y, truth) < 1e-6
 
 
-def test_a_part_of_channels_last_stays_so(device: torch.device) -> None:
-    whole = torch.randn(2, 8, 9, 9, device=device).contiguous(memory_format=torch.channels_last)
-    for part in (whole[:, :4], whole[:, :, 1:8, 2:8], whole[::2]):
-        y = ops.instance_norm(part)
-        torch.testing.assert_close(y, reference.instance_norm(part), rtol=1e-4, atol=1e-5)
-        if device.type == "cpu":
-            assert y.is_contiguous(memory_format=torch.channels_last)
+@pytest.mark.parametrize("without_numbers", [False, True])
+def test_a_part_of_channels_last_stays_so(device: torch.device, without_numbers: bool) -> None:
+    last = torch.channels_last
+    whole = torch.randn(3, 8, 9, 9, device=device).contiguous(memory_format=last)
+    whole = whole.to("meta") if without_numbers else whole
+    for part in (whole[:, 1:5], whole[:, :, 1:8, 2:8], whole[::2], whole.mT, whole[:, :3, :, :1]):
+        if not without_numbers:
+            check(part, torch.randn_like(part), "relu", torch.randn_like(part))
+        x = part.detach().requires_grad_()
+        y = ops.instance_norm(x)
+        (dx,) = torch.autograd.grad(y, x, torch.ones_like(y))
+        assert y.is_contiguous(memory_format=last)
+        assert dx.is_contiguous(memory_format=last)
 
 
 def test_leaky_slope_in_float64(device: torch.device) -> None:

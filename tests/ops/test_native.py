@@ -147,6 +147,25 @@ def test_pixels(r: int, channels_last: bool, dtype: torch.dtype) -> None:
             assert int(off.max()) == 0
 
 
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize(("n", "c", "h", "w"), [*SHAPES[2:], (2, 16, 9, 9), (1, 131, 1, 40)])
+def test_parts_of_channels_last(n: int, c: int, h: int, w: int, dtype: torch.dtype) -> None:
+    """Read where they are; results are without gaps, in that layout."""
+    wide = random((n, c + 5, h, w), dtype, torch.channels_last)
+    large = random((n, c, h + 1, w + 2), dtype, torch.channels_last)
+    mean, square = torch.randn(n, c), torch.randn(n, c, c)
+    tolerance = TOLERANCES[dtype]
+    for x in (wide[:, 3:-2], large[..., 1:, 1:-1]):
+        given = (mean, mean.exp(), None, None, x, "silu")
+        y, *_ = check("instance_norm_fwd", x, None, None, x, 1e-5, "silu", tolerance=tolerance)
+        dx, *_ = check("instance_norm_bwd", x, x, *given, False, tolerance=tolerance)
+        check("gram_fwd", x, None, tolerance=tolerance)
+        check("gram_fwd", x, mean, tolerance=tolerance)
+        dgram = check("gram_bwd", square, x, mean, None, tolerance=tolerance)
+        dense = torch.empty_like(x, memory_format=torch.channels_last)
+        assert y.stride() == dx.stride() == dgram.stride() == dense.stride()
+
+
 def test_mixed_dtypes() -> None:
     shape = (2, 20, 11, 13)
     x = random(shape, torch.bfloat16, torch.channels_last)
