@@ -139,7 +139,8 @@ def _fits(
     (k, c), dtype = weight.shape[:2], weight.dtype
     vectors = [v.dtype for v in (scale, bias) if v is not None]
     one_dtype = all(t.dtype == dtype for t in inputs) and {*vectors} <= {dtype, torch.float32}
-    small = len(inputs) <= 2 and c <= 96 and k <= 64 and c * k <= 4096 and few_enough(inputs[0])
+    held = c * (k + -k % 8)  # by blocks of eight filters
+    small = len(inputs) <= 2 and c <= 96 and k <= 64 and held <= 4096 and few_enough(inputs[0])
     if residual is not None:  # two of its values are read at once
         one_dtype = one_dtype and residual.dtype == dtype
         small = small and k % 2 == 0 and residual.data_ptr() % 4 == 0

@@ -1,5 +1,6 @@
 """The fused 3x3 convolution against one in float64."""
 
+import itertools
 import os
 
 import pytest
@@ -104,6 +105,20 @@ def test_the_gpu_is_given_no_more_tiles_than_it_can_number():
     shapes = {(1, 16, 2160, 3840): True, (5, 16, 2160, 3840): False, (16, 16, 2048, 2048): False}
     for shape, fits in shapes.items():
         assert few_enough(torch.empty(shape, device="meta")) == fits
+
+
+def test_what_the_gpu_is_given_fits_into_the_shared_memory_of_an_a100():
+    """Weights and a tile of inputs, as csrc/conv3x3_cuda.cu lays them out."""
+    x = torch.empty(1, 1, 64, 64, dtype=torch.float16, device="meta")
+    taken = 0
+    for c, k in itertools.product(range(1, 97), range(1, 65)):
+        weight = torch.empty(k, c, 3, 3, dtype=torch.float16, device="meta")
+        if LIMITS["conv3x3_fwd"]([x.expand(1, c, 64, 64)], weight, None, None, None):
+            padded, filters = c + -c % 16, k + -k % 8
+            weights, tile = filters * 2 * (9 * padded + 8), 10 * 34 * 2 * (padded + 8)
+            assert weights + tile <= (163 - 6) << 10, (c, k)
+            taken += 1
+    assert taken > 3000
 
 
 def test_nan_stays_where_it_is(device):
