@@ -234,10 +234,12 @@ int64_t tile_pixels(const Layout& layout) {
   return std::clamp<int64_t>(pixels, 1, 4) * PIXELS;
 }
 
-// As many of planes as stay in a thread's cache while each meets all others.
+// As many of planes as stay in a thread's cache while each meets all others; of large ones more, as
+// there is enough for all threads.
 int64_t plane_pixels(const Layout& layout) {
   const int64_t pixels = (1 << 18) / std::max<int64_t>(layout.c, 1) / PIXELS;
-  return std::clamp<int64_t>(pixels, 1, 16) * PIXELS;
+  const int64_t most = std::clamp<int64_t>(layout.pixels() / PIXELS / 32, 16, 32);
+  return std::clamp<int64_t>(pixels, 1, most) * PIXELS;
 }
 
 // ------------------------------------------------------------------------------ BLAS
