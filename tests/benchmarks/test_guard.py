@@ -60,6 +60,26 @@ def test_the_guard_holds_until_an_op_becomes_slow(
     assert "floor 0.10; it was 123.00× on 2026-01-01" in lines[2]
 
 
+def test_what_is_below_its_floor_is_measured_again_after_the_others(
+    file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    guards = [dataclasses.replace(guard.load(file)[0], case=name) for name in "abc"]
+    guard.save(guards, file)
+    ratios = {"a": iter([0.05, 0.2]), "b": iter([0.2]), "c": iter([0.05, 0.05, 0.05])}
+
+    def ratio_of(held: guard.Guard, *_: object) -> guard.Ratio:
+        ratio = next(ratios[held.case])
+        return guard.Ratio(ratio, ratio, ratio)
+
+    monkeypatch.setattr(guard, "ratio_of", ratio_of)
+    assert guard.main([], file) == 1
+    lines = [line.split()[:3] for line in capsys.readouterr().out.splitlines()[1:-1]]
+    assert [(word, case) for word, _, case in lines] == [
+        ("again", "a:"), ("holds", "b:"), ("again", "c:"),
+        ("holds", "a:"), ("again", "c:"), ("FAILS", "c:"),
+    ]  # fmt: skip
+
+
 def test_a_wrong_result_does_not_pass(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wrong: Any = suite.OPS["gram"]._replace(ours=lambda x: ops.gram(x) * 2)
     monkeypatch.setitem(suite.OPS, "gram", wrong)
