@@ -25,6 +25,7 @@ import numpy as np
 import torch
 
 Call = Callable[[int], object]  # one run of a variant on the inputs of that number
+Timer = Callable[[int], float]  # seconds of a number of passes over the inputs
 Sampler = Callable[[], float]  # seconds per call, measured once
 Clock = Literal["graphs", "events", "wall"]
 
@@ -33,6 +34,7 @@ MIN_ROUNDS, MAX_ROUNDS = 9, 200
 FEWEST_ROUNDS = 5  # of what is too slow for more
 PATIENCE = 3.0  # seconds: warm-up and rounds that take so much longer than asked for end early
 SAMPLE_SECONDS = 2e-3  # shorter samples say more about clocks and launches
+SAMPLE_SHARE = 0.1  # of the slowest variant's time: a single short call beside it is chance
 RESAMPLES = 2000
 CPU_CACHE = 32 << 20  # where the system does not tell
 
@@ -82,13 +84,16 @@ def samplers(
             cannot be captured. On a CPU always "wall".
     """
     if device.type == "cpu" or clock == "wall":
-        return {name: _wall(call, count) for name, call in variants.items()}, "wall clock"
+        timers = {name: _wall(call, count) for name, call in variants.items()}
+        return _long_enough(timers, 1), "wall clock"
     if clock == "graphs":
         try:
-            return {name: _graph(call, count) for name, call in variants.items()}, "graph replays"
+            timers = {name: _graph(call, count) for name, call in variants.items()}
+            return _long_enough(timers, count), "graph replays"
         except RuntimeError:  # a variant that cannot be captured: then none is, to be fair
             torch.cuda.synchronize()
-    return {name: _events(call, count) for name, call in variants.items()}, "events"
+    timers = {name: _events(call, count) for name, call in variants.items()}
+    return _long_enough(timers, count), "events"
 
 
 def measure(samplers: Mapping[str, Sampler], seconds: float) -> tuple[dict[str, list[float]], bool]:
@@ -127,7 +132,7 @@ def _warm_up(
     return [], False
 
 
-def _wall(call: Call, count: int) -> Sampler:
+def _wall(call: Call, count: int) -> Timer:
     numbers = itertools.cycle(range(count))  # the rotation goes on from sample to sample
 
     def timed(calls: int) -> float:
@@ -136,10 +141,10 @@ def _wall(call: Call, count: int) -> Sampler:
             call(next(numbers))
         return time.perf_counter() - start
 
-    return _long_enough(timed, 1)
+    return timed
 
 
-def _graph(call: Call, count: int) -> Sampler:
+def _graph(call: Call, count: int) -> Timer:
     side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):  # what is made at first use must not be made while capturing
@@ -150,18 +155,18 @@ def _graph(call: Call, count: int) -> Sampler:
     with torch.cuda.graph(graph):
         results = [call(i) for i in range(count)]  # each has its own memory, as inputs do
     del results
-    return _long_enough(_between_events(graph.replay), count)
+    return _between_events(graph.replay)
 
 
-def _events(call: Call, count: int) -> Sampler:
+def _events(call: Call, count: int) -> Timer:
     def calls() -> None:
         for i in range(count):
             call(i)
 
-    return _long_enough(_between_events(calls), count)
+    return _between_events(calls)
 
 
-def _between_events(work: Callable[[], object]) -> Callable[[int], float]:
+def _between_events(work: Callable[[], object]) -> Timer:
     start = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
     end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
 
@@ -176,15 +181,21 @@ def _between_events(work: Callable[[], object]) -> Callable[[int], float]:
     return timed
 
 
-def _long_enough(timed: Callable[[int], float], calls: int) -> Sampler:
-    """Seconds per call, of as many passes of `calls` calls as fill SAMPLE_SECONDS.
+def _long_enough(timers: Mapping[str, Timer], calls: int) -> dict[str, Sampler]:
+    """Seconds per call of each variant, of as many passes of `calls` calls as a sample needs."""
+    once = {}
+    for name, timed in timers.items():
+        first = timed(1)
+        once[name] = timed(1) if first < 50 * SAMPLE_SECONDS else first  # it may do things once
+    least = max(SAMPLE_SECONDS, SAMPLE_SHARE * max(once.values()))
 
-    `timed` gives the seconds of a number of passes.
-    """
-    first = timed(1)
-    again = timed(1) if first < 50 * SAMPLE_SECONDS else first  # the first may do things once
-    passes = max(1, math.ceil(SAMPLE_SECONDS / max(again, 1e-9)))
-    return lambda: timed(passes) / (passes * calls)
+    def sampler(timed: Timer, passes: int) -> Sampler:
+        return lambda: timed(passes) / (passes * calls)
+
+    return {
+        name: sampler(timed, max(1, math.ceil(least / max(once[name], 1e-9))))
+        for name, timed in timers.items()
+    }
 
 
 def copy_bandwidth(device: torch.device) -> float:

@@ -85,6 +85,26 @@ def test_inputs_rotate_and_the_clock_is_right() -> None:
     assert len(seen) > 5
 
 
+def test_short_calls_are_repeated_beside_long_ones() -> None:
+    """A sample of one short call beside a long one would be chance."""
+    count = {"short": 0, "long": 0}
+
+    def sleeps(name: str, seconds: float) -> _timing.Call:
+        def call(_: int) -> None:
+            count[name] += 1
+            time.sleep(seconds)
+
+        return call
+
+    calls = {"short": sleeps("short", 2e-3), "long": sleeps("long", 0.2)}
+    timed, _ = _timing.samplers(calls, 1, CPU)
+    count["short"] = count["long"] = 0
+    samples = {name: sample() for name, sample in timed.items()}
+    assert count["long"] == 1
+    assert 3 <= count["short"] <= 15  # some 20 ms
+    assert 2e-3 <= samples["short"] < 0.1 < samples["long"]
+
+
 def test_buffers_exceed_the_cache() -> None:
     cache = _timing.cache_size(CPU)
     assert _timing.buffers(10 * cache, CPU) == 2
