@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from faststy.cli import _options, printable, skipped_entries
+from faststy.errors import FaststyError
 from faststy.training.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -130,7 +131,6 @@ def command(
 
 def _check_page(path: Path, inputs: list[Path]) -> None:
     """Raises FaststyError where the page could not be written in the end."""
-    from faststy.errors import FaststyError
     from faststy.files import check_output
 
     check_output(path, inputs, makes_folders=True)
@@ -140,8 +140,6 @@ def _check_page(path: Path, inputs: list[Path]) -> None:
 
 def _check_order(model: Path, given: list[Path]) -> None:
     """Raises FaststyError where a style picture stands in the model's place, after --style."""
-    from faststy.errors import FaststyError
-
     models = [path for path in given if path.suffix == ".safetensors"]
     if model.suffix != ".safetensors" and models:
         raise FaststyError(

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from faststy.cli import _options, printable
+from faststy.errors import FaststyError
 
 
 @click.command()
@@ -29,7 +30,6 @@ def command(model: Path | None, sheet: Path | None, out: Path | None, as_json: b
     faststy styles -m run/model.safetensors
     """
     from faststy import assets
-    from faststy.errors import FaststyError
     from faststy.model_file import load_info
 
     if out is not None and sheet is None:

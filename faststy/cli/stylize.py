@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from faststy.cli import STOPPED, _options, counted, is_terminal
+from faststy.errors import FaststyError, UnwritableError
 
 if TYPE_CHECKING:
     from faststy.stylization.realtime import Dials
@@ -151,7 +152,6 @@ def command(
     faststy stylize holiday/ -m run/model.safetensors -o painted --strength 0.8
     cat photo.jpg | faststy stylize - -m run/model.safetensors > painted.jpg
     """
-    from faststy.errors import FaststyError, UnwritableError
     from faststy.pictures import encode_picture, heat_map, read_picture
     from faststy.stylization.stylizer import Stylizer, mixing_weights
 
@@ -368,8 +368,6 @@ def plan(inputs: tuple[str, ...], out: str | None, label: str, save_map: bool) -
     Raises FaststyError for inputs and an output that do not go together, and for a folder without
     pictures.
     """
-    from faststy.errors import FaststyError
-
     several = len(inputs) > 1
     if several and (STREAM in inputs or out == STREAM):
         raise FaststyError("standard input and output take one picture; name only one INPUT")
@@ -404,7 +402,6 @@ def plan(inputs: tuple[str, ...], out: str | None, label: str, save_map: bool) -
 
 
 def _folder_jobs(folder: Path, out: Path) -> Iterator[Job]:
-    from faststy.errors import FaststyError
     from faststy.files import without_links
     from faststy.pictures import list_pictures
 
@@ -426,7 +423,6 @@ def check(jobs: list[Job], others: list[Path], as_json: bool) -> None:
     Raises FaststyError for an unknown suffix, a target that is an input or is written twice, and
     for a picture and JSON, or a terminal, on standard output.
     """
-    from faststy.errors import FaststyError
     from faststy.pictures import format_of
 
     sources = [job.source for job in jobs if job.source is not None]
@@ -463,7 +459,6 @@ def _label(weights: dict[str, float]) -> str:
 
 def _writable(name: str) -> str:
     """`name`, with .png added when faststy does not write its format."""
-    from faststy.errors import FaststyError
     from faststy.pictures import format_of
 
     try:

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from faststy.cli import _options
+from faststy.errors import FaststyError
 
 
 @click.command()
@@ -73,7 +74,6 @@ def command(
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from faststy.errors import FaststyError
     from faststy.files import check_output
     from faststy.pictures import format_of, read_picture, scale_down, write_picture
 

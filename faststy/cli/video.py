@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from faststy.cli import STOPPED, _options
+from faststy.errors import FaststyError
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -104,7 +105,6 @@ def command(
     faststy video clip.mp4 -m run/model.safetensors -o painted.mp4 --size 360
     faststy video frames/frame_%04d.png -o painted.mp4 --fps 30
     """
-    from faststy.errors import FaststyError
     from faststy.stylization.clips import StoppedError
     from faststy.stylization.stylizer import Stylizer, mixing_weights
     from faststy.stylization.video import paint_video
@@ -161,7 +161,6 @@ def command(
 
 def _target(source: str, out: str | None, label: str) -> Path:
     """Where to write: beside the input under its name and the styles', unless `out` says so."""
-    from faststy.errors import FaststyError
     from faststy.files import without_links
     from faststy.stylization.video_file import FORMATS
 
