@@ -331,14 +331,3 @@ def _jpeg(pixels: Frame) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "JPEG", quality=JPEG_QUALITY)
     return buffer.getvalue()
-
-
-__all__ = [
-    "Live",
-    "Shown",
-    "first_frame",
-    "from_camera",
-    "in_real_time",
-    "moving_photo",
-    "thumbnails",
-]
