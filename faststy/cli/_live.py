@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from types import TracebackType
+from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -59,12 +59,7 @@ class _Display:
             text = Text(printable(event), style="yellow")
             self.console.print(text, soft_wrap=True)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: Any) -> None:
         """Nothing to put away."""
 
 
@@ -108,13 +103,8 @@ class Panel(_Display):
         self._live.__enter__()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
-        self._live.__exit__(kind, error, tb)
+    def __exit__(self, *error: Any) -> None:
+        self._live.__exit__(*error)
 
     def __call__(self, progress: Progress) -> None:
         self.tell(progress)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -34,8 +34,9 @@ class Events:
                     "pip install 'faststy[tensorboard]' brings it"
                 ) from error
 
-    def begin(self, run: Path, step: int) -> Events:
-        """Open a file in the folder `run`; of a resumed run, what is after `step` counts no more.
+    @contextmanager
+    def begin(self, run: Path, step: int) -> Iterator[Events]:
+        """Within the block, a file in the folder `run`; what it has after `step` counts no more.
 
         Raises FaststyError when it cannot be written.
         """
@@ -46,7 +47,12 @@ class Events:
                 self._writer = SummaryWriter(str(run), purge_step=step + 1, flush_secs=FLUSH_EVERY)
             except OSError as error:
                 raise FaststyError(f"{run}: cannot be written ({error.strerror})") from error
-        return self
+        try:
+            yield self
+        finally:
+            if self._writer is not None:
+                with suppress(OSError):  # a full disk has been told of
+                    self._writer.close()
 
     def write(self, progress: Progress) -> None:
         """Raises OSError when an earlier write has failed."""
@@ -61,16 +67,3 @@ class Events:
         if progress.preview is not None:
             picture = np.asarray(Image.open(progress.preview).convert("RGB"))
             self._writer.add_image("preview", picture, progress.step, dataformats="HWC")
-
-    def __enter__(self) -> Events:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
-        if self._writer is not None:
-            with suppress(OSError):  # a full disk has been told of
-                self._writer.close()
