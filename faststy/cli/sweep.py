@@ -70,7 +70,7 @@ def command(
     The folder holds a run for each λ, contact_sheet.png, curve.png with the distance from the photo
     against that from the style, and both on the page sweep.html, which grows while it trains.
     """
-    from faststy.cli._live import display
+    from faststy.cli._display import display
     from faststy.sweep.sweep import sweep
     from faststy.training.config import TrainConfig, read_config
     from faststy.training.log import Progress

@@ -98,7 +98,7 @@ def command(
     The run's folder holds model.safetensors, preview.png, report.html, log.jsonl and config.toml.
     Interrupted or killed, it goes on with --resume.
     """
-    from faststy.cli._live import display
+    from faststy.cli._display import display
     from faststy.training.config import read_config
     from faststy.training.distributed import told_rank
     from faststy.training.loop import train

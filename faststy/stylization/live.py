@@ -112,22 +112,22 @@ class Live:
         self._looked = time.monotonic()
         self._rested = True  # nobody looked, so nothing was painted and nothing was dropped
         self._stopped = False
-        self._reader, self._painter = (
+        self._reading, self._painting = (
             threading.Thread(target=self._guard, args=(work,), daemon=True)
             for work in (self._read, self._paint)
         )
 
     def __enter__(self) -> Live:
-        self._reader.start()
-        self._painter.start()
+        self._reading.start()
+        self._painting.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
-        self._painter.join()
-        self._reader.join(0.5)  # a camera may give no frame any more
+        self._painting.join()
+        self._reading.join(0.5)  # a camera may give no frame any more
 
     def set(self, **dials: Any) -> None:
         """Turns dials: style, strength, repair, keep_color, stroke. Raises as a painter does."""

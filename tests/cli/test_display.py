@@ -5,8 +5,8 @@ import io
 import pytest
 from rich.console import Console
 
-from faststy.cli import _live
-from faststy.cli._live import Lines, Panel, clock
+from faststy.cli import _display
+from faststy.cli._display import Lines, Panel, clock
 from faststy.training.log import Progress
 
 
@@ -33,12 +33,12 @@ def test_the_panel_shows_stage_time_left_speed_λ_and_every_term():
 
 def test_plain_lines_say_the_same_and_come_now_and_then(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr(_live.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(_display.time, "monotonic", lambda: now[0])
     log = console(terminal=False)
     with Lines(log, 60.0, "faststy train") as show:
         show(progress(1, 0.1, 6.0))
         show(progress(2, 0.2, 12.0))
-        now[0] += _live.LINE_EVERY
+        now[0] += _display.LINE_EVERY
         show.label = "λ 5, 1 of 3"
         show(progress(3, 0.3, 18.0))
     assert log.file.getvalue().splitlines() == [

@@ -300,7 +300,7 @@ def test_a_painter_that_breaks_while_the_camera_is_lost_is_told():
         assert live.next(0, 10) is None
         assert live.error == "unplugged; trying again"
         stylizer.gate.release()
-        live._painter.join(10)
+        live._painting.join(10)
         assert live.error == "RuntimeError: bug"
 
 
@@ -309,7 +309,7 @@ def test_leaving_does_not_wait_for_a_camera_that_is_looked_for():
     with Live(Inverter(), iter([]), open_again=opened.set) as live:
         assert live.next(0, 10) is None
         assert live.error == "the camera gives no more frames; trying again"
-    assert not live._reader.is_alive()
+    assert not live._reading.is_alive()
     assert not opened.is_set()
 
 
