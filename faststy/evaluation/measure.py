@@ -188,7 +188,7 @@ def _grams(path: Path, short_side: int, encoder: nn.Module, device: torch.device
         raise FaststyError(f"{path}: too small for a style; {SMALLEST} px is the least")
     try:
         with torch.inference_mode():
-            return [ops.gram(tap) for tap in encoder(_channels_last(picture, device))]
+            return [ops.gram(tap) for tap in encoder(to_tensor(picture).to(device))]
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
@@ -245,7 +245,7 @@ def evaluate(
         moved = len(result.entries) < MOVED_PHOTOS * len(styles)
         try:
             if not result.entries:  # the first call of a net is slow
-                paint(model, _channels_last(picture, device), next(iter(styles)))
+                paint(model, to_tensor(picture).to(device), next(iter(styles)))
             found = _of_photo(model, path, picture, styles, encoder, device, moved, tell)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
@@ -276,7 +276,7 @@ def _of_photo(
 ) -> Evaluation:
     """What `evaluate` finds of one photo; all of it or none, so that means compare the same."""
     found = Evaluation()
-    judge = _Judge(_channels_last(picture, device), encoder)
+    judge = _Judge(to_tensor(picture).to(device), encoder)
     moving = Moving(judge.photo) if moved else None
     for done, (style, grams) in enumerate(styles.items(), 1):
         began = _now(device)
@@ -375,10 +375,6 @@ def _weighted_distance(a: Tensor, b: Tensor, weight: Tensor) -> float:
 
 def _grid(x: Tensor) -> dict[int, float]:
     return grid.checkerboard(x[0]) if min(x.shape[-2:]) >= grid.SMALLEST else {}
-
-
-def _channels_last(picture: Image.Image, device: torch.device) -> Tensor:
-    return to_tensor(picture).to(device).contiguous(memory_format=torch.channels_last)
 
 
 def _now(device: torch.device) -> float:
