@@ -99,12 +99,11 @@ def reason_of(error: BaseException) -> str:
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
-def check_output(path: Path, inputs: Iterable[Path] = (), *, makes_folders: bool = False) -> None:
-    """Find out before the work whether `path` can be written after it.
+def check_output(path: Path, inputs: Iterable[Path] = ()) -> None:
+    """Find out before the work whether `path`, and the folders above it, can be written after it.
 
     Args:
         inputs: files that must not be overwritten.
-        makes_folders: missing folders above `path` will be made.
 
     Raises FaststyError for a folder, an input, and a place that cannot be written.
     """
@@ -114,12 +113,10 @@ def check_output(path: Path, inputs: Iterable[Path] = (), *, makes_folders: bool
         if path.exists() and any(i.exists() and path.samefile(i) for i in inputs):
             raise FaststyError(f"{path}: is an input and will not be overwritten")
         folder = path.resolve().parent
-        while makes_folders and not folder.exists():
+        while not folder.exists():  # those that are missing will be made
             folder = folder.parent
         reason = None
-        if not folder.exists():
-            reason = "its folder is not there"
-        elif not folder.is_dir():
+        if not folder.is_dir():
             reason = "a part of the path is a file, not a folder"
         elif not os.access(folder, os.W_OK | os.X_OK):
             reason = "no permission"

@@ -139,12 +139,11 @@ def test_what_can_be_written_is_told_before(tmp_path):
     (tmp_path / "a.html").touch()
     (tmp_path / "same").symlink_to("a.html")
     check_output(tmp_path / "a.html", [tmp_path / "absent"])
-    check_output(tmp_path / "new/deep/b.html", makes_folders=True)
+    check_output(tmp_path / "new/deep/b.html")
     assert names(tmp_path) == ["a.html", "same"]
     for path, sentence in [
         ("same", "is an input and will not be overwritten"),
         (".", "is a folder; name a file in it"),
-        ("new/b.html", r"cannot be written \(its folder is not there\)"),
         ("a.html/b.html", r"cannot be written \(a part of the path is a file"),
     ]:
         with pytest.raises(FaststyError, match=sentence):
@@ -154,4 +153,4 @@ def test_what_can_be_written_is_told_before(tmp_path):
 def test_a_folder_without_permission_is_told_before(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, _: path != tmp_path)  # root may write anywhere
     with pytest.raises(FaststyError, match=r"cannot be written \(no permission\)"):
-        check_output(tmp_path / "new/a.png", makes_folders=True)
+        check_output(tmp_path / "new/a.png")

@@ -133,7 +133,7 @@ def _check_page(path: Path, inputs: list[Path]) -> None:
     """Raises FaststyError where the page could not be written in the end."""
     from faststy.files import check_output
 
-    check_output(path, inputs, makes_folders=True)
+    check_output(path, inputs)
     if path.suffix.lower() not in (".html", ".htm"):
         raise FaststyError(f"{path}: no name of a page; end it in .html")
 

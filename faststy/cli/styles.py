@@ -66,7 +66,7 @@ def _paint(model: Path, photo: Path, target: Path) -> None:
     from faststy.stylization.stylizer import Stylizer
 
     format_of(target)  # a sheet that cannot be written is said before the work
-    check_output(target, (photo,), makes_folders=True)
+    check_output(target, (photo,))
     picture = read_picture(photo)
     stylizer = Stylizer.load(model)
     console = Console(stderr=True)

@@ -78,7 +78,7 @@ def command(
     from faststy.pictures import format_of, read_picture, scale_down, write_picture
 
     format_of(out)  # an output that cannot be written is said before the work
-    check_output(out, (photo, style), makes_folders=True)
+    check_output(out, (photo, style))
     began = time.monotonic()
     source, painting = (read_picture(path).in_srgb() for path in (photo, style))
 
