@@ -28,6 +28,7 @@ import numpy.typing as npt
 from av.video.reformatter import Interpolation, VideoReformatter
 
 from faststy.errors import FaststyError
+from faststy.files import reason_of
 from faststy.pictures import frames_in, list_pictures, read_picture, scale_down
 
 Packet: TypeAlias = "av.Packet[av.stream.Stream]"
@@ -219,7 +220,7 @@ def open_camera(device: str | os.PathLike[str], *, size: int | None = None) -> C
             errno.EBUSY: "the camera is busy: another program uses it",
             errno.EACCES: "the camera may not be used; on most systems the group 'video' may",
         }
-        reason = reasons.get(error.errno or 0, f"the camera cannot be read ({words_of(error)})")
+        reason = reasons.get(error.errno or 0, f"the camera cannot be read ({reason_of(error)})")
         raise FaststyError(f"{name}: {reason}") from error
     # Decoders that work on several frames at once would show each of them later.
     return VideoClip(file, name, size, threads="SLICE")
@@ -407,7 +408,7 @@ class VideoClip(Clip):
             pass  # PyAV at the end, of a stream that appeared on the way
         except (av.FFmpegError, OSError) as error:
             if not self._stop.is_set():  # which ends a pipe anywhere
-                self.damage = f"it is damaged or cut off ({words_of(error)})"
+                self.damage = f"it is damaged or cut off ({reason_of(error)})"
         yield None
 
     def _time(self, packet: Packet) -> Fraction | None:
@@ -609,7 +610,7 @@ def _open_pipe(path: Path, name: str) -> BinaryIO:
         os.set_blocking(handle, True)
         return os.fdopen(handle, "rb")
     except OSError as error:
-        raise FaststyError(f"{name}: cannot be read ({words_of(error)})") from error
+        raise FaststyError(f"{name}: cannot be read ({reason_of(error)})") from error
 
 
 def _seekable(stream: BinaryIO, stop: threading.Event | None) -> BinaryIO | _Pipe:
@@ -639,7 +640,7 @@ def _open(source: str | BinaryIO | _Pipe, name: str) -> av.container.InputContai
             raise FaststyError(
                 f"{name}: not a video that faststy reads, or damaged at its beginning"
             ) from error
-        raise FaststyError(f"{name}: cannot be read ({words_of(error)})") from error
+        raise FaststyError(f"{name}: cannot be read ({reason_of(error)})") from error
     if container.format.name == "tty":  # FFmpeg takes any text for a film of a terminal
         container.close()
         raise FaststyError(f"{name}: not a video but a text")
@@ -665,18 +666,13 @@ def _has_lost_its_index(source: str | BinaryIO | _Pipe) -> bool:
     return kinds[:1] == [b"ftyp"] and b"mdat" in kinds and b"moov" not in kinds
 
 
-def _videos(container: av.container.InputContainer) -> list[av.VideoStream]:
-    """The streams that move: the cover of a song does not."""
-    return [stream for stream in container.streams.video if not _is_cover(stream)]
-
-
 def _is_cover(stream: av.stream.Stream) -> bool:
     return bool(stream.disposition & av.stream.Disposition.attached_pic)
 
 
 def _video_stream(container: av.container.InputContainer, name: str) -> av.VideoStream:
     """The stream to paint: never the cover of a song."""
-    found = _videos(container)
+    found = [stream for stream in container.streams.video if not _is_cover(stream)]
     best = container.streams.best("video")
     if not found:
         kinds = sorted({stream.type for stream in container.streams})
@@ -729,8 +725,3 @@ def _turned(pixels: npt.NDArray[np.uint8], turn: tuple[bool, bool, bool]) -> npt
     if transpose:
         pixels = pixels.transpose(1, 0, 2)
     return np.ascontiguousarray(pixels[:: -1 if flip else 1, :: -1 if mirror else 1])
-
-
-def words_of(error: BaseException) -> str:
-    """Why FFmpeg, or the system, refused: in its words."""
-    return getattr(error, "strerror", None) or str(error)

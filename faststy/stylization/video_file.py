@@ -16,7 +16,8 @@ from av.codec.codec import UnknownCodecError
 from av.video.reformatter import VideoReformatter
 
 from faststy.errors import FaststyError
-from faststy.stylization.clips import Clip, Packet, words_of
+from faststy.files import reason_of
+from faststy.stylization.clips import Clip, Packet
 
 if TYPE_CHECKING:
     from av.container.core import Chapter
@@ -117,7 +118,7 @@ class VideoFile:
             self.abandon()
             raise FaststyError(
                 f"{name}: {Path(name).suffix} cannot hold {self.encoder} with the streams of "
-                f"{clip.name} ({words_of(error)}); use .mkv, or another --codec"
+                f"{clip.name} ({reason_of(error)}); use .mkv, or another --codec"
             ) from error
         except BaseException:
             self.abandon()
@@ -232,7 +233,7 @@ class VideoFile:
         except (av.FFmpegError, ValueError) as error:
             raise FaststyError(
                 f"{self.name}: {self.encoder} cannot write {self._clip.width} x "
-                f"{self._clip.height} as {Path(self.name).suffix} here ({words_of(error)})"
+                f"{self._clip.height} as {Path(self.name).suffix} here ({reason_of(error)})"
             ) from error
 
     def _take_along(self) -> None:
