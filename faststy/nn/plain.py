@@ -249,14 +249,14 @@ class PlainGenerator(nn.Module):
         """The paintings before the blur, [N, 12, H/2, W/2] of whole cells."""
         cells = whole_cells(frames)
         dtype = self.head.weight.dtype
-        all_norms = {"collect": collect}
         self._give(moments)
-        h = self.stem(cell_pixels(cells, SCALE, dtype), activation="relu", look=look, **all_norms)
+        pixels = cell_pixels(cells, SCALE, dtype)
+        h = self.stem(pixels, activation="relu", look=look, collect=collect)
         for first, second in zip(self.blocks[::2], self.blocks[1::2], strict=True):
-            h = second(first(h, activation="relu", **all_norms), residual=h, **all_norms)
+            h = second(first(h, activation="relu", collect=collect), residual=h, collect=collect)
         h = ops.upsample(self.rise(h), 2)
-        h = self.fine1(h, cell_pixels(cells, 2, dtype), activation="relu", **all_norms)
-        h = self.fine2(h, activation="relu", **all_norms)
+        h = self.fine1(h, cell_pixels(cells, 2, dtype), activation="relu", collect=collect)
+        h = self.fine2(h, activation="relu", collect=collect)
         if collect:
             self.fix(self.seen)
         cells_of_pixels: Tensor = self.head(h)

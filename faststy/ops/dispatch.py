@@ -107,9 +107,7 @@ def implementation(raw: str, args: tuple[Any, ...]) -> Callable[..., Any]:
 
 
 @cache
-def _find(
-    raw: str, device: str, double: bool = False, half: bool = False, fits: bool = True
-) -> Callable[..., Any]:
+def _find(raw: str, device: str, double: bool, half: bool, fits: bool) -> Callable[..., Any]:
     op = max((op for op in KERNELS if raw.startswith(op)), key=len)
     name = choose(op, device).name
     if name == "native" and not fits:

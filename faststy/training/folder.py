@@ -52,12 +52,9 @@ def refuse_sources(out: Path, config: TrainConfig) -> None:
 
     Raises FaststyError.
     """
+    target = without_links(out)
     for source in (*config.style, config.content, config.pairs):
-        if (
-            source is not None
-            and Path(source).is_dir()
-            and without_links(Path(source)) == (without_links(out))
-        ):
+        if source is not None and Path(source).is_dir() and without_links(Path(source)) == target:
             raise FaststyError(
                 f"{out}: is a folder of pictures to learn from; name another out folder"
             )

@@ -266,9 +266,7 @@ def _train(
             due = schedule.fraction(step, seconds(), idle, 2 * (previews.cost + reports.cost))
             fraction = max(fraction, due)
             fraction, interrupted = world.agree(fraction, stopped.is_set())
-            if interrupted:
-                break
-            if fraction >= until and step > 0:
+            if interrupted or (fraction >= until and step > 0):
                 break
             fraction = min(fraction, step)  # a budget too short for anything still takes one step
             stage = schedule.stage(fraction)
@@ -322,7 +320,7 @@ def _train(
                 log.attempt(step, "checkpoint", saves.timed(save))
     speed = (step - first) * batch / max(time.monotonic() - loop_began, 1e-6)
 
-    def result(finished: bool) -> TrainResult:
+    def result() -> TrainResult:
         return TrainResult(
             run, model_path, step, seconds(), speed, skipped, int(trainer.skipped),
             tuple(log.events), finished, interrupted,
@@ -344,10 +342,10 @@ def _train(
     parts = map(json.loads, world.gathered(json.dumps(own).encode()))
     skipped = {Path(path): why for part in parts for path, why in part.items()}
     if not world.leads:
-        return result(finished)
+        return result()
     if interrupted:
         log.attempt(step, "report", lambda: write_report(run))
-        return result(finished=False)
+        return result()
     repaired = trainer.repairs() and sound
     model = _model(trainer, config, photos, step, style_weight, repaired=repaired)
     try:
@@ -360,7 +358,7 @@ def _train(
     log.attempt(step, "report", lambda: write_report(run))
     if finished and config.cache is None:
         remove_cache(run / "cache")  # only needed to go on
-    return result(finished)
+    return result()
 
 
 # -- the pieces --------------------------------------------------------------------------------

@@ -44,7 +44,7 @@ class Schedule:
 
     def complaint(self, idle: float) -> str | None:
         """What there is to tell where starting took much of the seconds that there are."""
-        if self.seconds is None or self.steps is not None or 2 * idle < self.seconds:
+        if self.seconds is None or 2 * idle < self.seconds:
             return None
         return (
             f"the start took {idle:.0f} of {self.seconds:g} seconds: with more of them, "

@@ -241,7 +241,8 @@ class Trainer:
             variation=self._variation,
             colours=self._colours[index],
         )
-        terms = _named(losses.terms * shares, self._weights(drawn.stage, 1.0))
+        names = ("content", "style", "colour", "variation", *["adversarial"] * adversarial)
+        terms = _named(losses.terms * shares, names)
         total = losses.total
         if config.patches_weight > 0:
             patches = objective.patchiness(painted, photo) / self._patches[index]
