@@ -1,10 +1,13 @@
-"""What the package ships: sample photos and style pictures; ``README.md`` gives their sources."""
+"""What the package ships: sample photos, style pictures, the ready styles and the encoder.
+
+``README.md`` gives their sources.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["model", "photos", "styles"]
+__all__ = ["encoder", "model", "photos", "styles"]
 
 _HERE = Path(__file__).parent
 
@@ -12,6 +15,11 @@ _HERE = Path(__file__).parent
 def model() -> Path:
     """The bundled model of ready styles, which paints where no other is named."""
     return _HERE / "styles.safetensors"
+
+
+def encoder() -> Path:
+    """The bundled weights of the encoder that judges paintings."""
+    return _HERE / "encoder.safetensors"
 
 
 def photos() -> list[Path]:

@@ -12,6 +12,7 @@ import click
 
 from faststy.cli import STOPPED, _options, printable, skipped_entries
 from faststy.errors import FaststyError
+from faststy.training.config import MODELS, TrainConfig, read_config
 
 if TYPE_CHECKING:
     from faststy.sweep.sweep import SweepResult
@@ -40,9 +41,7 @@ def _numbers(context: click.Context, option: click.Parameter, text: str | None) 
 @click.option("--out", type=_options.NAME, help="Folder of the sweep.  [default: sweep]")
 @click.option("--steps", type=int, help="Length of each run in steps, instead of --seconds.")
 @click.option("--seconds", type=float, help="Length of each run in seconds.  [default: 180]")
-@click.option(
-    "--model", type=click.Choice(["nano", "fast", "quality"]), help="Size of the generator."
-)
+@click.option("--model", type=click.Choice(MODELS), help="Size of the generator.")
 @click.option("--size", type=int, help="Side of the training crops in pixels: 64 to 1024, in steps "
               "of 8.")  # fmt: skip
 @click.option("--batch", type=int, help="Crops per step.")
@@ -72,7 +71,6 @@ def command(
     """
     from faststy.cli._display import display
     from faststy.sweep.sweep import sweep
-    from faststy.training.config import TrainConfig, read_config
     from faststy.training.log import Progress
 
     if config is None:

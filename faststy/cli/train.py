@@ -12,7 +12,7 @@ import click
 
 from faststy.cli import STOPPED, _options, counted, printable, skipped_entries
 from faststy.errors import FaststyError
-from faststy.training.config import BATCH, GPU_BATCH, PRECISIONS, TrainConfig
+from faststy.training.config import ADVERSARIAL, BATCH, GPU_BATCH, MODELS, PRECISIONS, TrainConfig
 
 if TYPE_CHECKING:
     from faststy.training.loop import TrainResult
@@ -36,7 +36,7 @@ DEFAULT = {field.name: field.default for field in fields(TrainConfig)}
               f"[default: {BATCH}, on a GPU {GPU_BATCH}]")  # fmt: skip
 @click.option(
     "--model",
-    type=click.Choice(["nano", "fast", "quality"]),
+    type=click.Choice(MODELS),
     help=f"Size of the generator.  [default: {DEFAULT['model']}]",
 )
 @click.option("--base", type=_options.NAME, help="Model to start from: FILE, none (noise), "
@@ -55,7 +55,7 @@ DEFAULT = {field.name: field.default for field in fields(TrainConfig)}
     "--stages",
     help="perceptual, perceptual,adversarial or perceptual,adversarial,repair.  [default: all]",
 )
-@click.option("--adversarial", type=click.Choice(["bce", "hinge", "lsgan"]), help="Form of the "
+@click.option("--adversarial", type=click.Choice(ADVERSARIAL), help="Form of the "
               f"adversarial term.  [default: {DEFAULT['adversarial']}]")  # fmt: skip
 @click.option(
     "--pairs",

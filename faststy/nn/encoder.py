@@ -16,10 +16,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from faststy import ops
+from faststy import assets, ops
 from faststy.errors import FaststyError
 
-WEIGHTS = Path(__file__).parent.parent / "assets" / "encoder.safetensors"
+WEIGHTS = assets.encoder()
 FORMAT = 1
 KEY = "faststy.encoder"  # the metadata entry that marks an encoder file
 

@@ -18,6 +18,7 @@ from faststy.nn.generator import SCALE, CellHead, CellStem, Generator, ResidualB
 from faststy.nn.normalization import ConditionalInstanceNorm2d
 from faststy.nn.repairer import Repairer
 from faststy.ops.conv3x3 import Activation, weight_layout
+from faststy.ops.reference import wide
 
 Moments = Mapping[str, Tensor]
 """Mean and variance, float32 [2, C], of what each norm of a generator sees, by the norm's name;
@@ -56,8 +57,7 @@ class PlainConv(nn.Module):
         weight = weight.contiguous(memory_format=weight_layout(weight))
         self.register_buffer("weight", weight)
         # Not in half precision: where a mean is large, the two cancel each other.
-        wide = torch.promote_types(dtype, torch.float32)
-        scale = torch.ones_like(weight[:, 0, 0, 0], dtype=wide) if norm else None
+        scale = torch.ones_like(weight[:, 0, 0, 0], dtype=wide(dtype)) if norm else None
         self.register_buffer("scale", scale)
         self.register_buffer("bias", bias if scale is None else torch.zeros_like(scale))
         self.seen: Tensor | None = None  # moments of the last frame or batch

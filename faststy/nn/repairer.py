@@ -15,7 +15,7 @@ from faststy.nn.generator import (
     check_pictures,
     pad_to_cells,
 )
-from faststy.ops.reference import GATE, detail, layout, structure
+from faststy.ops.reference import GATE, LEAKY_SLOPE, detail, layout, structure
 
 HINTS = 3  # of `structure`
 START = 0.5  # of both gates, where nothing was learned
@@ -60,7 +60,7 @@ class Repairer(nn.Module):
         height, width = photo.shape[-2:]
         painted, photo = pad_to_cells(painted), pad_to_cells(photo)
         painted_detail, photo_detail = detail(painted), detail(photo)
-        h = F.leaky_relu(self.stem(torch.cat([painted, photo], dim=1) * 2 - 1), 0.2)
+        h = F.leaky_relu(self.stem(torch.cat([painted, photo], dim=1) * 2 - 1), LEAKY_SLOPE)
         hints = structure(painted_detail, photo_detail)
         h = torch.cat([h, hints.to(h.dtype, memory_format=layout(h))], dim=1)
         h = self.body1(h, "leaky_relu")

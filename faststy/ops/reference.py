@@ -487,6 +487,7 @@ def blur_cells_frames(x: Tensor, scale: int, height: int, width: int) -> Tensor:
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 CELL = 4  # pixels of a position of the nets, each way
+BLOCK = 8  # pixels of a mean that `detail` takes away, each way
 GATE = 4.0  # the most that a detail is multiplied by in a repair, before the map
 
 
@@ -496,7 +497,7 @@ def luminance(x: Tensor) -> Tensor:
     return LUMA[0] * x[:, :1] + LUMA[1] * x[:, 1:2] + LUMA[2] * x[:, 2:]
 
 
-def detail(x: Tensor, block: int = 8) -> Tensor:
+def detail(x: Tensor) -> Tensor:
     """High-pass luminance of [N, 3, H, W] as [N, 1, H, W]: outlines and structure, no colour.
 
     The luminance less its means over blocks of pixels, which are interpolated.
@@ -504,9 +505,9 @@ def detail(x: Tensor, block: int = 8) -> Tensor:
     luma = luminance(x)
     height, width = x.shape[-2:]
     # Whole blocks: whatever the size, a block lies where it lies in any larger picture.
-    whole = F.pad(luma, (0, -width % block, 0, -height % block), mode="replicate")
+    whole = F.pad(luma, (0, -width % BLOCK, 0, -height % BLOCK), mode="replicate")
     smooth = F.interpolate(
-        F.avg_pool2d(whole, block), scale_factor=block, mode="bilinear", align_corners=False
+        F.avg_pool2d(whole, BLOCK), scale_factor=BLOCK, mode="bilinear", align_corners=False
     )
     return luma - smooth[..., :height, :width]
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from faststy.errors import FaststyError
 from faststy.nn.generator import SCALE, Generator
+from faststy.ops.reference import BLOCK
 from faststy.stylization.statistics import is_flat
 from faststy.tensors import is_out_of_memory
 
@@ -90,7 +91,7 @@ def halo_of(generator: Generator, stroke: int = 1, blended: bool = True) -> int:
     """
     coarse = 2 * generator.config.blocks + 3  # stem, rise and its interpolation, in cells
     fine = 5  # convolutions at half the resolution, and the blur
-    repairer = 6 * SCALE + 2 * 8  # its convolutions and interpolations; blocks of `detail`
+    repairer = 6 * SCALE + 2 * BLOCK  # its convolutions and interpolations; `detail`
     painter = stroke * (coarse * SCALE + fine * 2) + (3 * stroke if stroke > 1 else 0)  # scaling
     reach = painter + repairer + (3 << LEVELS if blended else 0)
     return reach + -reach % ALIGNMENT

@@ -19,6 +19,7 @@ else:
 
 STAGES = ("perceptual", "adversarial", "repair")
 MODELS = ("nano", "fast", "quality")  # the sizes of faststy.nn.generator, named without torch
+ADVERSARIAL = ("bce", "hinge", "lsgan")  # the forms of ops.combined_loss, likewise
 PRECISIONS = ("auto", "float32", "bfloat16")
 DEFAULT_SECONDS = 180.0
 LARGEST_WEIGHT = 1_000_000  # of a term: with more, gradients overflow and nothing is learned
@@ -145,8 +146,8 @@ class TrainConfig:
         starts = ordered[:1] == STAGES[:1]
         self._require(ordered == self.stages and starts, "stages", STAGE_RULE)
         self._require(self.precision in PRECISIONS, "precision", f"one of {', '.join(PRECISIONS)}")
-        forms = ("bce", "hinge", "lsgan")
-        self._require(self.adversarial in forms, "adversarial", f"one of {', '.join(forms)}")
+        known = self.adversarial in ADVERSARIAL
+        self._require(known, "adversarial", f"one of {', '.join(ADVERSARIAL)}")
 
     def _require(self, holds: bool, name: str, expected: str) -> None:
         if not holds:

@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 
 from faststy.errors import FaststyError
-from faststy.training.config import DEFAULT_SECONDS, MODELS, STAGES, TrainConfig, read_config
+from faststy.training.config import (
+    ADVERSARIAL,
+    DEFAULT_SECONDS,
+    MODELS,
+    STAGES,
+    TrainConfig,
+    read_config,
+)
 from faststy.training.log import Progress
 from faststy.training.loop import TrainResult
 
@@ -221,10 +228,12 @@ def test_files_that_are_no_toml(tmp_path):
         assert str(caught.value).startswith(str(path))
 
 
-def test_the_models_are_the_generators_sizes():
+def test_models_and_forms_are_those_of_the_generator_and_of_the_loss():
     from faststy.nn.generator import SIZES
+    from faststy.ops.combined_loss import FORMS
 
     assert tuple(SIZES) == MODELS
+    assert FORMS == ADVERSARIAL
 
 
 @pytest.mark.parametrize("each", [TrainConfig, TrainResult, Progress])
