@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Mapping
 from dataclasses import replace
 from html import escape
 
@@ -41,6 +42,12 @@ def embed(source: PictureSource, longest: int, alt: str) -> str:
     )
 
 
+def glossary(meaning: Mapping[str, str]) -> str:
+    """Words of a page, and what they mean."""
+    rows = "".join(f"<dt>{escape(word)}<dd>{escape(text)}" for word, text in meaning.items())
+    return f'<dl class="quiet glossary">{rows}</dl>'
+
+
 TEMPLATE = """<!doctype html>
 <html lang=en>
 <meta charset=utf-8>
@@ -77,5 +84,7 @@ th { text-align: left; font-weight: 400; color: var(--quiet); }
 th, td { padding: 5px 14px 5px 0; border-bottom: 1px solid var(--line); }
 .numbers { font-variant-numeric: tabular-nums; }
 .numbers td, .numbers tr:first-child th:not(:first-child) { text-align: right; }
+.glossary { font-size: 13px; display: grid; grid-template-columns: max-content 1fr; gap: 2px 14px; }
+.glossary dd { margin: 0; }
 footer { margin-top: 44px; font-size: 13px; }
 """

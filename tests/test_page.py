@@ -4,7 +4,7 @@ import re
 
 from PIL import Image
 
-from faststy.page import embed, page
+from faststy.page import embed, glossary, page
 
 
 def test_an_embedded_picture_does_not_tell_where_it_was_taken(tmp_path):
@@ -26,3 +26,8 @@ def test_a_name_that_is_not_unicode_costs_no_page():
     text = page("a\udcff", f"{'a' * 100}\udcff.jpg λ")
     assert "<title>a? · faststy</title>" in text
     assert "a?.jpg λ" in text.encode().decode()
+
+
+def test_a_glossary_has_each_word_with_its_meaning():
+    text = glossary({"lost": "content < 0.2", "a & b": "both"})
+    assert "<dt>lost<dd>content &lt; 0.2<dt>a &amp; b<dd>both</dl>" in text

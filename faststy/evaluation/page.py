@@ -9,7 +9,7 @@ from PIL import Image
 
 from faststy.evaluation.checkerboard import STRIDES
 from faststy.evaluation.measure import Entry, Evaluation, Scores
-from faststy.page import embed, page
+from faststy.page import embed, glossary, page
 
 HEAD = (
     *("", "repair", "content", "inside", "outside", "lost", "style"),
@@ -73,11 +73,10 @@ def evaluation_page(
     quiet = f"{model} · {photos} photos · {speed(evaluation)}"
     head = "".join(f"<th>{escape(name)}" for name in HEAD)
     body = "".join(f"<tr>{''.join(f'<td>{escape(c)}' for c in row)}" for row in table(evaluation))
-    meaning = "".join(f"<dt>{escape(k)}<dd>{escape(v)}" for k, v in MEANING.items())
     parts = [
         f"<header><h1>{escape(heading)}</h1><p class=quiet>{escape(quiet)}</p></header>",
         f"<section><h2>Means</h2><div class=wide><table class=numbers><tr>{head}{body}</table>"
-        f"</div><dl class=quiet>{meaning}</dl></section>",
+        f"</div>{glossary(MEANING)}</section>",
     ]
     for name, key in RANKINGS.items():
         ranked = sorted(evaluation.entries, key=key)
@@ -132,6 +131,4 @@ header p { overflow-wrap: anywhere; }
 .pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 340px), 1fr));
   gap: 18px; }
 .pairs div { display: grid; grid-template-columns: 1fr 1fr; gap: 4px; }
-dl { font-size: 13px; display: grid; grid-template-columns: max-content 1fr; gap: 2px 14px; }
-dd { margin: 0; }
 """

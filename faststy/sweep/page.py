@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from faststy.errors import FaststyError
-from faststy.page import embed, page
+from faststy.evaluation.page import MEANING
+from faststy.page import embed, glossary, page
 from faststy.pictures import list_pictures
 from faststy.sweep.tradeoff import Mark, tradeoff_svg
 from faststy.training.config import TrainConfig
@@ -22,12 +23,6 @@ if TYPE_CHECKING:
 
 REFRESH = 30  # seconds
 LONGEST = 2200  # px, of the sheet on the page
-
-MEANING = {
-    "content": "relative distance of the encoder's relu3_1 from the photo's",
-    "style": "relative distance of the Gram matrices from the style picture's",
-    "lost": "share of the picture where most of the photo's structure is gone",
-}
 
 
 def sweep_page(
@@ -80,8 +75,8 @@ def _table(points: Sequence[Point], chosen: Point) -> str:
         for p in points
     )
     head = "<tr><th>λ<th>content<th>style<th>lost<th>steps"
-    meaning = "".join(f"<dt>{escape(k)}<dd>{escape(v)}" for k, v in MEANING.items())
-    return f"<table class=numbers>{head}{rows}</table><dl class=quiet>{meaning}</dl>"
+    words = glossary({name: MEANING[name] for name in ("content", "style", "lost")})
+    return f"<table class=numbers>{head}{rows}</table>{words}"
 
 
 def _words(points: Sequence[Point], chosen: Point) -> str:
@@ -108,8 +103,6 @@ STYLE = """
 .tradeoff .chosen { fill: var(--curve); }
 .tradeoff .label { fill: var(--ink); font-size: 14px; }
 .picked th, .picked td { color: var(--curve); }
-dl { font-size: 13px; display: grid; grid-template-columns: max-content 1fr; gap: 2px 14px; }
-dd { margin: 0; }
 pre { font: 13px/1.5 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere;
   margin: 14px 0 0; padding: 10px 12px; border: 1px solid var(--line); border-radius: 4px; }
 """
