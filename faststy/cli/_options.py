@@ -1,14 +1,21 @@
-"""The options that the commands which paint have in common."""
+"""What the commands which paint have in common: options, and what they mean."""
 
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from faststy import assets
+from faststy.errors import FaststyError
+
+if TYPE_CHECKING:
+    from faststy.stylization.stylizer import Stylizer
+
+STREAM = "-"  # names standard input or output
 
 
 class FiniteRange(click.FloatRange):
@@ -49,3 +56,18 @@ stroke = click.option(
     help="How many times as large strokes are as the model learned them.  [default: so that they "
     "show: 1 up to a short side of 720 pixels, 2 up to 1440, then 4]",
 )
+
+
+def loaded(model: str, repair: float | None) -> Stylizer:
+    """The stylizer of `model`. Raises FaststyError where it cannot repair and is to."""
+    from faststy.stylization.stylizer import Stylizer
+
+    stylizer = Stylizer.load(model)
+    if repair and stylizer.model.repairer is None:
+        raise FaststyError(f"{model}: has no repairer; leave --repair at 0")
+    return stylizer
+
+
+def label_of(weights: dict[str, float]) -> str:
+    """The styles, as a part of a file name."""
+    return re.sub(r"[^\w.+-]+", "-", "+".join(weights))

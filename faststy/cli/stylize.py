@@ -19,13 +19,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from faststy.cli import STOPPED, _options, counted, is_terminal
+from faststy.cli._options import STREAM
 from faststy.errors import FaststyError, UnwritableError
 
 if TYPE_CHECKING:
     from faststy.stylization.realtime import Dials
     from faststy.stylization.stylizer import Stylizer
-
-STREAM = "-"
 
 
 class MemorySize(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.2
@@ -153,16 +152,14 @@ def command(
     cat photo.jpg | faststy stylize - -m run/model.safetensors > painted.jpg
     """
     from faststy.pictures import encode_picture, heat_map, read_picture
-    from faststy.stylization.stylizer import Stylizer, mixing_weights
+    from faststy.stylization.stylizer import mixing_weights
 
     warnings.filterwarnings("ignore", module=r"PIL\.")  # odd metadata is nobody's business here
-    stylizer = Stylizer.load(model)
+    stylizer = _options.loaded(model, repair)
     weights = mixing_weights(style, stylizer.styles)
     if save_map and stylizer.model.repairer is None:
         raise FaststyError(f"{model}: has no repairer, so there is no map to save")
-    if repair and stylizer.model.repairer is None:
-        raise FaststyError(f"{model}: has no repairer; leave --repair at 0")
-    jobs = plan(inputs, out, _label(weights), save_map)
+    jobs = plan(inputs, out, _options.label_of(weights), save_map)
     check(jobs, [Path(model), *([Path(mask)] if mask else [])], as_json)
     mask_picture = None if mask is None else read_picture(mask).to_image()
 
@@ -450,11 +447,6 @@ def check(jobs: list[Job], others: list[Path], as_json: bool) -> None:
 def _identity(path: Path) -> tuple[int, int]:
     status = path.stat()
     return status.st_dev, status.st_ino
-
-
-def _label(weights: dict[str, float]) -> str:
-    """The styles, as a part of a file name."""
-    return re.sub(r"[^\w.+-]+", "-", "+".join(weights))
 
 
 def _writable(name: str) -> str:

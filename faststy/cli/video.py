@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING
 import click
 
 from faststy.cli import STOPPED, _options
+from faststy.cli._options import STREAM
 from faststy.errors import FaststyError
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
     from faststy.stylization.video import VideoReport
-
-STREAM = "-"
 
 
 def _seconds(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
@@ -106,19 +105,18 @@ def command(
     faststy video frames/frame_%04d.png -o painted.mp4 --fps 30
     """
     from faststy.stylization.clips import StoppedError
-    from faststy.stylization.stylizer import Stylizer, mixing_weights
+    from faststy.stylization.stylizer import mixing_weights
     from faststy.stylization.video import paint_video
     from faststy.stylization.video_file import format_of
     from faststy.training.signals import stop_signals
 
+    name = "standard input" if source == STREAM else source
     if source == STREAM and (sys.stdin is None or sys.stdin.isatty()):
         what = "closed" if sys.stdin is None else "a terminal"
         raise FaststyError(f"standard input is {what}; pipe a video into it, or name a file")
-    stylizer = Stylizer.load(model)
+    stylizer = _options.loaded(model, repair)
     weights = mixing_weights(style, stylizer.styles)
-    if repair and stylizer.model.repairer is None:
-        raise FaststyError(f"{model}: has no repairer; leave --repair at 0")
-    target = _target(source, out, re.sub(r"[^\w.+-]+", "-", "+".join(weights)))
+    target = _target(source, name, out, _options.label_of(weights))
     format_of(target)
     if target.exists() and any(os.path.exists(p) and target.samefile(p) for p in (source, model)):
         raise FaststyError(f"{target}: is an input and will not be overwritten; change -o")
@@ -134,7 +132,7 @@ def command(
                 stylizer,
                 sys.stdin.buffer if source == STREAM else source,
                 target,
-                name="standard input" if source == STREAM else source,
+                name=name,
                 style=weights,
                 strength=strength,
                 repair=repair,
@@ -152,21 +150,20 @@ def command(
         except StoppedError as error:
             click.echo(f"faststy: {error}", err=True)
             sys.exit(STOPPED)
-    _tell(report, source, target, weights, as_json)
+    _tell(report, source, name, target, weights, as_json)
     if report.stopped:
         sys.exit(STOPPED)
     if report.damage is not None:
         sys.exit(1)
 
 
-def _target(source: str, out: str | None, label: str) -> Path:
+def _target(source: str, name: str, out: str | None, label: str) -> Path:
     """Where to write: beside the input under its name and the styles', unless `out` says so."""
     from faststy.files import without_links
     from faststy.stylization.video_file import FORMATS
 
     if source == STREAM or Path(source).is_relative_to("/dev"):  # <(a command) is /dev/fd/63
         if out is None or Path(out).is_dir():
-            name = "standard input" if source == STREAM else source
             raise FaststyError(f"{name} has no name; name the output by -o painted.mp4")
         return Path(out)
     path = Path(source)
@@ -212,10 +209,14 @@ def _progress() -> Progress:
 
 
 def _tell(
-    report: VideoReport, source: str, target: Path, weights: dict[str, float], as_json: bool
+    report: VideoReport,
+    source: str,
+    name: str,
+    target: Path,
+    weights: dict[str, float],
+    as_json: bool,
 ) -> None:
     if report.damage is not None:
-        name = "standard input" if source == STREAM else source
         click.echo(
             f"faststy: {name}: {report.damage}; {report.frames} frames were painted", err=True
         )
