@@ -9,7 +9,7 @@ import pkgutil
 import signal
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
@@ -22,6 +22,7 @@ from faststy import __version__
 from faststy.errors import FaststyError
 
 STOPPED = 130  # exit status after Ctrl-C, as shells have it
+LISTED = 50  # skipped pictures, and events, that are told at the end
 # As a newcomer meets them; any other file in this folder follows in alphabetical order.
 FIRST = ("train", "sweep", "stylize", "video", "live", "transfer", "styles", "info")
 
@@ -73,6 +74,19 @@ def printable(text: str) -> str:
 def skipped_entries(skipped: dict[Path, str]) -> list[dict[str, str]]:
     """What JSON says of pictures that were skipped."""
     return [{"input": str(path), "reason": why} for path, why in sorted(skipped.items())]
+
+
+def tell_skipped(skipped: dict[Path, str]) -> None:
+    """Why pictures were skipped, each with its path."""
+    for path, why in sorted(skipped.items())[:LISTED]:
+        text = why if str(path) in why else f"{path}: {why}"
+        click.echo(f"skipped {printable(text)}", err=True)
+
+
+def tell_events(events: Iterable[str], told: set[str]) -> None:
+    """What went wrong, but for what was `told` before."""
+    for event in [event for event in events if event not in told][:LISTED]:
+        click.echo(printable(event), err=True)
 
 
 @click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -10,14 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from faststy.cli import STOPPED, _options, printable, skipped_entries
+from faststy.cli import STOPPED, _options, skipped_entries, tell_events, tell_skipped
 from faststy.errors import FaststyError
 from faststy.training.config import MODELS, TrainConfig, read_config
 
 if TYPE_CHECKING:
     from faststy.sweep.sweep import SweepResult
-
-LISTED = 50  # events that are told at the end
 
 
 def _numbers(context: click.Context, option: click.Parameter, text: str | None) -> Any:
@@ -100,11 +98,8 @@ def command(
 
 def _tell(result: SweepResult, as_json: bool, told: set[str]) -> None:
     """What was done; of the events those that are not `told` yet."""
-    for path, why in sorted(result.skipped.items())[:LISTED]:
-        text = why if str(path) in why else f"{path}: {why}"
-        click.echo(f"skipped {printable(text)}", err=True)
-    for event in [event for event in result.events if event not in told][:LISTED]:
-        click.echo(printable(event), err=True)
+    tell_skipped(result.skipped)
+    tell_events(result.events, told)
     if as_json:
         click.echo(json.dumps(_values(result), ensure_ascii=False))
     elif result.points:

@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from faststy.cli import STOPPED, _options, counted, printable, skipped_entries
+from faststy.cli import STOPPED, _options, counted, skipped_entries, tell_events, tell_skipped
 from faststy.errors import FaststyError
 from faststy.training.config import ADVERSARIAL, BATCH, GPU_BATCH, MODELS, PRECISIONS, TrainConfig
 
 if TYPE_CHECKING:
     from faststy.training.loop import TrainResult
 
-LISTED = 50  # skipped pictures, and events, that are told at the end
 DEFAULT = {field.name: field.default for field in fields(TrainConfig)}
 
 
@@ -127,13 +126,10 @@ def command(
 
 def _tell(result: TrainResult, as_json: bool, told: set[str]) -> None:
     """What was done; of the events those that are not `told` yet."""
-    for path, why in sorted(result.skipped.items())[:LISTED]:
-        text = why if str(path) in why else f"{path}: {why}"
-        click.echo(f"skipped {printable(text)}", err=True)
+    tell_skipped(result.skipped)
     if result.skipped:
         click.echo(f"skipped {counted(len(result.skipped), 'picture')} in all", err=True)
-    for event in [event for event in result.events if event not in told][:LISTED]:
-        click.echo(printable(event), err=True)
+    tell_events(result.events, told)
     if as_json:
         values = {
             "run": str(result.run),
