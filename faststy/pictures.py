@@ -332,6 +332,11 @@ def style_sample(count: int) -> range:
     return range(0, count, max(1, count // 24))
 
 
+def style_name(path: Path) -> str:
+    """What a style learned from `path` is called: "," and ":" mix styles, and are in no name."""
+    return path.resolve().stem.replace(",", "_").replace(":", "_")
+
+
 def scale_down(image: Image.Image, short_side: int | None) -> Image.Image:
     """`image` with a short side of `short_side` pixels; itself when it is smaller, or for None."""
     if short_side is None or min(image.size) <= short_side:

@@ -21,7 +21,7 @@ from faststy.evaluation.distances import content_distance
 from faststy.evaluation.stability import Layer, Motion, Scene, contrast, warp_error
 from faststy.model_file import Model
 from faststy.nn.lost_content import CONTENT_TAP, lost_content, lost_regions
-from faststy.pictures import list_pictures, read_picture, scale_down, style_sample
+from faststy.pictures import list_pictures, read_picture, scale_down, style_name, style_sample
 from faststy.tensors import device_named, is_out_of_memory, to_tensor
 
 SMALLEST = 16  # px: in less there is nothing to judge
@@ -125,7 +125,7 @@ def match_styles(
     style in their order. Raises FaststyError where neither holds.
     """
     paths = [Path(picture) for picture in pictures]
-    stems = [path.resolve().stem.replace(",", "_").replace(":", "_") for path in paths]
+    stems = list(map(style_name, paths))
     strangers = [path for path, stem in zip(paths, stems, strict=True) if stem not in names]
     if not strangers and len(set(stems)) == len(stems):
         return dict(zip(stems, paths, strict=True))

@@ -20,6 +20,7 @@ from faststy.assets import photos as bundled_photos
 from faststy.errors import FaststyError
 from faststy.model_file import Model, ModelInfo, save_model
 from faststy.nn.encoder import load_encoder
+from faststy.pictures import style_name
 from faststy.tensors import device_named, is_out_of_memory
 from faststy.training.checkpoint import (
     Position,
@@ -429,8 +430,7 @@ def style_names(styles: tuple[str, ...]) -> list[str]:
     """File and folder names without suffix, told apart by a number where they are the same."""
     names: list[str] = []
     for style in styles:
-        # "," and ":" have a meaning where styles are mixed.
-        name = stem = Path(style).resolve().stem.replace(",", "_").replace(":", "_")
+        name = stem = style_name(Path(style))
         number = 1
         while name in names:
             number += 1
