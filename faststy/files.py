@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -39,7 +38,7 @@ def scratch(folder: Path) -> Iterator[Path]:
 
     It is named before it is there: whatever ends the block, it is known what to remove.
     """
-    path = folder / f".{secrets.token_hex(8)}{TEMPORARY}"
+    path = folder / f".{os.urandom(8).hex()}{TEMPORARY}"
     try:
         yield path
     finally:
