@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from faststy.errors import FaststyError
+from faststy.files import utf8, write_bytes
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -179,15 +180,11 @@ class TrainConfig:
 
     def write(self, path: Path) -> None:
         """Write the settings as TOML, by rename."""
-        from faststy.files import write_bytes
-
         write_bytes(path, self.as_toml(path))
 
     def as_toml(self, path: Path) -> bytes:
         """What `write` writes to `path`. Raises FaststyError for names that are not Unicode."""
         import tomli_w
-
-        from faststy.files import utf8
 
         return utf8(path, tomli_w.dumps(self.as_dict()))
 
@@ -209,7 +206,7 @@ def read_config(path: Path | None, **overrides: Any) -> TrainConfig:
     values: dict[str, Any] = {}
     if path is not None:
         try:
-            values = tomllib.loads(path.read_text(encoding="utf-8"))
+            values = read_toml(path)
         except (OSError, ValueError) as error:
             raise FaststyError(f"{path}: cannot be read as TOML settings ({error})") from error
     known = {field.name: field for field in fields(TrainConfig)}
@@ -226,6 +223,11 @@ def read_config(path: Path | None, **overrides: Any) -> TrainConfig:
     if "steps" in given or "seconds" in given:  # a length on the command line replaces the file's
         values = {k: v for k, v in values.items() if k not in ("steps", "seconds")}
     return TrainConfig(**{**values, **given})
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """What a TOML file holds. Raises OSError, and ValueError for one that is none."""
+    return tomllib.loads(path.read_text(encoding="utf-8"))
 
 
 def _typed(name: str, value: Any, annotation: str) -> Any:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from html import escape
@@ -25,11 +24,7 @@ from faststy.files import write_text
 from faststy.page import embed, page
 from faststy.pictures import list_pictures
 from faststy.training.axis import round_ticks
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from faststy.training.config import read_toml
 
 REFRESH = 30  # seconds
 
@@ -118,7 +113,7 @@ def _read_log(path: Path) -> tuple[list[Row], list[str]]:
 
 def _read_settings(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return read_toml(path)
     except (OSError, ValueError):
         return {}
 
