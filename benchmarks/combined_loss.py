@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from _bench import DTYPES, OURS, Case, Prepared, compare, variants
 from _timing import Call, buffers
 from torch import Tensor
@@ -20,6 +21,7 @@ from torch import Tensor
 from faststy import ops
 from faststy.nn.discriminator import Discriminator
 from faststy.nn.encoder import load_encoder
+from faststy.nn.lost_content import CONTENT_TAP
 from faststy.ops import reference
 from faststy.training import objective
 
@@ -68,13 +70,12 @@ def generator_arguments(job: Job, device: torch.device) -> Arguments:
         )
         logits = judge(painted, torch.ones(job.batch, 1, device=device))
         grams = zip(map(ops.gram, taps), map(ops.gram, style_taps), strict=True)
-        tap = objective.CONTENT_TAP
         return {
             "weights": torch.tensor(WEIGHTS, device=device) * LOSS_SCALES.get(job.dtype, 1.0),
             "logits": [leaf(x) for x in logits],
             "form": job.form,
             "grams": [(g.requires_grad_(), target.expand_as(g).clone()) for g, target in grams],
-            "features": [(leaf(taps[tap]), photo_taps[tap].to(dtype))],
+            "features": [(leaf(taps[CONTENT_TAP]), photo_taps[CONTENT_TAP].to(dtype))],
             "picture": leaf(painted),
             "variation": float(objective.total_variation(style, 1.0)),
             "colours": ops.gram(objective.colour_moments(style))[0],
@@ -114,18 +115,31 @@ def ours(a: Arguments) -> Tensor:
 
 
 def eager(a: Arguments) -> Tensor:
-    """The terms one by one, as in `faststy.training.objective`, in plain PyTorch."""
+    """The terms one by one, in plain PyTorch."""
+    form = a["form"]
     if "real" in a:
-        return objective.discriminator_adversarial(a["real"], a["fake"], a["form"])
+        losses = [judged(x, form, real=True, player="D") for x in a["real"]]
+        losses += [judged(x, form, real=False, player="D") for x in a["fake"]]
+        return 2 * torch.stack(losses).mean()
     features, picture = map(in_range, a["features"][0]), in_range(a["picture"])
     terms = [
-        objective.generator_adversarial(a["logits"], a["form"]),
+        torch.stack([judged(x, form, real=True, player="G") for x in a["logits"]]).mean(),
         torch.stack([plain_distance(g, target) for g, target in a["grams"]]).mean(),
         objective.content_loss(*features),
         objective.total_variation(picture, a["variation"]),
         plain_distance(plain_gram(objective.colour_moments(picture)), a["colours"]),
     ]
     return (a["weights"][:5] * torch.stack([t.float() for t in terms])).sum()
+
+
+def judged(logits: Tensor, form: str, *, real: bool, player: str) -> Tensor:
+    """What a player loses by logits that should say `real`."""
+    sign = -1.0 if real else 1.0
+    if form == "bce":
+        return F.softplus(sign * logits).mean()
+    if form == "lsgan":
+        return (logits - (1.0 if real else 0.0)).square().mean()
+    return (sign * logits).mean() if player == "G" else F.relu(1 + sign * logits).mean()
 
 
 def in_range(x: Tensor) -> Tensor:

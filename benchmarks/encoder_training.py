@@ -36,12 +36,13 @@ from faststy.evaluation.distances import content_distance
 from faststy.files import write_text
 from faststy.model_file import load_model
 from faststy.nn.encoder import PerceptualEncoder, load_encoder
+from faststy.nn.lost_content import CONTENT_TAP
 from faststy.pictures import list_pictures, write_picture
 from faststy.training.config import BATCH, TrainConfig
 from faststy.training.dataset import Pictures
 from faststy.training.folder import was_made_by
 from faststy.training.loop import train
-from faststy.training.objective import CONTENT_TAP, inner
+from faststy.training.objective import inner
 from faststy.training.step import StyleTarget
 
 console = Console(stderr=True)

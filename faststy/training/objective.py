@@ -1,4 +1,4 @@
-"""The objective: every term of the method, relative, so that one set of weights suits any style.
+"""The objective: terms of the method, relative, so that one set of weights suits any style.
 
 Notation: `x` photo, `o = G(x)` painting, `s` style picture, `f` encoder features, `M` lost-content
 map.
@@ -7,6 +7,9 @@ The generator minimises
     content + λ·(style + colour) + adversarial·V + stability + patches + tv + paired
 
 and the repairer, with the generator held, `content weighted by M + λ·(style + excess) + V + map`.
+
+In a step `ops.combined_loss` computes content, style, colour, V, tv and the weighted content; their
+definitions are in `ops/reference.py`. Here are the other terms, and what is used beside steps.
 """
 
 from __future__ import annotations
@@ -18,8 +21,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from faststy import ops
-from faststy.nn.lost_content import CONTENT_TAP as CONTENT_TAP
-from faststy.nn.lost_content import lost_content as lost_content
 
 EPS = 1e-6
 PATCH = 24  # px, side of the cells of `patchiness`: as wide as a few strokes
@@ -47,13 +48,8 @@ def _inside(x: Tensor, rows: int, columns: int) -> Tensor:
     return x[..., rows : x.shape[-2] - rows, columns : x.shape[-1] - columns]
 
 
-def relative_distance(a: Tensor, b: Tensor) -> Tensor:
-    """`Σ(a − b)² / Σb²`, the mean over the batch; `b` is the reference and gets no gradient."""
-    return _relative_distances(a, b).mean()
-
-
 def _relative_distances(a: Tensor, b: Tensor) -> Tensor:
-    """[N], of each sample."""
+    """`Σ(a − b)² / Σb²` of each sample, [N]; `b` is the reference and gets no gradient."""
     b = b.detach()
     dims = tuple(range(1, a.dim()))
     return (a - b).square().sum(dims) / (b.square().sum(dims) + EPS)
@@ -131,35 +127,8 @@ def total_variation(painted: Tensor, reference: float) -> Tensor:
 
 
 def paired_loss(painted: Tensor, target: Tensor) -> Tensor:
-    """`Σ(G(A) − B)² / ΣB²` for photos `A` that have a painted target `B`."""
-    return relative_distance(painted, target)
-
-
-def generator_adversarial(logits: Sequence[Tensor], form: str) -> Tensor:
-    """What the generator minimises so that its patches pass for real; mean over the scales.
-
-    `bce`: −log σ(D(o)), the non-saturating log form (Goodfellow et al. 2014); `hinge`: −D(o)
-    (Lim & Ye 2017); `lsgan`: (D(o) − 1)² (Mao et al. 2017).
-    """
-    return torch.stack([_towards(scale, form, real=True, player="G") for scale in logits]).mean()
-
-
-def discriminator_adversarial(real: Sequence[Tensor], fake: Sequence[Tensor], form: str) -> Tensor:
-    """What the discriminator minimises: real patches up, generated down; mean over the scales."""
-    losses = [_towards(scale, form, real=True, player="D") for scale in real]
-    losses += [_towards(scale, form, real=False, player="D") for scale in fake]
-    return 2 * torch.stack(losses).mean()
-
-
-def _towards(logits: Tensor, form: str, *, real: bool, player: str) -> Tensor:
-    sign = -1.0 if real else 1.0
-    if form == "bce":
-        return F.softplus(sign * logits).mean()
-    if form == "lsgan":
-        return (logits - (1.0 if real else 0.0)).square().mean()
-    if form == "hinge":
-        return (sign * logits).mean() if player == "G" else F.relu(1 + sign * logits).mean()
-    raise ValueError(f"form: expected bce, hinge or lsgan, got {form!r}")
+    """`Σ(G(A) − B)² / ΣB²` for photos `A` that have a painted target `B`, the mean over them."""
+    return _relative_distances(painted, target).mean()
 
 
 def stability_loss(
@@ -201,10 +170,3 @@ def _moved_distance(a: Tensor, b: Tensor, photo: Tensor, valid: Tensor, whole: W
     error = (valid * (a - b).square()).sum()
     energy = (valid * (b.detach().square() + photo.square())).sum()
     return error / (whole(energy) + EPS)
-
-
-def weighted_content_loss(painted: Tensor, photo: Tensor, weight: Tensor) -> Tensor:
-    """Content loss on instance-normalised features [N, C, h, w]; `weight` is [N, 1, h, w]."""
-    a, b = ops.instance_norm(painted), ops.instance_norm(photo.detach())
-    error = (weight * (a - b).square()).mean((1, 2, 3))
-    return (error / ((weight * b.square()).mean((1, 2, 3)) + EPS)).mean()

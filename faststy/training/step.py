@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from faststy import ops
 from faststy.nn.discriminator import Discriminator
 from faststy.nn.generator import Generator, GeneratorConfig
+from faststy.nn.lost_content import CONTENT_TAP, lost_content
 from faststy.nn.repairer import Repairer
 from faststy.pictures import style_sample
 from faststy.training import objective
@@ -227,9 +228,9 @@ class Trainer:
         assert drawn.columns is not None
         seen, seen_photo = (crop(x, drawn.rows, drawn.columns) for x in (painted, photo))
         with torch.no_grad():
-            photo_taps = objective.inner(self.encoder(seen_photo, objective.CONTENT_TAP + 1))
+            photo_taps = objective.inner(self.encoder(seen_photo, CONTENT_TAP + 1))
         taps = objective.inner(self.encoder(seen))
-        tap = objective.CONTENT_TAP
+        tap = CONTENT_TAP
         shares = self._shares(len(photo), photo_taps[tap])
         losses = ops.combined_loss(
             _first_weights(drawn) * shares,
@@ -269,15 +270,15 @@ class Trainer:
         with torch.no_grad():
             painted = erased(self.average(photo, style), drawn.squares)
             painted_taps = objective.inner(self.encoder(painted))
-            photo_taps = objective.inner(self.encoder(photo, objective.CONTENT_TAP + 1))
-            target = objective.lost_content(painted_taps, photo_taps)
+            photo_taps = objective.inner(self.encoder(photo, CONTENT_TAP + 1))
+            target = lost_content(painted_taps, photo_taps)
             held = objective.style_distances(self._with_targets(painted_taps, index))
         lost, residual = self.repairer(painted, photo)
         # Detached, so that the map stays a judgement and does not become a dial of the loss.
         repaired = self.repairer.apply_repair(painted, lost.detach(), residual, 1.0)
         judged = {"discriminator": self._train_discriminator(drawn.real, repaired, style)}
         taps = objective.inner(self.encoder(repaired))
-        tap = objective.CONTENT_TAP
+        tap = CONTENT_TAP
         shares = self._shares(count)
         losses = ops.combined_loss(
             _first_weights(drawn) * shares,

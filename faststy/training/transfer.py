@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from faststy import ops
+from faststy.nn.lost_content import CONTENT_TAP
 from faststy.training import objective
 from faststy.training.dataset import below, generator
 
@@ -71,9 +72,8 @@ def transfer(
             taps = encoder(_shifted(o, offset))
             with torch.no_grad():
                 photo_taps = encoder(_shifted(x, offset))
-            tap = objective.CONTENT_TAP
             loss = (
-                objective.content_loss(taps[tap], photo_taps[tap])
+                objective.content_loss(taps[CONTENT_TAP], photo_taps[CONTENT_TAP])
                 + style_weight * objective.style_loss(taps, targets)
                 + style_weight * objective.colour_loss(o, colours)
                 + VARIATION_WEIGHT * objective.total_variation(o, roughness)

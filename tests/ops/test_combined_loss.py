@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -168,25 +169,95 @@ def test_one_term_alone(device: torch.device, name: str) -> None:
     assert all(losses.terms[i] == 0 for i in range(6) if i != present)
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_the_terms_are_those_of_the_objective(form: str) -> None:
-    kwargs = arguments() | {"form": form}
-    logits, (a, b) = kwargs["logits"], kwargs["features"][0]
-    target = kwargs["colours"]
+def test_the_terms_are_those_of_the_objective() -> None:
+    kwargs = arguments()
+    (a, b), target = kwargs["features"][0], kwargs["colours"]
     terms = ops.combined_loss(**kwargs | {"features": [(a, b)]}).terms
-    torch.testing.assert_close(terms[0], objective.generator_adversarial(logits, form))
     torch.testing.assert_close(terms[2], objective.content_loss(a, b))
     torch.testing.assert_close(terms[3], objective.total_variation(kwargs["picture"], 0.7))
     torch.testing.assert_close(terms[4], objective.colour_loss(kwargs["picture"], target))
-    torch.testing.assert_close(terms[5], objective.weighted_content_loss(*kwargs["repair"]))
     taps = [torch.randn(2, c, 6, 7) for c in (3, 8)]
     targets = [torch.randn(c, c) for c in (3, 8)]
     pairs = [(ops.gram(tap), target) for tap, target in zip(taps, targets, strict=True)]
     style = ops.combined_loss(torch.ones(6), grams=pairs).terms[1]
     torch.testing.assert_close(style, objective.style_loss(taps, targets))
-    total = ops.discriminator_loss(logits, [-x for x in logits], form).total
-    expected = objective.discriminator_adversarial(logits, [-x for x in logits], form)
-    torch.testing.assert_close(total, expected)
+
+
+SOFTPLUS = {False: lambda x: math.log1p(math.exp(x)), True: lambda x: math.log1p(math.exp(-x))}
+
+
+def judged(form: str, logits: list[float], real: bool) -> float:
+    """What the discriminator loses by a map of logits."""
+    if form == "bce":
+        return fmean(SOFTPLUS[real](x) for x in logits)
+    if form == "hinge":
+        return fmean(max(0, 1 - x if real else 1 + x) for x in logits)
+    return fmean((x - 1) ** 2 if real else x**2 for x in logits)
+
+
+def generator_loss(logits: list[Tensor], form: str) -> Tensor:
+    weights = torch.ones(6, device=logits[0].device)
+    return ops.combined_loss(weights, logits=logits, form=form).total
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_adversarial_forms(device: torch.device, form: str) -> None:
+    """By their formulas, logit by logit."""
+    real, fake = ([torch.randn(2, 1, s, s, device=device) for s in (6, 3)] for _ in range(2))
+    reals, fakes = ([x.flatten().tolist() for x in side] for side in (real, fake))
+    each = [
+        judged(form, r, True) + judged(form, f, False) for r, f in zip(reals, fakes, strict=True)
+    ]
+    loss = ops.discriminator_loss(real, fake, form)
+    assert loss.total.item() == pytest.approx(fmean(each), rel=3e-6)
+    if form == "hinge":
+        expected = fmean(-fmean(f) for f in fakes)
+    else:
+        expected = fmean(judged(form, f, True) for f in fakes)
+    assert generator_loss(fake, form).item() == pytest.approx(expected, rel=3e-6, abs=1e-7)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_adversaries_pull_against_each_other(device: torch.device, form: str) -> None:
+    fake, real = (torch.zeros(1, 1, 4, 4, device=device, requires_grad=True) for _ in range(2))
+    (up,) = torch.autograd.grad(generator_loss([fake], form), fake)
+    assert (up < 0).all()  # the generator wants its logits higher
+    loss = ops.discriminator_loss([real], [fake + 0.5], form).total
+    real_slope, fake_slope = torch.autograd.grad(loss, (real, fake))
+    assert (real_slope < 0).all()
+    assert (fake_slope > 0).all()
+
+
+def test_the_log_form_does_not_saturate_for_the_generator(device: torch.device) -> None:
+    x = torch.full((1, 1, 2, 2), -50.0, device=device, requires_grad=True)
+    (slope,) = torch.autograd.grad(generator_loss([x], "bce"), x)
+    assert slope.sum().item() == pytest.approx(-1.0, rel=1e-5)
+
+
+def test_the_repairs_content_is_relative_and_counts_only_where_it_is_weighted(
+    device: torch.device,
+) -> None:
+    a, b = (torch.randn(2, 4, 8, 8, device=device) for _ in range(2))
+    weight = torch.rand(2, 1, 8, 8, device=device)
+
+    def standard(x: Tensor) -> Tensor:
+        x = x.double()
+        x = x - x.mean((2, 3), keepdim=True)
+        return x / (x.square().mean((2, 3), keepdim=True) + 1e-5).sqrt()
+
+    def loss(x: Tensor, weight: Tensor = weight) -> Tensor:
+        return ops.combined_loss(torch.ones(6, device=device), repair=(x, b, weight)).total
+
+    d, e, w = standard(a), standard(b), weight.double()
+    each = [(w * (d - e) ** 2)[i].mean() / (w * e**2)[i].mean() for i in range(2)]
+    assert loss(a).item() == pytest.approx(float(sum(each) / 2), rel=1e-5)
+    assert loss(b) == 0
+    assert loss(2 * b + 7) < 1e-6  # a look, not a loss
+    assert loss(a, torch.zeros_like(weight)) == 0
+    x = a.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(loss(x), x)
+    assert slope.abs().sum() > 0
+    assert loss(a - 1e-3 * slope / slope.norm() * a.norm()) < loss(a)
 
 
 @pytest.mark.parametrize("scales", [1, 10])
