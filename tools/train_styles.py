@@ -122,7 +122,7 @@ def train_repairer(config: TrainConfig, path: Path) -> None:
         photo = random_crops(
             photos, config.batch, config.size, PHOTO_ZOOM, generator(config.seed, step)
         )
-        log.add("repair", trainer.repair(step, photo, config.style_weight))
+        log.add("repair", trainer.step(step, "repair", photo, config.style_weight))
         step += 1
         if step % 50 == 0:
             terms = {name: round(value, 3) for name, value in log.means().items()}

@@ -78,7 +78,7 @@ class Moved(NamedTuple):
 
 
 class Trainer:
-    """Nets, optimisers and objective of a run; `perceptual` and `repair` take a step.
+    """Nets, optimisers and objective of a run; `draw` and `take` make a step.
 
     A step is drawn, which is the host's part, and then taken, which is the device's: on a CUDA
     device as one graph, and nothing in it waits for the host or lets it wait.
@@ -152,40 +152,25 @@ class Trainer:
 
     # -- steps ---------------------------------------------------------------------------------
 
-    def perceptual(
-        self,
-        step: int,
-        photo: Tensor,
-        style_weight: float,
-        pair: tuple[Tensor, Tensor] | None = None,
-        *,
-        adversarial: bool = False,
-    ) -> Terms:
-        """Move the generator; with `adversarial`, the discriminator first.
-
-        Args:
-            photo: [N, 3, H, W] in 0...1, on the trainer's device; this worker's of the batch.
-            style_weight: λ of this step.
-            pair: photos and their painted targets in the first style, for the paired term.
-        Returns:
-            every term (unweighted, 0-dim, detached) and their weighted `total`.
-        """
-        stage = "adversarial" if adversarial else "perceptual"
-        return self.take(self.draw(step, stage, photo, pair), style_weight)
-
-    def repair(self, step: int, photo: Tensor, style_weight: float) -> Terms:
-        """Move the repairer (and the discriminator that watches it); the generator is held."""
-        return self.take(self.draw(step, "repair", photo), style_weight)
-
     def draw(
         self, step: int, stage: str, photo: Tensor, pair: tuple[Tensor, Tensor] | None = None
     ) -> Draws:
-        """What a step takes: from the seed and `step` alone, so that threads may draw ahead."""
+        """What a step takes: from the seed and `step` alone, so that threads may draw ahead.
+
+        Args:
+            stage: "perceptual" moves the generator; "adversarial" the discriminator first; "repair"
+                the repairer and the discriminator that watches it, and the generator is held.
+            photo: [N, 3, H, W] in 0...1, on the trainer's device; this worker's of the batch.
+            pair: photos and their painted targets in the first style, for the paired term.
+        """
         pictures = [style.pictures for style in self.styles]
         return draw(self.config, pictures, self.world, step, stage, photo, pair)
 
     def take(self, drawn: Draws, style_weight: float) -> Terms:
-        """The step that was drawn, with λ = `style_weight`; returns as `perceptual`."""
+        """The step that was drawn, with λ = `style_weight`.
+
+        Returns every term (unweighted, 0-dim, detached) and their weighted `total`.
+        """
         weights = self._weights(drawn.stage, style_weight)
         numbers = torch.tensor([weights.get(name, 0.0) for name in WEIGHED])
         drawn = replace(drawn, weights=numbers).to(self.device)
@@ -193,6 +178,17 @@ class Trainer:
         record = self._recorder
         terms, self.painted = move(drawn) if record is None else record(move, drawn)
         return terms
+
+    def step(
+        self,
+        step: int,
+        stage: str,
+        photo: Tensor,
+        style_weight: float,
+        pair: tuple[Tensor, Tensor] | None = None,
+    ) -> Terms:
+        """`draw` and `take` in one, for who does not draw ahead."""
+        return self.take(self.draw(step, stage, photo, pair), style_weight)
 
     def _weights(self, stage: str, style_weight: float) -> dict[str, float]:
         """Of the terms of a stage, by name."""

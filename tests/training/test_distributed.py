@@ -108,9 +108,10 @@ def take_steps(out):
             rng = generator(config.seed, step)
             photo = random_crops(photos, config.batch, 64, (1.0, 1.2), rng, world.mine)
             pair = torch.rand(2, 3, 3, 64, 64, generator=rng).unbind()
-            terms = trainer.perceptual(step, photo, 2.0, pair, adversarial=True)
+            terms = trainer.step(step, "adversarial", photo, 2.0, pair)
             keep(f"{step} perceptual", terms, "generator", "discriminator")
-            keep(f"{step} repair", trainer.repair(step, photo, 2.0), "repairer", "discriminator")
+            terms = trainer.step(step, "repair", photo, 2.0)
+            keep(f"{step} repair", terms, "repairer", "discriminator")
         kept["contrast"] = trainer.mean(photo.std((2, 3)).mean(), len(photo))
         ranks = range(getattr(world, "size", 1))
         assert world.gathered(b"of %d" % told_rank()) == [b"of %d" % rank for rank in ranks]

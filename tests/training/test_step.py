@@ -76,11 +76,7 @@ def test_bfloat16_gives_the_terms_of_float32_within_its_rounding(make, photo, st
     found = {}
     for precision in ("float32", "bfloat16"):
         trainer = make(precision=precision)
-        if stage == "repair":
-            found[precision] = trainer.repair(0, photo, 2.0)
-        else:
-            adversarial = stage == "adversarial"
-            found[precision] = trainer.perceptual(0, photo, 2.0, adversarial=adversarial)
+        found[precision] = trainer.step(0, stage, photo, 2.0)
         assert all(p.dtype == torch.float32 for p in trainer.generator.parameters())
         assert trainer.skipped == 0
     for name, value in found["float32"].items():
@@ -134,7 +130,7 @@ def test_a_broken_picture_of_a_style_counts_for_no_other(folder, encoder, target
 def test_the_losses_fall(make, photo):
     trainer = make()
     trainer.set_learning_rate(1.0)
-    terms = [trainer.perceptual(step, photo, CONFIG.style_weight) for step in range(15)]
+    terms = [trainer.step(step, "perceptual", photo, CONFIG.style_weight) for step in range(15)]
     for name in ("total", "style", "colour"):
         first, last = (sum(float(t[name]) for t in part) for part in (terms[:3], terms[-3:]))
         assert last < 0.8 * first, name
@@ -144,7 +140,7 @@ def test_the_losses_fall(make, photo):
 def test_a_perceptual_step_moves_the_generator_and_no_other_net(make, photo):
     trainer = make()
     before = {name: state(net) for name, net in trainer.nets.items()}
-    terms = trainer.perceptual(0, photo, 1.0)
+    terms = trainer.step(0, "perceptual", photo, 1.0)
     assert moved(before["generator"], trainer.generator) == set(before["generator"])
     assert moved(before["average"], trainer.average)
     assert not moved(before["discriminator"], trainer.discriminator)
@@ -165,7 +161,7 @@ def test_the_total_is_the_weighted_sum(make, photo):
         paired_weight=0.9,
     )
     pair = (photo, photo.flip(1))
-    terms = trainer.perceptual(0, photo, 2.5, pair, adversarial=True)
+    terms = trainer.step(0, "adversarial", photo, 2.5, pair)
     weights = {
         "content": 0.7,
         "style": 2.5,
@@ -184,7 +180,7 @@ def test_the_total_is_the_weighted_sum(make, photo):
 def test_the_terms_are_those_of_the_objective(make, photo, targets):
     trainer = make(stability_weight=0.0)
     painted = trainer.generator(photo, torch.ones(2, 1)).detach()
-    terms = trainer.perceptual(0, photo, 1.0)
+    terms = trainer.step(0, "perceptual", photo, 1.0)
     assert "stability" not in terms
     patches = objective.patchiness(painted, photo).mean() / (targets[0].patches + EVEN)
     torch.testing.assert_close(terms["patches"], patches)
@@ -207,8 +203,8 @@ def test_the_same_step_is_the_same_bits(make, photo):
         torch.manual_seed(int(torch.randint(1000, ())))  # no state outside the trainer matters
         trainer = make(styles=2)
         for step in range(2):
-            trainer.perceptual(step, photo, 1.0, adversarial=True)
-        trainer.repair(2, photo, 1.0)
+            trainer.step(step, "adversarial", photo, 1.0)
+        trainer.step(2, "repair", photo, 1.0)
         states.append({k: v for n in trainer.nets.values() for k, v in n.state_dict().items()})
     for name, value in states[0].items():
         assert torch.equal(value, states[1][name]), name
@@ -218,7 +214,7 @@ def test_the_average_lags_behind_the_generator(make, photo):
     trainer = make()
     start = state(trainer.generator)
     assert not moved(start, trainer.average)
-    trainer.perceptual(0, photo, 1.0)
+    trainer.step(0, "perceptual", photo, 1.0)
     for name, p in trainer.average.named_parameters():
         low = torch.minimum(start[name], dict(trainer.generator.named_parameters())[name])
         high = torch.maximum(start[name], dict(trainer.generator.named_parameters())[name])
@@ -232,7 +228,7 @@ def test_the_average_lags_behind_the_generator(make, photo):
 def test_an_adversarial_step_moves_both_adversaries(make, photo, form):
     trainer = make(adversarial=form)
     before = {name: state(net) for name, net in trainer.nets.items()}
-    terms = trainer.perceptual(0, photo, 1.0, adversarial=True)
+    terms = trainer.step(0, "adversarial", photo, 1.0)
     assert {"adversarial", "discriminator"} <= terms.keys()
     weights = {name for name in before["discriminator"] if "weight" in name}
     assert weights <= moved(before["discriminator"], trainer.discriminator)
@@ -256,7 +252,7 @@ def test_the_discriminator_learns_to_tell_paintings_from_patches(make, photo):
 def test_a_step_with_pairs_pulls_towards_the_targets(make, photo):
     trainer = make(paired_weight=1000.0, stability_weight=0.0)
     pair = (photo, photo.flip(1))
-    terms = [trainer.perceptual(step, photo, 0.01, pair)["paired"] for step in range(12)]
+    terms = [trainer.step(step, "perceptual", photo, 0.01, pair)["paired"] for step in range(12)]
     assert terms[-1] < 0.8 * terms[0]
 
 
@@ -264,7 +260,7 @@ def test_a_step_with_pairs_pulls_towards_the_targets(make, photo):
 def test_pairs_go_with_any_batch(make, batch):
     trainer = make(styles=2)
     pair = (torch.rand(2, 3, 64, 64), torch.rand(2, 3, 64, 64))
-    terms = trainer.perceptual(0, torch.rand(batch, 3, 64, 64), 1.0, pair)
+    terms = trainer.step(0, "perceptual", torch.rand(batch, 3, 64, 64), 1.0, pair)
     assert terms["paired"].isfinite()
 
 
@@ -303,10 +299,10 @@ def test_each_style_has_its_own_targets(make, photo, targets):
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_step_that_is_not_finite_is_skipped(make, photo, value):
     trainer = make()
-    trainer.perceptual(0, photo, 1.0)
+    trainer.step(0, "perceptual", photo, 1.0)
     before = state(trainer.generator)
     trainer._colours[:] = value
-    terms = trainer.perceptual(1, photo, 1.0)
+    terms = trainer.step(1, "perceptual", photo, 1.0)
     assert not terms["total"].isfinite()
     assert trainer.skipped == 1
     assert not moved(before, trainer.generator)
@@ -320,7 +316,7 @@ def test_a_repair_step_moves_the_repairer_and_its_judge_only(make, photo):
     trainer = make()
     before = {name: state(net) for name, net in trainer.nets.items()}
     for step in range(2):
-        terms = trainer.repair(step, photo, 1.0)
+        terms = trainer.step(step, "repair", photo, 1.0)
     assert {"map", "discriminator", "total"} <= terms.keys()
     assert terms["total"].isfinite()
     assert not moved(before["generator"], trainer.generator)
@@ -351,7 +347,7 @@ def test_the_style_of_repaired_crops_counts_one_by_one(make, photo):
 
 def test_the_repairer_learns_the_map(make, photo):
     trainer = make(learning_rate=1e-3)
-    terms = [trainer.repair(step, photo, 1.0) for step in range(25)]
+    terms = [trainer.step(step, "repair", photo, 1.0) for step in range(25)]
     assert sum(t["map"] for t in terms[-3:]) < 0.8 * sum(t["map"] for t in terms[:3])
 
 

@@ -94,7 +94,7 @@ def test_training_goes_on_from_there(tmp_path):
     photo = torch.rand(2, 3, 64, 64).contiguous(memory_format=torch.channels_last)
     (name,) = warm_start(trainer, base, photo)
     before = base.generator.head.weight.clone()
-    terms = trainer.perceptual(0, photo, 1.0)
+    terms = trainer.step(0, "perceptual", photo, 1.0)
     assert torch.isfinite(terms["total"])
     assert name in NAMES
     assert not torch.equal(trainer.generator.head.weight, before)
