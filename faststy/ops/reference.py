@@ -323,18 +323,13 @@ def from_pixels(
     right, bottom = -x.shape[3] % unshuffle, -x.shape[2] % unshuffle
     if right or bottom:
         x = F.pad(x, (0, right, 0, bottom), mode="replicate")
-    n, c, h, w = x.shape  # F.pixel_unshuffle leaves empty batches as they are
-    x = x.reshape(n, c, h // unshuffle, unshuffle, w // unshuffle, unshuffle)
-    x = x.permute(0, 1, 3, 5, 2, 4).reshape(n, c * unshuffle**2, h // unshuffle, w // unshuffle)
+    x = pixel_unshuffle(x, unshuffle)
     return x.to(dtype).contiguous(memory_format=CHANNELS_LAST if channels_last else PLANAR)
 
 
 def to_pixels(x: Tensor, shuffle: int, height: int, width: int, low: float, high: float) -> Tensor:
     """`[N, C·r², h, w]` to uint8 `[N, H, W, C]`, cropped to H×W; low…high mapped to 0…255."""
-    n, k, h, w = x.shape
-    c = k // shuffle**2
-    x = x.float().reshape(n, c, shuffle, shuffle, h, w).permute(0, 1, 4, 2, 5, 3)
-    x = x.reshape(n, c, h * shuffle, w * shuffle)[..., :height, :width]
+    x = pixel_shuffle(x.float(), shuffle)[..., :height, :width]
     x = (x - low) * (255 / (high - low))
     # Halves round up, so that every implementation agrees; NaN is black.
     x = torch.floor(torch.nan_to_num(x, nan=0.0).clamp(0, 255) + 0.5)
@@ -585,16 +580,14 @@ def combined_loss(
     present = [bool(logits), bool(grams), bool(features), picture is not None, colours is not None]
     present.append(repair is not None)
     total = sum((w * t for w, t, p in zip(weights, terms, present, strict=True) if p), zero)
-    values = torch.stack([*terms, total])
-    return torch.cat([values, torch.isfinite(values).all()[None].to(values.dtype)])
+    return _with_flag([*terms, total])
 
 
 def discriminator_loss(real: Sequence[Tensor], fake: Sequence[Tensor], form: str) -> Tensor:
     """What real and generated patches cost, their sum, and whether it is finite: `[4]`."""
     terms = [_average([_judged(x, form, "real") for x in real])]
     terms.append(_average([_judged(x, form, "fake") for x in fake]))
-    values = torch.stack([*terms, terms[0] + terms[1]])
-    return torch.cat([values, torch.isfinite(values).all()[None].to(values.dtype)])
+    return _with_flag([*terms, terms[0] + terms[1]])
 
 
 def _judged(logits: Tensor, form: str, role: str) -> Tensor:
