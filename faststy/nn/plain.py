@@ -17,7 +17,8 @@ from faststy import ops
 from faststy.nn.generator import SCALE, CellHead, CellStem, Generator, ResidualBlock
 from faststy.nn.normalization import ConditionalInstanceNorm2d
 from faststy.nn.repairer import Repairer
-from faststy.ops.conv3x3 import Activation, weight_layout
+from faststy.ops.bias_activation import Activation
+from faststy.ops.conv3x3 import weight_layout
 from faststy.ops.reference import wide
 
 Moments = Mapping[str, Tensor]

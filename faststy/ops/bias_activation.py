@@ -33,8 +33,7 @@ def bias_activation(x: Tensor, bias: Tensor, activation: Activation | None = Non
     """
     checks.features(x)
     checks.shaped(bias, "bias", {"[C]": x.shape[1:2]}, like=x)
-    if activation is not None and activation not in ACTIVATIONS:
-        raise ValueError(f"activation: expected one of {ACTIVATIONS} or None, got {activation!r}")
+    checks.activation(activation, ACTIVATIONS)
     if not by_kernels(x, x.shape[1:].numel()):
         return reference.bias_activation(x, bias, activation)
     return _BiasActivation.apply(x, bias, activation or "none")  # type: ignore[no-any-return, no-untyped-call]

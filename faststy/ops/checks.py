@@ -46,3 +46,19 @@ def shaped(t: Tensor, name: str, shapes: Mapping[str, Sequence[int]], like: Tens
         raise ValueError(f"{name}: expected {expected}, got {list(t.shape)}")
     if t.device != like.device:
         raise ValueError(f"{name}: expected on {like.device} as x is, got {t.device}")
+
+
+def filters(weight: Tensor, channels: int, like: Tensor) -> int:
+    """`weight` must be [K, channels, 3, 3], on the device of `like`; K."""
+    floating(weight, "weight")
+    if weight.ndim != 4:
+        raise ValueError(f"weight: expected [K, {channels}, 3, 3], got {list(weight.shape)}")
+    k = len(weight)
+    shaped(weight, "weight", {f"[K, {channels}, 3, 3]": (k, channels, 3, 3)}, like)
+    return k
+
+
+def activation(name: str | None, known: Sequence[str]) -> None:
+    """One of the `known`, or None."""
+    if name is not None and name not in known:
+        raise ValueError(f"activation: expected one of {known} or None, got {name!r}")

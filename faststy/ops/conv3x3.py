@@ -8,16 +8,16 @@ precision (csrc/conv3x3_cuda.cu), Triton the rest.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from faststy.ops import checks
+from faststy.ops.bias_activation import Activation
 from faststy.ops.dispatch import HALVES, define
 from faststy.ops.reference import CHANNELS_LAST, LEAKY_SLOPE, wide
 
-Activation = Literal["relu", "leaky_relu"]
 SLOPES = {None: 1.0, "relu": 0.0, "leaky_relu": LEAKY_SLOPE}
 
 
@@ -63,12 +63,8 @@ def conv3x3(
     if min(height, width) < 2:
         raise ValueError(f"inputs: expected two rows and columns or more, got {height} x {width}")
     channels = sum(part.shape[1] for part in parts)
-    checks.floating(weight, "weight")
-    if weight.ndim != 4:
-        raise ValueError(f"weight: expected [K, {channels}, 3, 3], got {list(weight.shape)}")
-    k = len(weight)
     like = parts[0]
-    checks.shaped(weight, "weight", {f"[K, {channels}, 3, 3]": (k, channels, 3, 3)}, like)
+    k = checks.filters(weight, channels, like)
     for part in parts:
         if part.dtype != weight.dtype:
             raise TypeError(f"inputs: expected {weight.dtype} as the weight, got {part.dtype}")

@@ -86,12 +86,7 @@ def frozen_conv3x3(
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     checks.features(x)
-    checks.floating(weight, "weight")
-    c = x.shape[1]
-    if weight.ndim != 4:
-        raise ValueError(f"weight: expected [K, {c}, 3, 3], got {list(weight.shape)}")
-    k = len(weight)
-    checks.shaped(weight, "weight", {f"[K, {c}, 3, 3]": (k, c, 3, 3)}, x)
+    k = checks.filters(weight, x.shape[1], x)
     if bias is not None:
         checks.shaped(bias, "bias", {"[K]": (k,)}, x)
 

@@ -59,8 +59,7 @@ def instance_norm(
         checks.shaped(bias, "bias", shapes, like=x)
     if residual is not None:
         checks.shaped(residual, "residual", {"the shape of x": x.shape}, like=x)
-    if activation is not None and activation not in ACTIVATIONS:
-        raise ValueError(f"activation: expected one of {ACTIVATIONS} or None, got {activation!r}")
+    checks.activation(activation, ACTIVATIONS)
     if not eps >= 0:
         raise ValueError(f"eps: expected at least 0, got {eps}")
     mean = rstd = None
