@@ -18,6 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from faststy.kernels.tuning import REPAIR_BLOCKS, REPAIR_CELLS, REPAIR_PIXELS, ceil_div, power_of_2
+from faststy.kernels.upsample import _blended
 
 CELL = tl.constexpr(4)
 BLOCK = tl.constexpr(8)
@@ -59,14 +60,6 @@ def _means_kernel(
 
 
 @triton.jit
-def _smooth(means_ptr, o_near, o_far, share, mask):
-    """Means along a row of blocks [across], interpolated."""
-    near = tl.load(means_ptr + o_near, mask=mask, other=0)
-    far = tl.load(means_ptr + o_far, mask=mask, other=0)
-    return near + share * (far - near)
-
-
-@triton.jit
 def _store_mean(row_ptr, o_c, w, sums):
     """Sums [BC, CELL] of the columns of cells, as means of the cells."""
     tl.store(row_ptr + o_c, tl.sum(sums, 1) / (CELL * CELL), mask=o_c < w)
@@ -97,10 +90,10 @@ def _details_kernel(
     share = tl.where(right == 1, 0.5 + o_j, 3.5 - o_j) / BLOCK
     near = means_ptr + (i_n * 2 * down + block_y) * across
     far = means_ptr + (i_n * 2 * down + beside_y) * across
-    one_near = _smooth(near, block, beside, share, mask)
-    one_far = _smooth(far, block, beside, share, mask)
-    two_near = _smooth(near + down * across, block, beside, share, mask)
-    two_far = _smooth(far + down * across, block, beside, share, mask)
+    one_near = _blended(near, block, beside, share, mask)
+    one_far = _blended(far, block, beside, share, mask)
+    two_near = _blended(near + down * across, block, beside, share, mask)
+    two_far = _blended(far + down * across, block, beside, share, mask)
 
     H, W = h * CELL, w * CELL
     aa = tl.zeros([BC, CELL], tl.float32)
@@ -162,12 +155,8 @@ def _structure_kernel(
 def _head(above_ptr, below_ptr, o_left, o_right, share, mask):
     """One number of the net at a row of cells and what it differs by at the next, interpolated
     along both."""
-    left = tl.load(above_ptr + o_left, mask=mask, other=0).to(tl.float32)
-    right = tl.load(above_ptr + o_right, mask=mask, other=0).to(tl.float32)
-    above = left + share * (right - left)
-    left = tl.load(below_ptr + o_left, mask=mask, other=0).to(tl.float32)
-    right = tl.load(below_ptr + o_right, mask=mask, other=0).to(tl.float32)
-    return above, left + share * (right - left) - above
+    above = _blended(above_ptr, o_left, o_right, share, mask)
+    return above, _blended(below_ptr, o_left, o_right, share, mask) - above
 
 
 @triton.jit
