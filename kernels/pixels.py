@@ -41,6 +41,13 @@ def _from_pixels_kernel(
 
 
 @triton.jit
+def to_byte(value):
+    """0...255 rounded, halves up; what is beyond is clamped, and NaN is 0."""
+    value = tl.where(value > 0, value, 0.0)  # NaN too
+    return (tl.where(value < 255, value, 255.0) + 0.5).to(tl.uint8)
+
+
+@triton.jit
 def _to_pixels_kernel(
     x_ptr, x_strides,  # [N, C·R², h, w]
     frames_ptr,  # [N, H, W, C] uint8, contiguous, written
@@ -57,11 +64,8 @@ def _to_pixels_kernel(
     at = i_n * x_strides[0] + k * x_strides[1] + y // R * x_strides[2]
     at += (x // R).to(tl.int64) * x_strides[3]  # columns may, too
     value = tl.load(x_ptr + at, mask=mask, other=0).to(tl.float32)
-    value = (value - low) * scale
-    value = tl.where(value > 0, value, 0.0)  # NaN too
-    value = tl.where(value < 255, value, 255.0)
     row = frames_ptr + (i_n * H + y) * W * C
-    tl.store(row + o, (value + 0.5).to(tl.uint8), mask=mask)
+    tl.store(row + o, to_byte((value - low) * scale), mask=mask)
 
 
 # ---------------------------------------------------------------------------- launchers

@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from faststy.kernels.pixels import to_byte
 from faststy.kernels.tuning import REPAIR_BLOCKS, REPAIR_CELLS, REPAIR_PIXELS, ceil_div, power_of_2
 from faststy.kernels.upsample import _blended
 
@@ -162,9 +163,7 @@ def _head(above_ptr, below_ptr, o_left, o_right, share, mask):
 @triton.jit
 def _add_to_pixel(from_ptr, to_ptr, added, mask):
     value = tl.load(from_ptr, mask=mask, other=0).to(tl.float32) + 255 * added
-    value = tl.where(value > 0, value, 0.0)  # NaN too
-    value = tl.where(value < 255, value, 255.0)
-    tl.store(to_ptr, (value + 0.5).to(tl.uint8), mask=mask)
+    tl.store(to_ptr, to_byte(value), mask=mask)
 
 
 @triton.jit

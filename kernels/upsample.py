@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from faststy.kernels.pixels import to_byte
 from faststy.kernels.tuning import BLUR_ROWS, BLUR_TILE, ROW_TILE, ceil_div, power_of_2
 
 
@@ -81,9 +82,8 @@ def _blur_cells_kernel(
         if i >= 2:
             y = first + (i - 2)
             value = 0.25 * (above + below) + 0.5 * here
-            if BYTES:  # as _to_pixels_kernel
-                value = tl.where(value > 0, value * 255, 0.0)  # NaN too
-                value = (tl.where(value < 255, value, 255.0) + 0.5).to(tl.uint8)
+            if BYTES:
+                value = to_byte(value * 255)
             if y < H:
                 tl.store(y_ptr + (i_n * H + y) * W * C + o, value, mask=mask)
         above, here = here, below
