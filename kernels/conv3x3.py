@@ -20,6 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from faststy.kernels.instance_norm import _parameter
 from faststy.kernels.precision import factor_dtype, precision
 from faststy.kernels.tuning import MERGE, ceil_div, conv_plan, power_of_2
 
@@ -184,7 +185,7 @@ def conv3x3_fwd(
     parts = x.new_empty((2, tiles, k), dtype=torch.float32) if moments else (None, None)
     reach = (plan.block_y + 2) * w * max(*channels, k)  # of a tile and its borders
     _conv3x3_kernel[(tiles * k_blocks,)](
-        tuple(inputs), _channels_last(weight), *_vector(scale), *_vector(bias), residual, y,
+        tuple(inputs), _channels_last(weight), *_parameter(scale), *_parameter(bias), residual, y,
         parts[0], parts[1],
         h, w, down, across, k_blocks,
         CHANNELS=channels, ALL=sum(channels), K=k, SLOPE=slope,
@@ -202,11 +203,6 @@ def conv3x3_fwd(
             BY=plan.block_y, BX=plan.block_x, BK=block_k, BT=block_t, num_warps=8,
         )  # fmt: skip
     return y, found
-
-
-def _vector(v: Tensor | None) -> tuple[Tensor | None, int]:
-    """A vector [K] or [N, K] with its stride by sample."""
-    return v, v.stride(0) if v is not None and v.ndim == 2 else 0
 
 
 def _channels_last(x: Tensor) -> Tensor:
