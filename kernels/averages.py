@@ -1,7 +1,7 @@
 # mypy: disable-error-code="no-untyped-def"
 """Averages of 2x2 and of 4x4 pixels together, forward and backward, in both memory layouts.
 
-Pictures are cut as in reflection_pad.py, forward into the cells of 4x4 of which they consist. Those
+Pictures are cut as in pieces.py, forward into the cells of 4x4 of which they consist. Those
 at the borders may not be whole, and then have no average; of the 2x2 in them some may be.
 """
 
@@ -12,8 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from faststy.kernels.reflection_pad import pictures, places
-from faststy.kernels.tuning import AVERAGED_PIECES, PIECES_TILE, ceil_div, layout
+from faststy.kernels.pieces import cut, pictures, places
+from faststy.kernels.tuning import AVERAGED_PIECES, ceil_div, layout
 
 
 @triton.jit
@@ -98,11 +98,7 @@ def averages_bwd(
     memory = torch.channels_last if channels_last else torch.contiguous_format
     shape = (n, c, height, width)
     dx = torch.empty(shape, dtype=dhalf.dtype, device=dhalf.device, memory_format=memory)
-    m, channels, v = pictures(dx)
-    block = PIECES_TILE // v
-    blocks = ceil_div(dx.numel() // (m * v), block)
-    _averages_bwd_kernel[(m * blocks,)](
-        dhalf.contiguous(memory_format=memory), dquarter.contiguous(memory_format=memory), dx,
-        height, width, blocks, C=channels, V=v, BLOCK=block,
-    )  # fmt: skip
+    grid, blocks, constants = cut(dx)
+    dhalf, dquarter = (d.contiguous(memory_format=memory) for d in (dhalf, dquarter))
+    _averages_bwd_kernel[grid](dhalf, dquarter, dx, height, width, blocks, **constants)
     return dx

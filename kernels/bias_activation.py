@@ -4,7 +4,7 @@
 Forward, and backward where the bias gets no gradient, values are taken one after the other as they
 lie in memory: 16 bytes a thread whatever C is. The gradient of a bias is summed up over
 chunks of pixels; each program leaves its sums, and a second launch merges them in order.
-Pictures are [M, P, C] as in reflection_pad.py, P pixels and C a constant of the compiler's.
+Pictures are [M, P, C] as in pieces.py, P pixels and C a constant of the compiler's.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from faststy.kernels.instance_norm import _activate, _activation_grad
-from faststy.kernels.reflection_pad import pictures
+from faststy.kernels.pieces import pictures
 from faststy.kernels.tuning import (
     MERGE,
     POINTWISE_TILE,

@@ -2,7 +2,7 @@
 """Convolution with (1 2 1)/4 both ways, borders repeated.
 
 As a matrix it is symmetric, the borders included: the backward pass is the same kernel. Pictures
-are cut as in reflection_pad.py.
+are cut as in pieces.py.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from faststy.kernels.reflection_pad import pictures, places
-from faststy.kernels.tuning import PIECES_TILE, ceil_div, layout
+from faststy.kernels.pieces import cut, places
+from faststy.kernels.tuning import layout
 
 
 @triton.jit
@@ -49,8 +49,6 @@ def blur_fwd(x: Tensor) -> Tensor:
     h, w = x.shape[2:]
     x = x.contiguous(memory_format=layout(x))
     y = torch.empty_like(x)
-    m, channels, v = pictures(x)
-    block = PIECES_TILE // v
-    blocks = ceil_div(x.numel() // (m * v), block)
-    _blur_kernel[(m * blocks,)](x, y, h, w, blocks, C=channels, V=v, BLOCK=block)
+    grid, blocks, constants = cut(y)
+    _blur_kernel[grid](x, y, h, w, blocks, **constants)
     return y

@@ -2,7 +2,7 @@
 """Maxima of 2x2 pixels, forward and backward, in both memory layouts.
 
 Backward looks for the maximum again, in x: that is cheaper than an index per maximum, written and
-read. Pictures are cut as in reflection_pad.py, backward into the windows of which they consist; at
+read. Pictures are cut as in pieces.py, backward into the windows of which they consist; at
 odd sizes those at the borders are not whole, and have no gradient.
 """
 
@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from faststy.kernels.reflection_pad import pictures, places
+from faststy.kernels.pieces import pictures, places
 from faststy.kernels.tuning import PIECES_TILE, ceil_div, layout
 
 

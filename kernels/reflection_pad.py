@@ -1,34 +1,19 @@
 # mypy: disable-error-code="no-untyped-def"
 """Padding by reflection, forward and backward, in both memory layouts.
 
-Pictures are [M, H, W, C] without gaps: channels_last as it lies in memory, and NCHW as M = N·C
-pictures of one channel. They are cut into *pieces* of V channels of a pixel, as many as one
-instruction moves; both kernels are driven by the pieces that they write, one after the other in
-memory. The gradient of a pixel is gathered from all places that it was read to: no atomics.
+Pictures are cut as in pieces.py. The gradient of a pixel is gathered from all places that it was
+read to: no atomics.
 """
 
 from __future__ import annotations
-
-import math
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from faststy.kernels.tuning import PIECE, PIECES_TILE, ceil_div, layout
-
-# Hints for readers: o_ offsets of a tile, in pieces; y, x and k the row, column and piece of a
-# pixel; offsets within a picture are int32, which faststy.ops sees to.
-
-
-@triton.jit
-def places(blocks, row, C: tl.constexpr, V: tl.constexpr, BLOCK: tl.constexpr):
-    """Picture, pieces [BLOCK], and their row, column and first channel; a row has `row` pieces."""
-    pid = tl.program_id(0).to(tl.int64)
-    o = (pid % blocks).to(tl.int32) * BLOCK + tl.arange(0, BLOCK)
-    y, at = o // row, o % row
-    return pid // blocks, o, y, at // (C // V), at % (C // V) * V
+from faststy.kernels.pieces import cut, places
+from faststy.kernels.tuning import layout
 
 
 @triton.jit
@@ -97,13 +82,9 @@ def reflection_pad_fwd(x: Tensor, pad: int) -> Tensor:
     n, c, h, w = x.shape
     shape, memory = (n, c, h + 2 * pad, w + 2 * pad), layout(x)
     y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory)
-    m, channels, v = pictures(y)
-    block = PIECES_TILE // v
-    blocks = ceil_div(y.numel() // (m * v), block)
-    _reflection_pad_fwd_kernel[(m * blocks,)](
-        x.contiguous(memory_format=memory), y, h, w, blocks,
-        PAD=pad, C=channels, V=v, BLOCK=block,
-    )  # fmt: skip
+    grid, blocks, constants = cut(y)
+    x = x.contiguous(memory_format=memory)
+    _reflection_pad_fwd_kernel[grid](x, y, h, w, blocks, PAD=pad, **constants)
     return y
 
 
@@ -112,19 +93,7 @@ def reflection_pad_bwd(dy: Tensor, pad: int, channels_last: bool) -> Tensor:
     n, c, h, w = *dy.shape[:2], dy.shape[2] - 2 * pad, dy.shape[3] - 2 * pad
     memory = torch.channels_last if channels_last else torch.contiguous_format
     dx = torch.empty((n, c, h, w), dtype=dy.dtype, device=dy.device, memory_format=memory)
-    m, channels, v = pictures(dx)
-    block = PIECES_TILE // v
-    blocks = ceil_div(dx.numel() // (m * v), block)
-    _reflection_pad_bwd_kernel[(m * blocks,)](
-        dy.contiguous(memory_format=memory), dx, h, w, blocks,
-        PAD=pad, C=channels, V=v, BLOCK=block,
-    )  # fmt: skip
+    grid, blocks, constants = cut(dx)
+    dy = dy.contiguous(memory_format=memory)
+    _reflection_pad_bwd_kernel[grid](dy, dx, h, w, blocks, PAD=pad, **constants)
     return dx
-
-
-def pictures(x: Tensor) -> tuple[int, int, int]:
-    """How many pictures `x` [N, C, H, W] is, their channels, and the channels of a piece."""
-    n, c = x.shape[:2]
-    if layout(x) == torch.contiguous_format:
-        return n * c, 1, 1
-    return n, c, math.gcd(c, PIECE // x.element_size())

@@ -10,7 +10,7 @@ from torch import Tensor
 from faststy.ops import checks, reference
 from faststy.ops.autograd import once_differentiable
 from faststy.ops.dispatch import by_kernels, define
-from faststy.ops.reference import CHANNELS_LAST, layout
+from faststy.ops.reference import CHANNELS_LAST, PLANAR, layout
 
 
 def averages(x: Tensor, count: int = 2) -> list[Tensor]:
@@ -65,7 +65,7 @@ def _fwd_fake(x: Tensor) -> tuple[Tensor, Tensor]:
 def _bwd_fake(
     dhalf: Tensor, dquarter: Tensor, height: int, width: int, channels_last: bool
 ) -> Tensor:
-    memory = CHANNELS_LAST if channels_last else reference.PLANAR
+    memory = CHANNELS_LAST if channels_last else PLANAR
     shape = (*dhalf.shape[:2], height, width)
     return torch.empty(shape, dtype=dhalf.dtype, device=dhalf.device, memory_format=memory)
 

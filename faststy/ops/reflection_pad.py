@@ -10,7 +10,7 @@ from torch import Tensor
 from faststy.ops import checks, reference
 from faststy.ops.autograd import once_differentiable
 from faststy.ops.dispatch import by_kernels, define
-from faststy.ops.reference import CHANNELS_LAST, layout
+from faststy.ops.reference import CHANNELS_LAST, PLANAR, layout
 
 
 def reflection_pad(x: Tensor, pad: int = 1) -> Tensor:
@@ -58,7 +58,7 @@ def _fwd_fake(x: Tensor, pad: int) -> Tensor:
 
 def _bwd_fake(dy: Tensor, pad: int, channels_last: bool) -> Tensor:
     n, c, h, w = dy.shape
-    memory_format = CHANNELS_LAST if channels_last else reference.PLANAR
+    memory_format = CHANNELS_LAST if channels_last else PLANAR
     return _empty(dy, (n, c, h - 2 * pad, w - 2 * pad), memory_format)
 
 
