@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from html import escape
+from pathlib import Path
 
 from faststy import __version__
-from faststy.pictures import PictureSource, encode_picture, read_picture
+from faststy.errors import FaststyError
+from faststy.pictures import PictureSource, encode_picture, list_pictures, read_picture
 
 
 def page(title: str, body: str, style: str = "", refresh: int | None = None) -> str:
@@ -40,6 +43,15 @@ def embed(source: PictureSource, longest: int, alt: str) -> str:
         f'<img src="data:image/jpeg;base64,{data}" alt="{escape(alt)}" '
         f"width={rgb.width} height={rgb.height}>"
     )
+
+
+def embed_style(path: Path, longest: int) -> str:
+    """The picture of a style, of a folder the first that can be read; nothing where none can."""
+    with suppress(FaststyError):
+        for each in [path] if path.is_file() else list_pictures(path):
+            with suppress(FaststyError):
+                return embed(each, longest, "the style picture")
+    return ""
 
 
 def glossary(meaning: Mapping[str, str]) -> str:

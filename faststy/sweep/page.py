@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from contextlib import suppress
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from faststy.errors import FaststyError
 from faststy.evaluation.page import MEANING
-from faststy.page import embed, glossary, page
-from faststy.pictures import list_pictures
+from faststy.page import embed, embed_style, glossary, page
 from faststy.sweep.tradeoff import Mark, tradeoff_svg
 from faststy.training.config import TrainConfig
 
@@ -45,7 +42,7 @@ def sweep_page(
     values = ", ".join(f"{p.style_weight:g}" for p in points)
     steps = " to ".join(f"{n:,}" for n in sorted({f(p.steps for p in points) for f in (min, max)}))
     state = "" if done >= 1 else f" · {done:.0%} done"
-    style = _style(Path(config.style[0]))
+    style = embed_style(Path(config.style[0]), 420)
     parts = [
         f"<header><h1>{escape(title)}</h1>"
         f"<p class=quiet>λ {values} · {steps} steps each{state}</p></header>",
@@ -58,14 +55,6 @@ def sweep_page(
         f"<section><h2>Style</h2><div class=strip>{style}</div></section>",
     ]
     return page(title, "\n".join(parts), STYLE, REFRESH if done < 1 else None)
-
-
-def _style(style: Path) -> str:
-    """The picture of a style, of a folder the first that can be read."""
-    for path in list_pictures(style) if style.is_dir() else [style]:
-        with suppress(FaststyError):
-            return embed(path, 420, "the style picture")
-    return ""
 
 
 def _table(points: Sequence[Point], chosen: Point) -> str:

@@ -21,8 +21,7 @@ from PIL import Image
 
 from faststy.errors import FaststyError
 from faststy.files import write_text
-from faststy.page import embed, page
-from faststy.pictures import list_pictures
+from faststy.page import embed, embed_style, page
 from faststy.training.axis import round_ticks
 from faststy.training.config import read_toml
 
@@ -164,10 +163,7 @@ def _side_by_side(styles: list[Any], rows: list[Row]) -> str:
     pictures = []
     for style in styles[:4]:
         path = Path(str(style))
-        files = [path] if path.is_file() else _pictures_in(path)
-        images = (_image(file, 640, "the style picture") for file in files)
-        image = next(filter(None, images), "")  # the first that can be read
-        if image:
+        if image := embed_style(path, 640):
             pictures.append(f"<figure>{image}<figcaption>{escape(path.name)}</figcaption></figure>")
     parts = []
     if pictures:
@@ -250,13 +246,6 @@ def _description(path: Path) -> str:
             return str(picture.info["Description"])
     except (OSError, KeyError):
         return "photo, painting"
-
-
-def _pictures_in(folder: Path) -> list[Path]:
-    try:
-        return list_pictures(folder)
-    except FaststyError:
-        return []
 
 
 # --- curves -----------------------------------------------------------------------------------
