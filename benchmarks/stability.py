@@ -14,16 +14,17 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from itertools import islice
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice, pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from faststy import Stylizer, assets
-from faststy.evaluation.stability import Frame, change_ratio, contrast, scenes, warp_error
+from faststy.evaluation.stability import Frame, Layer, Motion, Scene, contrast, warp_error
 from faststy.tensors import to_tensor
 
 SIZE = (384, 512)
@@ -57,6 +58,49 @@ def variants() -> dict[str, list[Callable[[], Painter]]]:
         for style in PEER_STYLES
     ]
     return found
+
+
+def change_ratio(frames: Sequence[Frame], painted: Sequence[Frame]) -> float:
+    """How much more the paintings of a clip change from frame to frame than the clip itself.
+
+    Mean absolute differences, each relative to the contrast of its own: 1 is as the clip.
+    """
+
+    def change(pictures: Sequence[Frame]) -> float:
+        pairs = pairwise(pictures)
+        steps = [np.abs(a.astype(np.int16) - b).mean() for a, b in pairs]
+        return float(np.mean(steps)) / contrast(pictures)
+
+    return change(painted) / change(frames)
+
+
+def scenes(photos: Sequence[Tensor], size: tuple[int, int]) -> dict[str, Scene]:
+    """Pans, a zoom, moving layers, and a white disc that enters a still picture.
+
+    `photos` are two float32 ``[3, H, W]`` in 0…1 or more, larger than `size` (height, width).
+    """
+    first, second = photos[:2]
+    height, width = second.shape[1:]
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+
+    def disc(radius: float, right: float = 0.0) -> Tensor:
+        far = ((x - width / 2 - right).square() + (y - height / 2).square()).sqrt()
+        return (radius - far).clamp(0, 1)[None]
+
+    radius, side = min(size) / 4, size[1] / 2
+    white = Layer(
+        torch.full_like(second, 0.95), Motion((radius / 8, 0.0)), disc(radius, side + radius)
+    )
+    return {
+        "slow pan": Scene([Layer(first, Motion((0.7, 0.3)))], size),
+        "fast pan": Scene([Layer(second, Motion((3.3, -1.4)))], size),
+        "zoom": Scene([Layer(first, Motion(zoom=1.01))], size),
+        "layers": Scene(
+            [Layer(first, Motion((0.6, 0.0))), Layer(second, Motion((-2.5, 0.8)), disc(radius))],
+            size,
+        ),
+        "a disc enters": Scene([Layer(first, Motion()), white], size),
+    }
 
 
 def clip_frames(path: Path) -> Iterator[Frame]:
