@@ -129,20 +129,18 @@ class Picture:
         return image
 
 
-def read_picture(
-    source: PictureSource, *, name: str | None = None, pixel_limit: int = PIXEL_LIMIT
-) -> Picture:
+def read_picture(source: PictureSource, *, name: str | None = None) -> Picture:
     """Reads one picture, whatever its kind, as upright 8-bit RGB.
 
     EXIF orientation is applied; alpha and palette transparency become ``alpha``; 16-bit, 32-bit
     and float pixels are scaled to 8 bits; CMYK, grey and Lab go through their ICC profile to sRGB
-    where they have one; of an animation the first frame is taken.
+    where they have one; of an animation the first frame is taken. More than PIXEL_LIMIT pixels
+    are refused before anything is decoded.
 
     Args:
         source: a path, an open binary stream, the bytes of a file, a Pillow image, or a uint8
             array ``[H, W]``, ``[H, W, 3]`` or ``[H, W, 4]``.
         name: what to call it in messages; a path is called by itself.
-        pixel_limit: pictures with more pixels are refused before anything is decoded.
 
     Raises:
         FaststyError: nothing there, no permission, not a picture, damaged, or too large.
@@ -150,22 +148,22 @@ def read_picture(
     """
     if isinstance(source, np.ndarray):
         name = name or "the array"
-        return _from_image(_from_array(source, name), name, pixel_limit)
+        return _from_image(_from_array(source, name), name)
     if isinstance(source, Image.Image):
-        picture = _from_image(source, name or "the image", pixel_limit)
+        picture = _from_image(source, name or "the image")
         is_shared = picture.rgb.im is source.im
         return picture.with_rgb(picture.rgb.copy()) if is_shared else picture
     if isinstance(source, bytes):
-        return _from_stream(io.BytesIO(source), name or "the data", pixel_limit)
+        return _from_stream(io.BytesIO(source), name or "the data")
     if isinstance(source, str | os.PathLike):
         name = name or os.fspath(source)
         try:
             with open(source, "rb") as file:
-                return _from_stream(file, name, pixel_limit)
+                return _from_stream(file, name)
         except (OSError, ValueError) as error:  # ValueError: a path with a null byte
             raise FaststyError(f"{name}: cannot be read ({reason_of(error)})") from error
     if hasattr(source, "read"):
-        return _from_stream(source, name or "the stream", pixel_limit)
+        return _from_stream(source, name or "the stream")
     raise TypeError(
         f"{name or 'source'} is a {type(source).__name__}; expected a path, a binary stream, "
         "bytes, a Pillow image or a uint8 array"
@@ -364,7 +362,7 @@ def _from_array(array: npt.NDArray[np.uint8], name: str) -> Image.Image:
     return Image.fromarray(array)
 
 
-def _from_stream(stream: BinaryIO, name: str, pixel_limit: int) -> Picture:
+def _from_stream(stream: BinaryIO, name: str) -> Picture:
     """Opens the picture in `stream`, looks at its size, and only then decodes it."""
     if not (hasattr(stream, "seekable") and stream.seekable()):
         stream = io.BytesIO(stream.read())
@@ -383,7 +381,7 @@ def _from_stream(stream: BinaryIO, name: str, pixel_limit: int) -> Picture:
         except Exception as error:  # a decoder can raise anything on damaged bytes
             raise FaststyError(f"{name}: damaged or cut off ({error})") from error
     with image:
-        return _from_image(image, name, pixel_limit)
+        return _from_image(image, name)
 
 
 def _open(source: str | os.PathLike[str] | BinaryIO) -> Image.Image:
@@ -406,13 +404,13 @@ def without_pillow_limit() -> Iterator[None]:
             Image.MAX_IMAGE_PIXELS = limit
 
 
-def _from_image(image: Image.Image, name: str, pixel_limit: int) -> Picture:
+def _from_image(image: Image.Image, name: str) -> Picture:
     width, height = image.size
     pixels = width * height
-    if pixels > pixel_limit:
+    if pixels > PIXEL_LIMIT:
         raise FaststyError(
             f"{name}: {width} x {height} is {pixels / 1e6:.0f} megapixels, "
-            f"more than the limit of {pixel_limit / 1e6:.0f}"
+            f"more than the limit of {PIXEL_LIMIT / 1e6:.0f}"
         )
     if pixels == 0:
         raise FaststyError(f"{name}: it has no pixels ({width} x {height})")

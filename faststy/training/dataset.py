@@ -24,6 +24,7 @@ from faststy.training.picture_cache import PictureCache
 
 T = TypeVar("T")
 
+THREADS = 4  # that draw ahead: one GPU takes up to two for photos, two for patches of styles
 DRAWN_AGAIN = 20  # times; where all photos are flat, a flat one is taken after all
 
 
@@ -181,13 +182,13 @@ def random_crops(
     return crops_of(squares, size, device)
 
 
-def prefetch(make: Callable[[int], T], first: int, threads: int = 4) -> Generator[T, None, None]:
+def prefetch(make: Callable[[int], T], first: int) -> Generator[T, None, None]:
     """`make(first), make(first + 1), …` in order, made ahead by threads while one is used."""
     # OpenMP threads within these threads would be too many.
-    with ThreadPoolExecutor(threads, "faststy-prefetch", torch.set_num_threads, (1,)) as pool:
-        waiting = deque(pool.submit(make, first + i) for i in range(threads))
+    with ThreadPoolExecutor(THREADS, "faststy-prefetch", torch.set_num_threads, (1,)) as pool:
+        waiting = deque(pool.submit(make, first + i) for i in range(THREADS))
         try:
-            for step in itertools.count(first + threads):
+            for step in itertools.count(first + THREADS):
                 batch = waiting.popleft().result()
                 waiting.append(pool.submit(make, step))
                 yield batch

@@ -21,8 +21,6 @@ from faststy.training.distributed import Alone
 ENCODER_LATTICE = 8  # the encoder's coarsest stride, px
 STYLE_ZOOM = (0.7, 1.4)  # real patches are so many times as large as what they are scaled to
 
-EVERYTHING = slice(None)
-
 
 @dataclass(frozen=True)
 class Draws:
@@ -191,12 +189,12 @@ Motion = tuple[Tensor, Tensor | None, Tensor | None]
 """`shift` [N, 2, 1, 1] in px and, of a smooth motion, `linear` [N, 2, 2], `wobble` [N, 2, 4, 4]."""
 
 
-def random_shift(count: int, rng: torch.Generator, mine: slice = EVERYTHING) -> Motion:
+def random_shift(count: int, rng: torch.Generator, mine: slice = slice(None)) -> Motion:
     """Random shifts by up to 4 whole pixels, those in `mine` of `count`."""
     return torch.randint(-4, 5, (count, 2, 1, 1), generator=rng)[mine].float(), None, None
 
 
-def random_warp(count: int, rng: torch.Generator, mine: slice = EVERYTHING) -> Motion:
+def random_warp(count: int, rng: torch.Generator, mine: slice = slice(None)) -> Motion:
     """Smooth random motions of a few pixels, those in `mine` of `count`.
 
     A shift of up to 4 px, a turn and zoom of up to 3 %, and a low-frequency wobble.

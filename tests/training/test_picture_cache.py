@@ -254,8 +254,7 @@ def test_the_first_frame_of_an_animation_and_no_giants(tmp_path, place, monkeypa
     folder.mkdir()
     frames = [Image.new("RGB", (64, 64), colour) for colour in ("red", "blue")]
     frames[0].save(folder / "a.gif", save_all=True, append_images=frames[1:])
-    limits = {"name": None, "pixel_limit": 10_000}
-    monkeypatch.setattr("faststy.pictures.read_picture.__kwdefaults__", limits)
+    monkeypatch.setattr("faststy.pictures.PIXEL_LIMIT", 10_000)
     Image.new("RGB", (200, 200)).save(folder / "huge.png")
     Image.new("RGB", (200, 4)).save(folder / "tiny.png")
     pictures = Pictures.found(folder, 40, PictureCache(place, always=True))
