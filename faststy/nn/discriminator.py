@@ -44,7 +44,11 @@ class Discriminator(nn.Module):
     def forward(self, x: Tensor, style: Tensor) -> list[Tensor]:
         """Score patches of `x` [N, 3, H, W] in 0...1 as the styles `style` [N, S] (one-hot).
 
-        Returns one logit map [N, 1, h, w] per scale.
+        `x` is in the dtype of the weights, or any under autocast. Its sides are at least 8 px at
+        the smallest scale, 32 px for three; where they are less than a patch, the zeros around the
+        picture are judged, too.
+
+        Returns one logit map [N, 1, h, w] per scale. Raises RuntimeError for smaller pictures.
         """
         x = x * 2 - 1
         normalised = [norm(w) for norm, w in zip(self.norms, self._weights(), strict=True)]

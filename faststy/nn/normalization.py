@@ -140,6 +140,12 @@ class ConditionalInstanceNorm2d(nn.Module):
             style: [S] or [N, S] mixing weights of the S styles.
             activation: "relu", "leaky_relu" (slope 0.2), "silu" or None.
             residual: [N, C, H, W] or None.
+
+        Returns:
+            [N, C, H, W] with the dtype and the memory layout of `x`.
+
+        Raises:
+            TypeError, ValueError: a wrong dtype, shape or activation.
         """
         styles, features = self.weight.shape
         if x.ndim != 4 or x.shape[1] != features:

@@ -34,7 +34,10 @@ class SpectralNorm(nn.Module):
             self._follow(matrices @ self._v(matrices))
 
     def forward(self, weights: Sequence[Tensor]) -> list[Tensor]:
-        """The weights with singular values of at most 1, as far as the iteration has come."""
+        """The weights with singular values of at most 1, as far as the iteration has come.
+
+        [K, C, h, w] each, as they were given, but channels_last.
+        """
         with without_autocast(weights[0]):
             matrices = _matrices(weights)
             images = matrices @ self._v(matrices.detach())  # [S, K, 1]

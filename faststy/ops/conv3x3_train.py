@@ -68,6 +68,8 @@ def frozen_conv3x3(
             where those are half precision on a GPU, as autocast does.
         weight: [K, C, 3, 3], without gradient.
         bias: [K] in the dtype of the weights, likewise.
+        relu: whether what is below 0 becomes 0.
+        pool: whether to take the maximum of each 2x2 pixels; needs two rows and columns.
 
     Returns:
         [N, K, H, W], or half the size; differentiable with respect to `x`, where the extension

@@ -24,14 +24,20 @@ def convolve(
     """`activation(F.conv2d(x, weight, bias, stride, padding))`, and between the two maxima of 2x2.
 
     Args:
-        x: [N, C, H, W].
-        weight: [K, C, h, w].
-        bias: [K] or None.
+        x: [N, C, H, W], in any dtype and memory layout that `F.conv2d` takes.
+        weight: [K, C, h, w] of the dtype of `x`; of any float dtype under autocast.
+        bias: [K] likewise, or None.
         activation: "relu", "leaky_relu" (slope 0.2) or None.
+        stride: pixels from one place of the filters to the next, both ways.
+        padding: zeros around the picture, as many on each side.
         pool: whether to take the maximum of each 2x2 pixels.
 
     Returns:
-        [N, K, H', W'].
+        [N, K, H', W'], as `F.conv2d` gives it, half the size after pooling; differentiable, with a
+        bias or pooling on CUDA once.
+
+    Raises:
+        What `F.conv2d`, `max_pool` and `bias_activation` raise: it checks nothing itself.
     """
     if bias is not None and by_kernels(x):
         y = F.conv2d(x, weight, None, stride, padding)

@@ -85,6 +85,9 @@ def instance_statistics(x: Tensor, eps: float = 1e-5) -> tuple[Tensor, Tensor]:
 
     Returns:
         mean and rstd, each [N, C], float32 (float64 for float64 `x`), without gradient.
+
+    Raises:
+        TypeError, ValueError: a wrong dtype or rank.
     """
     checks.features(x)
     mean, rstd = torch.ops.faststy.instance_norm_stats(x.detach(), eps)

@@ -14,7 +14,7 @@ from faststy.ops import checks
 from faststy.ops.dispatch import choose, launcher
 from faststy.ops.reference import CHANNELS_LAST
 
-KERNELS = ("instance_norm", "gram", "conv3x3")
+TUNABLE = ("instance_norm", "gram", "conv3x3")
 
 
 class Tuned(NamedTuple):
@@ -30,7 +30,7 @@ class Tuned(NamedTuple):
 def tune(
     x: Tensor,
     *,
-    kernels: tuple[str, ...] = KERNELS,
+    kernels: tuple[str, ...] = TUNABLE,
     timer: Callable[[Callable[[], object]], float] | None = None,
 ) -> list[Tuned]:
     """Measure the kernels on features like `x`, forward and backward; later calls use the winners.
@@ -47,6 +47,10 @@ def tune(
         kernels: some of "instance_norm", "gram" and "conv3x3".
         timer: given a function to call, the seconds of a call; by default measured on the GPU.
 
+    Returns:
+        A `Tuned` for each kernel: those of instance norm, forward and backward, of Gram matrices,
+        and of convolutions, which are left out where `x` has but one row or column.
+
     Raises:
         TypeError, ValueError: a wrong dtype or rank, an empty `x`, an unknown kernel.
         FaststyError: no Triton kernels compute on the device of `x`.
@@ -56,9 +60,9 @@ def tune(
         raise TypeError("x: expected float16, bfloat16 or float32, got torch.float64")
     if x.numel() == 0:
         raise ValueError(f"x: expected values to measure with, got {list(x.shape)}")
-    unknown = set(kernels) - set(KERNELS)
+    unknown = set(kernels) - set(TUNABLE)
     if unknown:
-        raise ValueError(f"kernels: expected some of {list(KERNELS)}, got {sorted(unknown)}")
+        raise ValueError(f"kernels: expected some of {list(TUNABLE)}, got {sorted(unknown)}")
     active = choose("instance_norm", x.device.type)
     if active.name != "triton":
         why = f"what computes there is {active.name} ({active.why})"

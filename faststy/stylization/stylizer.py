@@ -169,6 +169,9 @@ class Stylizer:
                 needs more as a whole, or more than a GPU has, is painted in tiles, which show
                 nowhere, without a map.
             progress: is told the part of the picture that is painted, 0 to 1.
+
+        Raises:
+            FaststyError, ValueError, TypeError: as a call.
         """
         self.check_dials(strength, repair)
         if size is not None and (size < 1 or size % 1):

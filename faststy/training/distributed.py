@@ -87,8 +87,10 @@ class Worker(Alone):
     """One process of many.
 
     Args:
+        rank: which one it is; 0 leads.
         size: number of workers.
         batch: samples of a step, of all workers.
+        out: folder of the run, for messages.
     """
 
     alone = False
