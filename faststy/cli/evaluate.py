@@ -13,6 +13,7 @@ import click
 
 from faststy.cli import _options, printable, skipped_entries
 from faststy.errors import FaststyError
+from faststy.files import check_output, write_text
 from faststy.training.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -131,8 +132,6 @@ def command(
 
 def _check_page(path: Path, inputs: list[Path]) -> None:
     """Raises FaststyError where the page could not be written in the end."""
-    from faststy.files import check_output
-
     check_output(path, inputs)
     if path.suffix.lower() not in (".html", ".htm"):
         raise FaststyError(f"{path}: no name of a page; end it in .html")
@@ -153,7 +152,6 @@ def _write_page(path: Path, result: Evaluation, model: Path, net: Any, size: int
 
     from faststy.evaluation.measure import Entry, paint
     from faststy.evaluation.page import evaluation_page
-    from faststy.files import write_text
     from faststy.pictures import read_picture, scale_down
     from faststy.tensors import to_image, to_tensor
 

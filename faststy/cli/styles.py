@@ -9,6 +9,7 @@ import click
 
 from faststy.cli import _options, printable
 from faststy.errors import FaststyError
+from faststy.files import check_output
 
 
 @click.command()
@@ -60,7 +61,6 @@ def _paint(model: Path, photo: Path, target: Path) -> None:
     from rich.console import Console
     from rich.progress import Progress
 
-    from faststy.files import check_output
     from faststy.pictures import format_of, read_picture, write_picture
     from faststy.stylization.contact_sheet import contact_sheet
     from faststy.stylization.stylizer import Stylizer

@@ -21,6 +21,7 @@ import click
 from faststy.cli import STOPPED, _options, counted, is_terminal
 from faststy.cli._options import STREAM
 from faststy.errors import FaststyError, UnwritableError
+from faststy.files import without_links
 
 if TYPE_CHECKING:
     from faststy.stylization.realtime import Dials
@@ -399,7 +400,6 @@ def plan(inputs: tuple[str, ...], out: str | None, label: str, save_map: bool) -
 
 
 def _folder_jobs(folder: Path, out: Path) -> Iterator[Job]:
-    from faststy.files import without_links
     from faststy.pictures import list_pictures
 
     inside, whole = without_links(out), without_links(folder)

@@ -10,6 +10,7 @@ import click
 
 from faststy.cli import _options
 from faststy.errors import FaststyError
+from faststy.files import check_output
 
 
 @click.command()
@@ -74,7 +75,6 @@ def command(
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from faststy.files import check_output
     from faststy.pictures import format_of, read_picture, scale_down, write_picture
 
     format_of(out)  # an output that cannot be written is said before the work

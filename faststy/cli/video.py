@@ -14,6 +14,7 @@ import click
 from faststy.cli import STOPPED, _options
 from faststy.cli._options import STREAM
 from faststy.errors import FaststyError
+from faststy.files import without_links
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -159,7 +160,6 @@ def command(
 
 def _target(source: str, name: str, out: str | None, label: str) -> Path:
     """Where to write: beside the input under its name and the styles', unless `out` says so."""
-    from faststy.files import without_links
     from faststy.stylization.video_file import FORMATS
 
     if source == STREAM or Path(source).is_relative_to("/dev"):  # <(a command) is /dev/fd/63

@@ -144,7 +144,7 @@ def test_a_page_that_cannot_be_written_costs_no_numbers(faststy, monkeypatch):
     def full(path, text):
         raise FaststyError(f"{path}: cannot be written (No space left on device)")
 
-    monkeypatch.setattr("faststy.files.write_text", full)
+    monkeypatch.setattr("faststy.cli.evaluate.write_text", full)
     status, out, err = faststy(*USUAL, "--style", "rain.png", "--html", "page.html", "--json")
     assert status == 2
     assert "rain" in json.loads(out)["styles"]
