@@ -34,14 +34,12 @@ def embed(source: PictureSource, longest: int, alt: str) -> str:
 
     Raises FaststyError when `source` cannot be read.
     """
-    picture = read_picture(source).in_srgb()
-    rgb = picture.rgb
-    rgb.thumbnail((longest, longest))
-    shown = replace(picture.with_rgb(rgb), exif=None)
+    shown = replace(read_picture(source).in_srgb(), exif=None).to_image()
+    shown.thumbnail((longest, longest))
     data = base64.b64encode(encode_picture(shown, "JPEG")).decode()
     return (
         f'<img src="data:image/jpeg;base64,{data}" alt="{escape(alt)}" '
-        f"width={rgb.width} height={rgb.height}>"
+        f"width={shown.width} height={shown.height}>"
     )
 
 

@@ -103,11 +103,19 @@ class Picture:
         return self.rgb.size
 
     def with_rgb(self, rgb: Image.Image) -> Picture:
-        """The same picture with new pixels; alpha follows when the size changes."""
-        alpha = self.alpha
-        if alpha is not None and alpha.size != rgb.size:
-            alpha = alpha.resize(rgb.size, Image.Resampling.LANCZOS)
-        return dataclasses.replace(self, rgb=rgb, alpha=alpha)
+        """The same picture with new pixels, as many as before."""
+        return dataclasses.replace(self, rgb=rgb)
+
+    def scaled_down(self, short_side: int | None) -> Picture:
+        """As :func:`scale_down`; colours that nobody sees do not mix with those that are seen."""
+        if self.alpha is None:
+            return self.with_rgb(scale_down(self.rgb, short_side))
+        whole = self.rgb.copy()
+        whole.putalpha(self.alpha)
+        small = scale_down(whole, short_side)
+        if small is whole:
+            return self
+        return dataclasses.replace(self, rgb=small.convert("RGB"), alpha=small.getchannel("A"))
 
     def in_srgb(self) -> Picture:
         """The same colours as numbers of sRGB, without a profile."""

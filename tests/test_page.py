@@ -22,6 +22,16 @@ def test_an_embedded_picture_does_not_tell_where_it_was_taken(tmp_path):
     assert not shown.getexif()
 
 
+def test_an_embedded_picture_lies_on_white_without_a_fringe():
+    seen = Image.new("L", (80, 40))
+    seen.paste(255, (0, 0, 43, 40))
+    white = seen.convert("RGB")  # and black where nobody sees it
+    white.putalpha(seen)
+    data = re.search('base64,([^"]+)', embed(white, 20, ""))[1]
+    shown = Image.open(io.BytesIO(base64.b64decode(data)))
+    assert shown.convert("L").getextrema()[0] > 250
+
+
 def test_a_name_that_is_not_unicode_costs_no_page():
     text = page("a\udcff", f"{'a' * 100}\udcff.jpg λ")
     assert "<title>a? · faststy</title>" in text

@@ -14,11 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, ImageDraw
 
 from faststy import pictures
 from faststy.errors import FaststyError
 from faststy.pictures import (
+    Picture,
     encode_picture,
     format_of,
     heat_map,
@@ -608,6 +609,23 @@ def test_scale_down():
     assert scale_down(image, 41) is image
     assert scale_down(image, None) is image
     assert scale_down(Image.new("RGB", (1000, 1)), 1).size == (1000, 1)
+
+
+def test_scaled_down_without_the_colours_that_nobody_sees():
+    alpha = Image.new("L", (80, 60))
+    ImageDraw.Draw(alpha).ellipse((11, 9, 62, 51), fill=255)
+    rgb = alpha.convert("RGB")  # what nobody sees is black
+    picture = Picture(rgb, alpha, name="a disc")
+    small = picture.scaled_down(15)
+    assert (small.size, small.name) == ((20, 15), "a disc")
+    seen = np.asarray(small.alpha)
+    assert np.sum((seen > 20) & (seen < 250)) > 20
+    assert np.asarray(small.rgb)[seen > 20].min() == 255
+    assert picture.scaled_down(61) is picture
+    assert picture.scaled_down(None) is picture
+    opaque = Picture(rgb).scaled_down(15)
+    assert opaque.alpha is None
+    np.testing.assert_array_equal(np.asarray(opaque.rgb), np.asarray(scale_down(rgb, 15)))
 
 
 def test_heat_map_grows_brighter():

@@ -90,7 +90,7 @@ def command(
 
     where = device_named(device)
     net = load_encoder(encoder).to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    source = source.with_rgb(scale_down(source.rgb, size))
+    source = source.scaled_down(size)
     x = to_tensor(source.rgb).to(where)
     s = to_tensor(scale_down(painting.rgb, style_size)).to(where)
     columns = (

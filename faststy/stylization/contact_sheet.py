@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
-from faststy.pictures import Picture, PictureSource, read_picture, scale_down
+from faststy.pictures import Picture, PictureSource, read_picture
 from faststy.stylization.stylizer import Stylizer
 
 SIDE = 400  # px, the short side of a picture on the sheet, which is painted at that size
@@ -29,7 +29,7 @@ def contact_sheet(
     """
     if not isinstance(photo, Picture):
         photo = read_picture(photo)
-    small = photo.with_rgb(scale_down(photo.rgb, SIDE))
+    small = photo.scaled_down(SIDE)
     pictures = [("photo", _on_paper(small))]
     for done, style in enumerate(stylizer.styles, 1):
         pictures.append((style, _on_paper(stylizer.paint(small, style=style).picture)))

@@ -21,7 +21,7 @@ from faststy import assets
 from faststy.errors import FaststyError
 from faststy.model_file import Model, load_model
 from faststy.ops.reference import luminance
-from faststy.pictures import Picture, PictureSource, read_picture, scale_down, write_picture
+from faststy.pictures import Picture, PictureSource, read_picture, write_picture
 from faststy.stylization import tiles
 from faststy.stylization.strokes import stroke_for
 from faststy.tensors import device_named
@@ -181,7 +181,7 @@ class Stylizer:
         weights = mixing_weights(style, self.styles)
         if not isinstance(picture, Picture):
             picture = _read(_for_reading(picture), "the picture")
-        photo = picture.with_rgb(scale_down(picture.rgb, size))
+        photo = picture.scaled_down(size)
         soft = None if mask is None else _soft_mask(mask, photo.size)
         filled = _fill_transparent(photo)
         limit = tiles.limit(memory, self.device)
