@@ -3,6 +3,7 @@
 import io
 import os
 import threading
+from collections import Counter
 from fractions import Fraction
 
 import av
@@ -385,6 +386,37 @@ def test_a_stream_that_appears_on_the_way_is_passed_by(film, monkeypatch):
     frames, _, clip = read(film("a.ts", frames=10))
     assert len(frames) == 10
     assert clip.damage is None
+
+
+def test_times_that_are_damaged_are_no_new_beginning(film, monkeypatch):
+    class Damaged:
+        """PyAV with a file of which some packets of sound, then a frame, carry nonsense."""
+
+        def __init__(self, file):
+            self._file = file
+
+        def __getattr__(self, name):
+            return getattr(self._file, name)
+
+        def demux(self, *streams):
+            counts = Counter()
+            for packet in self._file.demux(*streams):
+                kind = packet.stream.type
+                counts[kind] += 1
+                if counts[kind] in {"audio": range(60, 66), "video": (70,)}[kind] and packet.dts:
+                    packet.dts -= round(1.2 / packet.time_base)
+                    packet.pts -= round(1.2 / packet.time_base)
+                yield packet
+
+    opened = clips._open
+    monkeypatch.setattr(clips, "_open", lambda *given: Damaged(opened(*given)))
+    _, times, clip = read(film("a.ts", frames=100, audio="aac"))
+    assert len(times) == 100
+    assert np.sum(np.abs(np.array(times) - np.arange(100) / 25) > 0.1) <= 1
+    sound = [packet.pts * packet.time_base for packet in clip.packets]
+    late = np.abs(np.diff(np.array(sound, float)) - 1024 / 48000) > 0.005
+    assert np.sum(late) <= 2
+    assert max(sound) - min(sound) == pytest.approx(4, abs=0.1)
 
 
 def test_damage_in_the_middle_is_told(film):

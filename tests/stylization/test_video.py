@@ -304,6 +304,29 @@ def test_sound_that_changes_its_kind(film, tmp_path, suffix):
     assert np.sqrt(np.mean(samples[-9600:] ** 2)) > 0.1  # the second part is heard, too
 
 
+@pytest.mark.parametrize("suffix", [".mp4", ".webm"])
+@pytest.mark.parametrize(
+    ("name", "codec", "audio"), [("a.ts", "libx264", "aac"), ("a.mpg", "mpeg2video", "mp2")]
+)
+def test_times_that_start_again_go_on(film, tmp_path, name, codec, audio, suffix):
+    """Of recordings that were joined, each of 2 s."""
+    part = film(name, frames=50, codec=codec, audio=audio).read_bytes()
+    (tmp_path / name).write_bytes(3 * part)
+    report = paint_video(Echo(), tmp_path / name, tmp_path / f"b{suffix}")
+    assert (report.frames, report.damage) == (150, None)
+    times = [time for time, _ in frames_of(tmp_path / f"b{suffix}")]
+    assert np.diff(times).min() > 0.035
+    assert np.diff(times).max() < 0.1
+    assert times[-1] == pytest.approx(6, abs=0.2)
+    samples, _ = sound_of(tmp_path / f"b{suffix}")
+    assert len(samples) / 48000 == pytest.approx(6, abs=0.2)
+    for second in range(1, 6):  # it is heard everywhere
+        heard = samples[48000 * second - 9600 : 48000 * second + 9600]
+        assert np.sqrt(np.mean(heard**2)) > 0.2
+    report = paint_video(Echo(), tmp_path / name, tmp_path / f"b{suffix}", start=5)
+    assert report.frames == pytest.approx(25, abs=3)
+
+
 @pytest.mark.parametrize("damage", [b"\0\0", b"\xff\xf1\x50\x80\x2f\x7f\xff"])
 def test_damaged_sound_does_not_cost_the_video(film, tmp_path, damage):
     source = film("a.ts", frames=50, audio="aac")
