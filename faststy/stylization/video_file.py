@@ -63,7 +63,8 @@ class VideoFile:
     Attributes:
         left_out: the clip's streams of sound and subtitles that could not be taken along, with the
             reason, in words.
-        lost: how many of the packets were damaged, so that the format could not hold them.
+        lost: how many of their packets were damaged, so that they could not be decoded, or the
+            format could not hold them; complete once it is finished.
 
     >>> video = VideoFile(file, "painted.mp4", clip)
     >>> video.write(picture, time)
@@ -161,6 +162,7 @@ class VideoFile:
         self._add(self._video.encode(None))
         for other in self._others.values():
             self._add(other.rest())
+            self.lost += other.lost
         with self._counting_lost():
             self._container.close()
         if self.lost and not self._can_be_read():
@@ -309,6 +311,7 @@ class _Copied:
     """A stream of sound or subtitles that goes into the new file as it is."""
 
     how = "copied"
+    lost = 0
 
     def __init__(self, target: av.stream.Stream) -> None:
         self.target = target
@@ -349,15 +352,19 @@ class _Encoded:
         target.layout = layout.name
         target.bit_rate = 64_000 * layout.nb_channels
         self.source, self.target = source, target
+        self.lost = 0  # of its packets
         self._last: Fraction | None = None
         self._kind: tuple[str, str, int] | None = None
         self._resampler = av.AudioResampler(target.format, target.layout, target.rate)
 
-    def take(self, packet: Packet | None, offset: Fraction) -> list[Packet]:
+    def take(self, packet: Packet, offset: Fraction) -> list[Packet]:
         try:
             frames = self.source.decode(packet)
         except av.FFmpegError:
+            self.lost += 1
             return []
+        if frames and self._kind is None:
+            self.lost = 0  # before it: a recording may begin in the middle
         packets: list[Packet] = []
         for frame in frames:
             if frame.pts is not None and frame.time_base:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import threading
 from fractions import Fraction
 
@@ -340,6 +341,32 @@ def test_damaged_sound_does_not_cost_the_video(film, tmp_path, damage):
     assert report.damage == "1 packets of its sound or subtitles are damaged"
     assert len(frames_of(tmp_path / "b.mp4")) == 50
     assert sound_of(tmp_path / "b.mp4")[0].size / 48000 == pytest.approx(2, abs=0.2)
+
+
+def test_damaged_sound_that_is_changed_is_told(film, tmp_path):
+    def damaged(name, first, last):
+        """A copy of the film with noise instead of some packets of sound."""
+        noise = np.random.default_rng(0)
+        with av.open(str(source)) as file, av.open(str(tmp_path / name), "w") as copy:
+            copies = [copy.add_stream_from_template(stream) for stream in file.streams]
+            packets = [packet for packet in file.demux() if packet.size]
+            sound = [packet for packet in packets if packet.stream.type == "audio"]
+            for packet in packets:
+                new = packet
+                if packet in sound[first:last]:
+                    new = av.Packet(noise.bytes(max(8, packet.size)))
+                    new.pts, new.dts, new.time_base = packet.pts, packet.dts, packet.time_base
+                new.stream = copies[packet.stream.index]
+                copy.mux(new)
+        return tmp_path / name
+
+    source = film("a.mkv", frames=100, audio="aac")
+    report = paint_video(Echo(), damaged("b.mkv", 40, 120), tmp_path / "b.webm")
+    assert (report.frames, report.audio) == (100, "opus")
+    count = int(re.fullmatch(r"(\d+) packets of its sound or .* are damaged", report.damage)[1])
+    assert 40 < count <= 80
+    # What lies before the first sound that can be heard is no loss: recordings begin anywhere.
+    assert paint_video(Echo(), damaged("c.mkv", 0, 5), tmp_path / "c.webm").damage is None
 
 
 def test_what_fails_at_the_video_and_at_its_sound_is_told_apart(film, tmp_path, monkeypatch):
