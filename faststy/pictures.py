@@ -436,7 +436,7 @@ def _from_image(image: Image.Image, name: str) -> Picture:
     except Exception as error:  # a decoder can raise anything on damaged bytes
         raise FaststyError(f"{name}: damaged or cut off ({error})") from error
 
-    format = image.format
+    format = "JPEG" if image.format == "MPO" else image.format  # of a phone, with a second picture
     exif = kept_exif(image)
     image = _upright(image)
     alpha = _alpha(image)

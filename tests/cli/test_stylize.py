@@ -232,7 +232,14 @@ def test_links_in_a_circle_are_told(photos, model, faststy):
 
 
 def test_standard_input_to_standard_output(photos, model, faststy):
-    for path, format in [("photos/a.png", "PNG"), ("photos/sub/b.jpg", "JPEG"), ("c.gif", "PNG")]:
+    two = [Image.new("RGB", (30, 20), colour) for colour in ("red", "blue")]
+    two[0].save("phone.jpg", "MPO", save_all=True, append_images=two[1:])  # as phones store a map
+    for path, format in [
+        ("photos/a.png", "PNG"),
+        ("photos/sub/b.jpg", "JPEG"),
+        ("phone.jpg", "JPEG"),
+        ("c.gif", "PNG"),
+    ]:
         status, out, err = faststy("stylize", "-", "-m", model, stdin=Path(path).read_bytes())
         assert (status, err) == (0, "")
         image = Image.open(io.BytesIO(out))
