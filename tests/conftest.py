@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,15 @@ def film(tmp_path: Path) -> Callable[..., Path]:
         return write_film(tmp_path / name, **options)
 
     return write
+
+
+@pytest.fixture
+def disk_in_memory() -> Iterator[Path]:
+    """A folder below /dev that is one as any."""
+    if not os.path.isdir("/dev/shm"):
+        pytest.skip("there is no /dev/shm")
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        yield Path(folder)
 
 
 @pytest.fixture

@@ -30,6 +30,11 @@ class FiniteRange(click.FloatRange):
         return number
 
 
+def is_device(path: str | Path) -> bool:
+    """Whether it names no file but a camera, say, or a pipe: <(a command) is /dev/fd/63."""
+    return Path(path).is_relative_to("/dev") and not Path(path).is_relative_to("/dev/shm")
+
+
 # Not for click to say what cannot be read: what reads does, and goes on with the rest.
 NAME = click.Path(readable=False)
 PATH = click.Path(readable=False, path_type=Path)

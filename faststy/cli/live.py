@@ -60,7 +60,7 @@ def command(source: str, model: str, style: str | None, size: int, port: int) ->
     open_frames = partial(_frames, source, size)
     first, frames = first_frame(open_frames)
     previews = thumbnails(stylizer, first)
-    camera_again = open_frames if source.startswith("/dev/") else None
+    camera_again = open_frames if _options.is_device(source) else None
     with (
         Live(stylizer, _again(first, frames), style=weights, open_again=camera_again) as live,
         LiveServer(live, source=source, thumbnails=previews, port=port) as server,
@@ -77,7 +77,7 @@ def _frames(source: str, size: int) -> Iterator[Frame]:
 
     if source == DEMO:
         return moving_photo(size)
-    if source.startswith("/dev/"):
+    if _options.is_device(source):
         return from_camera(open_camera(source, size=size))
     return in_real_time(lambda: open_clip(source, size=size))
 

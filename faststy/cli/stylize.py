@@ -384,7 +384,7 @@ def plan(inputs: tuple[str, ...], out: str | None, label: str, save_map: bool) -
             jobs += _folder_jobs(path, folder / name if several and out else folder)
         elif out == STREAM:
             jobs.append(Job(path, None))
-        elif out is None and path.is_relative_to("/dev"):  # <(a command) is /dev/fd/63
+        elif out is None and _options.is_device(path):
             raise FaststyError(f"{text} has no name; name the output by -o painted.png")
         elif out is None:
             jobs.append(Job(path, path.with_name(_writable(f"{path.stem}_{label}{path.suffix}"))))

@@ -162,7 +162,7 @@ def _target(source: str, name: str, out: str | None, label: str) -> Path:
     """Where to write: beside the input under its name and the styles', unless `out` says so."""
     from faststy.stylization.video_file import FORMATS
 
-    if source == STREAM or Path(source).is_relative_to("/dev"):  # <(a command) is /dev/fd/63
+    if source == STREAM or _options.is_device(source):
         if out is None or Path(out).is_dir():
             raise FaststyError(f"{name} has no name; name the output by -o painted.mp4")
         return Path(out)

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import struct
@@ -19,7 +20,7 @@ import pytest
 import torch
 from PIL import Image
 
-from faststy.cli import main
+from faststy.cli import live, main
 from faststy.model_file import Model, ModelInfo, save_model
 from faststy.nn.generator import Generator, GeneratorConfig
 
@@ -128,6 +129,13 @@ def test_a_camera_that_was_lost_is_opened_again(film, model):
         assert running.returncode == 0
     finally:
         running.kill()
+
+
+def test_a_film_on_a_disk_in_memory_is_no_camera(film, disk_in_memory):
+    source = shutil.copy(film("a.mp4", frames=3, size=(64, 48)), disk_in_memory)
+    frames = live._frames(str(source), 24)
+    assert next(frames).shape == (24, 32, 3)
+    frames.close()
 
 
 def wait_for(true, seconds=40):

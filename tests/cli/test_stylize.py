@@ -5,6 +5,7 @@ import io
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -248,6 +249,12 @@ def test_standard_input_to_standard_output(photos, model, faststy):
     data = Path("c.gif").read_bytes()
     assert faststy("stylize", "-", "-o", "d.webp", "-m", model, stdin=data) == (0, b"", "")
     assert Image.open("d.webp").format == "WEBP"
+
+
+def test_a_disk_in_memory_is_no_device(photos, model, faststy, disk_in_memory):
+    shutil.copy("photos/a.png", disk_in_memory)
+    assert faststy("stylize", disk_in_memory / "a.png", "-m", model)[0] == 0
+    assert files(disk_in_memory) == ["a.png", "a_rain.png"]
 
 
 @pytest.mark.skipif(not Path("/dev/fd").exists(), reason="there is no /dev/fd")

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -131,6 +132,12 @@ def test_names_without_o(film, model, faststy):
     assert frames_of("shots/s_rain.mp4")[2].time == pytest.approx(0.2)
     assert faststy("shots", "-m", model)[0] == 0
     assert len(frames_of("shots_rain.mp4")) == 3
+
+
+def test_a_disk_in_memory_is_no_device(film, model, faststy, disk_in_memory):
+    source = shutil.copy(film("a.mkv", frames=3), disk_in_memory)
+    assert faststy(source, "-m", model)[0] == 0
+    assert len(frames_of(disk_in_memory / "a_rain.mkv")) == 3
 
 
 def test_standard_input(film, model, faststy):
