@@ -226,6 +226,8 @@ class _Reader:
             )
             if image.format == "ushort":  # 16 bits, of which Pillow, too, takes the upper ones
                 image = image.cast("uchar", shift=True)
+            if image.bands > 3:  # of a TIFF that does not say what the others are: no alpha
+                image = image.extract_band(0, n=3)
             shape = (image.width, image.height, image.bands, image.format)
             if shape != (*picture.size, 3, "uchar"):
                 raise FaststyError(f"{picture.path}: it is {shape} to libvips")

@@ -127,6 +127,14 @@ def test_16_bits_are_read_as_pillow_reads_them(tmp_path, name):
 
 
 @needs_libvips
+def test_samples_beyond_the_colours_are_left_out_as_pillow_does(photo, tmp_path):
+    photo.convert("RGBX").save(tmp_path / "a.tiff")
+    picture = strips.look_at(tmp_path / "a.tiff", tmp_path / "b.png")
+    rows = strips._Reader(picture).rows(0, picture.size[1])
+    np.testing.assert_array_equal(rows, np.asarray(photo))
+
+
+@needs_libvips
 @pytest.mark.parametrize("target", ["b.png", "b.jpg"])
 def test_profile_and_metadata_are_kept(stylizer, save, tmp_path, target):
     exif = Image.Exif()
