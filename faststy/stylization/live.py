@@ -32,7 +32,8 @@ IDLE = 3.0
 RETRY, RETRY_MOST = 1.0, 5.0
 """Seconds before a lost camera is opened again: doubled by each try in vain, and at most."""
 LONGEST_GAP = 0.25
-"""Seconds in which a film that is decoded too slowly shows a frame all the same."""
+"""Seconds in which a film gives a frame all the same: where it is decoded too slowly a late one,
+where it stands still, as slides do, the one that is seen: dials may be turned meanwhile."""
 PATIENCE = 20.0
 """Seconds in which the first frame must come."""
 SPEED_OVER = 1.0
@@ -110,6 +111,7 @@ class Live:
         self._taken = 0
         self._shown: Shown | None = None
         self._looked = time.monotonic()
+        self._waiting = 0  # those who look, for a painting
         self._rested = True  # nobody looked, so nothing was painted and nothing was dropped
         self._stopped = False
         self._reading, self._painting = (
@@ -140,14 +142,16 @@ class Live:
     def next(self, after: int, timeout: float) -> Shown | None:
         """The newest painting, once its number is not `after`; None when it took too long."""
         with self._changed:
-            if time.monotonic() > self._looked + IDLE:
+            if not self._is_looked_at():
                 self._shown = None  # from when somebody looked last
                 self._rested = True
-            self._looked = time.monotonic()
+            self._waiting += 1
             self._changed.notify_all()
             self._changed.wait_for(
                 lambda: self.error or (self._shown and self._shown.number != after), timeout
             )
+            self._waiting -= 1
+            self._looked = time.monotonic()
             fresh = self._shown is not None and self._shown.number != after
             return self._shown if fresh else None
 
@@ -229,7 +233,10 @@ class Live:
     def _is_wanted(self) -> bool:
         """Whether there is a new frame, and someone who looks."""
         fresh = self._newest is not None and self._newest[0] != self._taken
-        return fresh and time.monotonic() < self._looked + IDLE
+        return fresh and self._is_looked_at()
+
+    def _is_looked_at(self) -> bool:
+        return self._waiting > 0 or time.monotonic() < self._looked + IDLE
 
 
 def thumbnails(stylizer: Stylizer, picture: Frame, side: int = 96) -> list[bytes]:
@@ -250,6 +257,14 @@ def in_real_time(open_again: Callable[[], Clip]) -> Iterator[Frame]:
     Those whose time has passed are left out, for LONGEST_GAP seconds at most.
     """
     count, begin, shown, pause = 0, 0.0, 0.0, 0.0
+    frame: Frame | None = None
+
+    def hold(until: float) -> Iterator[Frame]:
+        """What is seen meanwhile."""
+        while frame is not None and until > time.monotonic() + LONGEST_GAP:
+            time.sleep(LONGEST_GAP)
+            yield frame
+        time.sleep(max(0.0, until - time.monotonic()))
 
     def is_late(at: Fraction) -> bool:
         nonlocal count
@@ -261,13 +276,13 @@ def in_real_time(open_again: Callable[[], Clip]) -> Iterator[Frame]:
         with closing(open_again()) as clip:
             begin = shown = time.monotonic()
             pause = 1 / float(clip.rate)
-            for frame in clip.frames(is_late):
-                time.sleep(max(0.0, begin + float(clip.times.popleft()) - time.monotonic()))
-                shown = time.monotonic()
+            for newest in clip.frames(is_late):
+                yield from hold(begin + float(clip.times.popleft()))
+                frame, shown = newest, time.monotonic()
                 clip.packets.clear()  # nobody hears the sound
                 yield frame
-        time.sleep(max(0.0, shown + pause - time.monotonic()))  # the last one has its time, too
-        while count == 1:
+        yield from hold(shown + pause)  # the last one has its time, too
+        while count == 1 and frame is not None:
             yield frame
             time.sleep(pause)
 

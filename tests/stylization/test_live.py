@@ -3,6 +3,7 @@
 import io
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
@@ -123,6 +124,18 @@ def test_nothing_is_painted_while_nobody_looks(monkeypatch):
         time.sleep(0.2)
         frames.push(1)
         assert live.next(0, 10).before[0, 0, 0] == 4  # not the old painting once more
+
+
+def test_who_waits_for_a_frame_looks(monkeypatch):
+    monkeypatch.setattr(live_module, "IDLE", 0.1)
+    stylizer, frames = Inverter(), Frames()
+    stylizer.gate.release(100)
+    with Live(stylizer, frames) as live, ThreadPoolExecutor() as pool:
+        waiting = pool.submit(live.next, 0, 10)
+        time.sleep(0.5)
+        frames.push(1)
+        assert waiting.result().before[0, 0, 0] == 1
+        assert time.time() - waiting.result().captured < 5  # and not once it is asked for again
 
 
 def test_a_pause_without_anyone_who_looks_is_neither_slow_nor_drops_frames(monkeypatch):
@@ -398,6 +411,20 @@ def test_frames_of_a_film_whose_time_has_passed_are_left_out(film, clock):
     np.testing.assert_array_equal(next(frames), every[5])
     clock[0] += 9  # then something is shown all the same
     np.testing.assert_array_equal(next(frames), every[6])
+
+
+def test_a_frame_that_is_seen_for_long_is_given_again(film, clock):
+    """As slides are: dials that are turned meanwhile show."""
+    path = film("a.mp4", frames=3, times=[0, 100, 104])  # hundredths
+    frames = in_real_time(lambda: open_clip(path))
+    first, second, third = open_clip(path).frames()
+    for at in (0, 0.25, 0.5, 0.75):
+        np.testing.assert_array_equal(next(frames), first)
+        assert clock[0] == pytest.approx(at)
+    np.testing.assert_array_equal(next(frames), second)
+    assert clock[0] == pytest.approx(1)
+    np.testing.assert_array_equal(next(frames), third)
+    assert clock[0] == pytest.approx(1.04)
 
 
 def test_a_photo_is_no_faster_than_a_film(tmp_path, clock):
