@@ -49,6 +49,7 @@ def write_film(
     codec: str = "libx264",
     pixels: str = "yuv420p",
     colors: tuple[int, int, int, int] = (0, 0, 0, 0),
+    aspect: Fraction | None = None,
     turn: int = 0,
     mirror: bool = False,
     audio: str | None = None,
@@ -73,6 +74,8 @@ def write_film(
         context.time_base = Fraction(1, 100 if times else rate)
         context.colorspace, context.color_range = colors[0] or 2, colors[1]
         context.color_primaries, context.color_trc = colors[2] or 2, colors[3] or 2
+        if aspect is not None:
+            context.sample_aspect_ratio = aspect
         if turn or mirror:
             video.set_display_rotation(turn, hflip=mirror)
         sound = file.add_stream(audio, rate=48000, layout=layout) if audio else None

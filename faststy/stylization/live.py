@@ -21,7 +21,7 @@ from PIL import Image
 from faststy import assets
 from faststy.errors import FaststyError
 from faststy.pictures import read_picture
-from faststy.stylization.clips import Clip
+from faststy.stylization.clips import SMALLEST, Clip
 from faststy.stylization.stylizer import Stylizer, mixing_weights
 
 Frame = npt.NDArray[np.uint8]
@@ -278,13 +278,22 @@ def in_real_time(open_again: Callable[[], Clip]) -> Iterator[Frame]:
             pause = 1 / float(clip.rate)
             for newest in clip.frames(is_late):
                 yield from hold(begin + float(clip.times.popleft()))
-                frame, shown = newest, time.monotonic()
+                frame, shown = _of_square_pixels(newest, clip.aspect), time.monotonic()
                 clip.packets.clear()  # nobody hears the sound
                 yield frame
         yield from hold(shown + pause)  # the last one has its time, too
         while count == 1 and frame is not None:
             yield frame
             time.sleep(pause)
+
+
+def _of_square_pixels(frame: Frame, aspect: Fraction) -> Frame:
+    """A frame whose pixels are `aspect` times as wide as high, as it is to be seen."""
+    width = round(frame.shape[1] * min(max(aspect, Fraction(1, 4)), Fraction(4)))  # or nonsense
+    if width == frame.shape[1]:
+        return frame
+    size = max(SMALLEST, width), frame.shape[0]
+    return np.array(Image.fromarray(frame).resize(size, Image.Resampling.BILINEAR))
 
 
 def first_frame(

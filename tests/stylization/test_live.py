@@ -4,6 +4,7 @@ import io
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 from types import SimpleNamespace
 
 import numpy as np
@@ -400,6 +401,18 @@ def test_the_last_frame_of_a_film_has_its_time_too(film, clock):
     frames = in_real_time(lambda: open_clip(path))
     times = [(next(frames), clock[0])[1] for _ in range(37)]
     np.testing.assert_allclose(times, np.arange(37) / 25, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("aspect", "turn", "shape"),
+    [(Fraction(16, 15), 0, (48, 68, 3)), (Fraction(2), 90, (64, 24, 3)), (None, 0, (48, 64, 3))],
+)
+def test_pixels_of_a_film_that_are_not_square(film, aspect, turn, shape):
+    path = film("a.mp4", frames=2, aspect=aspect, turn=turn)
+    frame = next(in_real_time(lambda: open_clip(path)))
+    assert frame.shape == shape
+    plain = next(open_clip(path).frames())
+    assert np.abs(frame[:, -1].astype(int) - plain[:, -1]).max() <= 4
 
 
 def test_frames_of_a_film_whose_time_has_passed_are_left_out(film, clock):
