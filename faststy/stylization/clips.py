@@ -350,9 +350,17 @@ class VideoClip(Clip):
         width, height = self._size
         if frame.colorspace == _UNSPECIFIED:
             frame.colorspace = self.colors.matrix
-        rgb = self._to_rgb.reformat(
-            frame, width, height, "rgb24", interpolation=Interpolation.LANCZOS
-        )
+        try:
+            rgb = self._to_rgb.reformat(
+                frame, width, height, "rgb24", interpolation=Interpolation.LANCZOS
+            )
+        except av.FFmpegError as error:
+            if isinstance(error, MemoryError):
+                raise
+            raise FaststyError(
+                f"{self.name}: its colours ({frame.format.name}, matrix {int(frame.colorspace)} of "
+                f"ITU-T H.273) cannot be made RGB ({reason_of(error)}); convert the film to BT.709"
+            ) from error
         self.times.append(time)
         pixels: npt.NDArray[np.uint8] = rgb.to_ndarray().astype(np.uint8, copy=False)
         return _turned(pixels, self._turn)

@@ -10,7 +10,7 @@ import av
 import numpy as np
 import pytest
 
-from faststy.errors import FaststyError
+from faststy.errors import FaststyError, UnwritableError
 from faststy.stylization.clips import FASTEST, SLOWEST, open_clip
 from faststy.stylization.video import HALF_LIFE, paint_video
 from faststy.stylization.video_file import ENCODERS, FORMATS
@@ -520,6 +520,24 @@ def test_films_that_cannot_be_painted_are_one_sentence_and_leave_nothing(film, t
         with pytest.raises(FaststyError, match=f"^{tmp_path / name}: {sentence}"):
             paint_video(Echo(), tmp_path / name, tmp_path / "b.mp4")
         assert sorted(os.listdir(tmp_path)) == before
+
+
+@pytest.mark.parametrize("matrix", [8, 14])
+def test_colours_that_ffmpeg_does_not_convert_are_told_of_the_film(film, tmp_path, matrix):
+    """YCgCo, ICtCp: it is not the output that cannot be written."""
+    source = tmp_path / "a.mkv"
+    with av.open(str(source), "w") as file:
+        video = file.add_stream("libx264", rate=25)
+        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        video.codec_context.colorspace = matrix
+        frame = av.VideoFrame(64, 48, "yuv420p")
+        frame.colorspace = matrix
+        file.mux([*video.encode(frame), *video.encode(None)])
+    sentence = rf"a\.mkv: its colours \(yuv420p, matrix {matrix} of .* cannot be made RGB"
+    with pytest.raises(FaststyError, match=sentence) as caught:
+        paint_video(Echo(), source, tmp_path / "b.mp4")
+    assert not isinstance(caught.value, UnwritableError)
+    assert os.listdir(tmp_path) == ["a.mkv"]
 
 
 def test_mistakes_are_one_sentence_and_leave_nothing(film, tmp_path):
