@@ -125,6 +125,17 @@ def check_output(path: Path, inputs: Iterable[Path] = ()) -> None:
         raise FaststyError(f"{path}: cannot be written ({reason})")
 
 
+def mode_of(path: str | os.PathLike[str]) -> int:
+    """What kind of file is there, as `stat` takes it; 0 for none, or one that may not be known.
+
+    (`Path.is_fifo` and the like raise for a name that is too long, and in a folder that is closed.)
+    """
+    try:
+        return os.stat(path).st_mode
+    except (OSError, ValueError):
+        return 0
+
+
 def without_links(path: Path) -> Path:
     """`path`, absolute and without links; links in a circle stay, where `resolve` may raise."""
     return Path(os.path.realpath(path))

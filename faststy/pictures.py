@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import io
 import os
+import stat
 import threading
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ import numpy.typing as npt
 from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from faststy.errors import FaststyError
-from faststy.files import reason_of, target_at, write_bytes
+from faststy.files import mode_of, reason_of, target_at, write_bytes
 
 PIXEL_LIMIT = 300_000_000
 """Largest picture that is read, in pixels: a file of a few bytes can claim any size."""
@@ -330,7 +331,8 @@ def list_pictures(
 
 def _is_special(path: Path) -> bool:
     """Whether `path` is a pipe, a socket or a device; a broken link is not, and is told of."""
-    return path.exists() and not path.is_file() and not path.is_dir()
+    mode = mode_of(path)
+    return mode != 0 and not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
 
 
 def style_sample(count: int) -> range:

@@ -593,6 +593,20 @@ def test_list_pictures_names_the_folder_that_cannot_be_read(tmp_path, monkeypatc
     assert list_pictures(tmp_path, foreign=True) == [tmp_path / "a.png", closed]
 
 
+def test_pictures_in_a_folder_that_may_be_listed_only(tmp_path, monkeypatch):
+    """They are listed: each is told of when it is read."""
+    stat, path = os.stat, tmp_path / "a.png"
+    path.touch()
+
+    def closed(name, **options):
+        if os.fspath(name) == str(path):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return stat(name, **options)
+
+    monkeypatch.setattr(os, "stat", closed)  # root may look anywhere
+    assert list_pictures(tmp_path) == [path]
+
+
 def test_list_pictures_of_nothing(tmp_path):
     (tmp_path / "notes.txt").touch()
     with pytest.raises(FaststyError, match="no pictures in this folder"):

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import stat
 import sys
 import time
 import warnings
@@ -21,7 +22,7 @@ import click
 from faststy.cli import STOPPED, _options, counted, is_terminal
 from faststy.cli._options import STREAM
 from faststy.errors import FaststyError, UnwritableError
-from faststy.files import without_links
+from faststy.files import mode_of, without_links
 
 if TYPE_CHECKING:
     from faststy.stylization.realtime import Dials
@@ -61,7 +62,7 @@ class Job:
     @property
     def is_piped(self) -> bool:
         """Whether it can be read only once, as standard input and <(a command) can."""
-        return self.source is None or self.source.is_fifo()
+        return self.source is None or stat.S_ISFIFO(mode_of(self.source))
 
     @property
     def targets(self) -> list[Path]:
@@ -369,14 +370,14 @@ def plan(inputs: tuple[str, ...], out: str | None, label: str, save_map: bool) -
     several = len(inputs) > 1
     if several and (STREAM in inputs or out == STREAM):
         raise FaststyError("standard input and output take one picture; name only one INPUT")
-    if several and out and _writable(out) == out and not Path(out).is_dir():
+    if several and out and _writable(out) == out and not os.path.isdir(out):
         raise FaststyError(f"{out}: names a picture, but several inputs need a folder")
     jobs: list[Job] = []
     for text in inputs:
         path = Path(text)
         if text == STREAM:
             jobs.append(Job(None, None if out in (None, STREAM) else Path(str(out))))
-        elif path.is_dir():
+        elif os.path.isdir(path):
             if out == STREAM:
                 raise FaststyError(f"{text}: a folder cannot go to standard output; name one by -o")
             name = path.resolve().name or "painted"
@@ -388,7 +389,7 @@ def plan(inputs: tuple[str, ...], out: str | None, label: str, save_map: bool) -
             raise FaststyError(f"{text} has no name; name the output by -o painted.png")
         elif out is None:
             jobs.append(Job(path, path.with_name(_writable(f"{path.stem}_{label}{path.suffix}"))))
-        elif several or out.endswith(os.sep) or Path(out).is_dir() or not Path(out).suffix:
+        elif several or out.endswith(os.sep) or os.path.isdir(out) or not Path(out).suffix:
             jobs.append(Job(path, Path(out, _writable(path.name))))
         else:
             jobs.append(Job(path, Path(out)))
@@ -423,7 +424,7 @@ def check(jobs: list[Job], others: list[Path], as_json: bool) -> None:
     from faststy.pictures import format_of
 
     sources = [job.source for job in jobs if job.source is not None]
-    protected = {_identity(path): path for path in [*sources, *others] if path.exists()}
+    protected = {_identity(path): path for path in [*sources, *others] if os.path.exists(path)}
     seen: dict[Path, str] = {}
     for job in jobs:
         if job.source is None and sys.stdin is None:
@@ -437,7 +438,7 @@ def check(jobs: list[Job], others: list[Path], as_json: bool) -> None:
                 raise FaststyError("standard output is a terminal; name a file by -o")
         for target in job.targets:
             format_of(target)
-            if target.exists() and _identity(target) in protected:
+            if os.path.exists(target) and _identity(target) in protected:
                 raise FaststyError(f"{target}: is an input and will not be overwritten; change -o")
             if target in seen:
                 raise FaststyError(f"{target}: both {seen[target]} and {job.name} would be written")

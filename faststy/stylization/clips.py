@@ -9,6 +9,7 @@ import os
 import re
 import select
 import shutil
+import stat
 import sys
 import tempfile
 import threading
@@ -28,7 +29,7 @@ import numpy.typing as npt
 from av.video.reformatter import Interpolation, VideoReformatter
 
 from faststy.errors import FaststyError
-from faststy.files import reason_of
+from faststy.files import mode_of, reason_of
 from faststy.pictures import frames_in, list_pictures, read_picture, scale_down
 
 Packet: TypeAlias = "av.Packet[av.stream.Stream]"
@@ -176,19 +177,21 @@ def open_clip(
     if isinstance(source, str | os.PathLike):
         path = Path(source)
         name = name or str(path)
-        if path.is_dir():
+        mode = mode_of(path)
+        if stat.S_ISDIR(mode):
             pictures = sorted(list_pictures(path, recursive=False), key=_by_number)
             clip = PictureClip(pictures, name, size, begin, until, pace)
             clip.left_out += _moving(path, pictures)
             return clip
-        if not path.exists() and re.search(r"%\d*d", path.name):
+        if not mode and re.search(r"%\d*d", path.name):
             found = _matching(path)
             clip = PictureClip([*found.values()], name, size, begin, until, pace)
             clip.left_out += _gaps([*found])
             return clip
         # An absolute path is never taken for an address. Links stay: that of a pipe leads nowhere.
         path = path.absolute()
-        source = _open_pipe(path, name) if path.is_fifo() or path.is_char_device() else str(path)
+        is_pipe = stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)
+        source = _open_pipe(path, name) if is_pipe else str(path)
     name = name or "the stream"
     if rate is not None:
         raise FaststyError(

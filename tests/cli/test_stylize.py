@@ -223,6 +223,13 @@ def test_earlier_results_are_not_painted_again(photos, model, faststy):
     fails_with(faststy("stylize", "painted", "-m", model, "-o", "painted"), "is an input")
 
 
+def test_a_name_that_is_too_long_is_skipped(photos, model, faststy):
+    long = f"{'a' * 300}.jpg"
+    status, _, err = faststy("stylize", long, "photos/a.png", "-m", model, "-o", "out")
+    assert (status, files("out")) == (1, ["a.png"])
+    assert f"{long}: cannot be read (File name too long)" in err
+
+
 def test_links_in_a_circle_are_told(photos, model, faststy):
     Path("circle").symlink_to("circle")
     Path("photos/circle.png").symlink_to("circle.png")

@@ -462,6 +462,7 @@ def test_what_is_no_film_is_one_sentence(film, tmp_path):
         ("narrow.mkv", "its frames are 2 x 48; faststy paints from 16 x 16 pixels on"),
         ("folder", "no pictures in this folder"),
         ("frame_%03d.png", "no file has such a name"),
+        (f"{'a' * 300}.mp4", "File name too long"),
     ]:
         with pytest.raises(FaststyError, match=reason) as caught:
             open_clip(tmp_path / name)
