@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from faststy.cli import _options
+from faststy.cli import _options, printable
 
 if TYPE_CHECKING:
     from faststy.stylization.live import Frame
@@ -65,7 +65,7 @@ def command(source: str, model: str, style: str | None, size: int, port: int) ->
         Live(stylizer, _again(first, frames), style=weights, open_again=camera_again) as live,
         LiveServer(live, source=source, thumbnails=previews, port=port) as server,
     ):
-        click.echo(f"{server.url}  shows {source}; Ctrl-C ends it")
+        click.echo(f"{server.url}  shows {printable(source)}; Ctrl-C ends it")
         with suppress(KeyboardInterrupt):
             server.serve_forever(poll_interval=0.2)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from faststy.cli import STOPPED, _options
+from faststy.cli import STOPPED, _options, printable
 from faststy.cli._options import STREAM
 from faststy.errors import FaststyError
 from faststy.files import without_links
@@ -149,7 +149,7 @@ def command(
                 stop=stop,
             )
         except StoppedError as error:
-            click.echo(f"faststy: {error}", err=True)
+            click.echo(f"faststy: {printable(str(error))}", err=True)
             sys.exit(STOPPED)
     _tell(report, source, name, target, weights, as_json)
     if report.stopped:
@@ -216,14 +216,14 @@ def _tell(
     weights: dict[str, float],
     as_json: bool,
 ) -> None:
+    told = []
     if report.damage is not None:
-        click.echo(
-            f"faststy: {name}: {report.damage}; {report.frames} frames were painted", err=True
-        )
-    for stream in report.left_out:
-        click.echo(f"faststy: {target}: without {stream}", err=True)
+        told.append(f"{name}: {report.damage}; {report.frames} frames were painted")
+    told += [f"{target}: without {stream}" for stream in report.left_out]
     if report.stopped:
-        click.echo(f"faststy: stopped; {target} ends after {report.frames} frames", err=True)
+        told.append(f"stopped; {target} ends after {report.frames} frames")
+    for text in told:
+        click.echo(f"faststy: {printable(text)}", err=True)
     if as_json:
         values = {
             "input": source,
@@ -243,6 +243,6 @@ def _tell(
         click.echo(json.dumps(values))
     else:
         click.echo(
-            f"{target}  {report.frames} frames, {report.width} x {report.height}, "
+            f"{printable(str(target))}  {report.frames} frames, {report.width} x {report.height}, "
             f"in {report.seconds:.0f} s, {report.fps:.1f} fps"
         )

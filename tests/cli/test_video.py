@@ -174,6 +174,20 @@ def test_what_is_left_out_is_told(film, model, faststy):
     assert json.loads(out)["left_out"] == [left_out]
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="names hold no line breaks there")
+def test_names_and_tags_of_strangers_say_nothing_to_the_terminal(film, model, faststy):
+    name = "\x1b[31m\nfaststy: forged.mkv"
+    data = film("a.mkv", frames=60, audio="aac").read_bytes().replace(b"A_AAC", b"A_XXX")
+    Path(name).write_bytes(data[: len(data) // 2])
+    status, out, err = faststy(name, "-m", model)
+    assert status == 1
+    shown = r"\x1b[31m\nfaststy: forged"
+    assert [line.split(": ", 1)[0] for line in err.splitlines()] == ["faststy", "faststy"]
+    assert err.startswith(f"faststy: {shown}.mkv: it is cut off")
+    assert f"faststy: {shown}_rain.mkv: without audio stream" in err
+    assert out.startswith(f"{shown}_rain.mkv  ")
+
+
 def test_mistakes_are_one_sentence_and_leave_nothing(film, model, faststy):
     film("a.mp4", frames=2)
     Path("song.mp3").write_bytes(b"ID3" + bytes(2000))
