@@ -41,8 +41,8 @@ def command(source: str, model: str, style: str | None, size: int, port: int) ->
 
     CAMERA is a camera of Linux (/dev/video0, or just 0), a video file, which is shown over and
     over, or `demo`: a sample photo that moves. The page has buttons for the styles and sliders to
-    mix and tune them. It is for this computer only: nothing leaves it, nobody else can look.
-    Ctrl-C ends it.
+    mix and tune them. It is for this computer only: nothing leaves it. Nobody else can look, as
+    the address that is printed holds a token, another one each time. Ctrl-C ends it.
 
     \b
     faststy live

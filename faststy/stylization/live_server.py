@@ -1,10 +1,14 @@
-"""Shows live painting as a web page on this computer, and to nobody else."""
+"""Shows live painting as a web page on this computer, and to nobody else.
+
+Other users of this computer reach its ports, too. So the address holds a token, which the page gets
+as a cookie; whoever comes without is refused."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
+import secrets
 import sys
 import threading
 from http import HTTPStatus
@@ -45,7 +49,7 @@ class LiveServer(ThreadingHTTPServer):
     """Serves the page, the newest frames, and the dials of `live` on 127.0.0.1.
 
     Attributes:
-        url: where to look.
+        url: where to look, with the token.
     """
 
     daemon_threads = True
@@ -64,7 +68,9 @@ class LiveServer(ThreadingHTTPServer):
             raise FaststyError(
                 f"port {port} cannot be used ({error.strerror}); choose another by --port"
             ) from error
-        self.url = f"http://{ADDRESS}:{self.server_port}/"
+        self.token = secrets.token_urlsafe()
+        self.url = f"http://{ADDRESS}:{self.server_port}/?token={self.token}"
+        self.cookie = f"faststy-{self.server_port}"  # its name: all ports share their cookies
         # Another name would be a foreign page that had its name changed to this computer.
         self.hosts = {f"{name}:{self.server_port}" for name in (ADDRESS, "localhost")}
         if self.server_port == 80:
@@ -98,7 +104,8 @@ class _Handler(BaseHTTPRequestHandler):
         place = urlsplit(self.path)
         if place.path in self.server.files:
             kind, data = self.server.files[place.path]
-            self._answer(data, kind)
+            cookie = f"{self.server.cookie}={self.server.token}; HttpOnly; SameSite=Strict; Path=/"
+            self._answer(data, kind, more={"Set-Cookie": cookie} if place.path == "/" else None)
         elif place.path == "/state":
             self._answer_json(self._state())
         elif place.path == "/frame":
@@ -137,12 +144,29 @@ class _Handler(BaseHTTPRequestHandler):
         if not ours or (foreign and not self._is_visit()):
             self._refuse(HTTPStatus.FORBIDDEN, "this page is for this computer only")
             return False
+        if not self._has_token():
+            self._refuse(
+                HTTPStatus.FORBIDDEN,
+                "open the whole address that faststy live printed when it started: "
+                "by its token the page is for nobody else",
+            )
+            return False
         return True
+
+    def _has_token(self) -> bool:
+        """Whether it comes from who was told the address."""
+        parts = self.headers.get("Cookie", "").split("; ")
+        cookies = dict(part.partition("=")[::2] for part in parts)
+        told = parse_qs(urlsplit(self.path).query).get("token", [])
+        told.append(cookies.get(self.server.cookie, ""))
+        token = self.server.token.encode()
+        return any(secrets.compare_digest(each.encode(), token) for each in told)
 
     def _is_visit(self) -> bool:
         """Whether a link leads to the page: the other page sees nothing of it, and frames none."""
         told = self.headers.get("Sec-Fetch-Mode"), self.headers.get("Sec-Fetch-Dest")
-        return self.command == "GET" and self.path == "/" and told == ("navigate", "document")
+        place = urlsplit(self.path).path
+        return self.command == "GET" and place == "/" and told == ("navigate", "document")
 
     def _state(self) -> dict[str, Any]:
         live = self.server.live

@@ -58,9 +58,10 @@ def test_it_paints_until_ctrl_c(film, model):
         text=True,
     )
     line = running.stdout.readline()
-    port = re.fullmatch(rf"http://127\.0\.0\.1:(\d+)/  shows {source}; Ctrl-C ends it\n", line)[1]
+    address = rf"http://127\.0\.0\.1:(\d+)/\?(token=\S+)  shows {source}; Ctrl-C ends it\n"
+    port, token = re.fullmatch(address, line).groups()
     connection = http.client.HTTPConnection("127.0.0.1", int(port), timeout=60)
-    connection.request("GET", "/frame?after=0")
+    connection.request("GET", f"/frame?after=0&{token}")
     picture = Image.open(io.BytesIO(connection.getresponse().read()))
     assert picture.size == (43, 64)  # the frame above its painting
     running.send_signal(signal.SIGINT)
@@ -105,14 +106,13 @@ def test_a_camera_that_opens_and_gives_nothing_does_not_block_ctrl_c(tmp_path, m
 def test_a_camera_that_was_lost_is_opened_again(film, model):
     running = start_with_camera(film("a.mp4", frames=3, size=(64, 48)), model)
     try:
-        port = re.match(
-            r"http://127\.0\.0\.1:(\d+)/  shows /dev/video0;", running.stdout.readline()
-        )[1]
+        address = r"http://127\.0\.0\.1:(\d+)/\?(token=\S+)  shows /dev/video0;"
+        port, token = re.match(address, running.stdout.readline()).groups()
         connection = http.client.HTTPConnection("127.0.0.1", int(port), timeout=60)
 
         seen, number = [], 0
         while seen[-2:] != [503, 200]:  # as the page asks
-            connection.request("GET", f"/frame?after={number}")
+            connection.request("GET", f"/frame?after={number}&{token}")
             answer = connection.getresponse()
             data = answer.read()
             if answer.status == 200:

@@ -75,7 +75,8 @@ def server():
 
 
 def ask(server, method, path, body=None, **headers):
-    """Status, headers and body."""
+    """Status, headers and body, for who knows the token."""
+    headers = {"Cookie": f"{server.cookie}={server.token}", **headers}
     names = {name.replace("_", "-"): value for name, value in headers.items()}
     connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=20)
     try:
@@ -95,7 +96,37 @@ def turn(server, dials, **headers):
 
 def test_it_listens_on_this_computer_only(server):
     assert server.server_address[0] == "127.0.0.1"
-    assert server.url == f"http://127.0.0.1:{server.server_port}/"
+    assert server.url == f"http://127.0.0.1:{server.server_port}/?token={server.token}"
+
+
+def test_nobody_looks_without_the_token(server):
+    """Other users of this computer can reach the port, too."""
+    name = f"faststy-{server.server_port}"
+    for path in ("/", "/state", "/frame", "/style/1", "/frame?token=", "/frame?token=x", "/other"):
+        for cookie in ("", "a; b=c", f"{name}=", f"{name}={server.token}x", f"x={server.token}"):
+            status, headers, body = ask(server, "GET", path, Cookie=cookie)
+            assert status == 403
+            assert "Set-Cookie" not in headers
+            assert server.token.encode() not in body
+            assert json.loads(body)["error"].startswith("open the whole address that faststy live")
+    assert turn(server, {"strength": 0.5}, Cookie="")[0] == 403
+    assert server.live.dials["strength"] == 1.0
+    address = server.url.removeprefix(f"http://127.0.0.1:{server.server_port}")
+    status, headers, _ = ask(server, "GET", address, Cookie="")
+    assert status == 200
+    cookie, *options = headers["Set-Cookie"].split("; ")
+    assert cookie == f"{name}={server.token}"
+    assert sorted(options) == ["HttpOnly", "Path=/", "SameSite=Strict"]
+    assert ask(server, "GET", "/state", Cookie=f"other=1; {cookie}")[0] == 200
+    assert ask(server, "GET", f"/state?token={server.token}", Cookie="")[0] == 200
+    assert len(server.token) > 40
+
+
+def test_each_server_has_a_token_and_a_cookie_of_its_own(server):
+    """Ports of one address share their cookies."""
+    with LiveServer(server.live, source="", thumbnails=[]) as other:
+        assert other.token != server.token
+        assert other.cookie != server.cookie
 
 
 def test_the_page_the_state_and_the_thumbnails(server):
@@ -147,7 +178,8 @@ LINK = {
 
 
 def test_a_link_on_another_page_leads_here(server):
-    status, headers, body = ask(server, "GET", "/", None, **LINK)
+    address = f"/?token={server.token}"  # a terminal may be such a page
+    status, headers, body = ask(server, "GET", address, None, **{**LINK, "Cookie": ""})
     assert status == 200
     assert body == live_server.PAGE.read_bytes()
     assert "frame-ancestors 'none'" in headers["Content-Security-Policy"]
@@ -263,7 +295,9 @@ def test_connections_are_bounded_and_silent_ones_are_closed(server, monkeypatch)
 
 def test_several_look_and_one_goes_away_in_the_middle(server):
     """Each sees new paintings, in order; who breaks off disturbs nobody and keeps no place."""
-    request = f"GET /frame HTTP/1.1\r\nHost: 127.0.0.1:{server.server_port}\r\n\r\n".encode()
+    lines = ("GET /frame HTTP/1.1", f"Host: 127.0.0.1:{server.server_port}")
+    cookie = f"Cookie: {server.cookie}={server.token}"
+    request = "\r\n".join([*lines, cookie, "", ""]).encode()
     for _ in range(2 * live_server.MOST_CONNECTIONS):
         with socket.create_connection(("127.0.0.1", server.server_port), timeout=20) as gone:
             gone.sendall(request)
@@ -438,6 +472,7 @@ def test_nothing_is_cut_off_or_overlaps(monkeypatch, width, height):
 def test_the_dials_are_those_of_a_server_that_started_again(monkeypatch):
     """And what it does not take is told, and turned back."""
     # Each request has a connection of its own: none outlives its server, as none does a process.
+    monkeypatch.setattr(live_server.secrets, "token_urlsafe", lambda: "same")
     monkeypatch.setattr(live_server._Handler, "protocol_version", "HTTP/1.0")
     with live_screenshot.Chromium(900, 700) as browser:
         port = 0
@@ -468,6 +503,30 @@ def test_the_dials_are_those_of_a_server_that_started_again(monkeypatch):
                 browser.wait_for(
                     "document.querySelector('#message').textContent.includes('stopped')"
                 )
+
+
+@pytest.mark.skipif(live_screenshot.find_chromium() is None, reason="there is no chromium here")
+def test_a_page_of_an_earlier_run_says_what_to_open(monkeypatch):
+    monkeypatch.setattr(live_server._Handler, "protocol_version", "HTTP/1.0")
+    message = "document.querySelector('#message')"
+    with live_screenshot.Chromium(900, 700) as browser:
+        port = 0
+        for done in (f"{message}?.hidden", f"{message}.textContent.startsWith('open the whole')"):
+            with (
+                Live(Tinter(), green_frames(), style={"rain": 1.0}) as live,
+                LiveServer(live, source="a test", thumbnails=[RED] * 2, port=port) as server,
+            ):
+                threading.Thread(target=server.serve_forever, args=(0.01,)).start()
+                try:
+                    if not port:
+                        browser.open(server.url)
+                    browser.wait_for(done)
+                    port = server.server_port
+                    if "open" in done:
+                        browser.open(server.url)
+                        browser.wait_for(f"{message}?.hidden")
+                finally:
+                    server.shutdown()
 
 
 @pytest.mark.skipif(live_screenshot.find_chromium() is None, reason="there is no chromium here")
