@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
 from faststy.errors import FaststyError, UnwritableError
 
 TEMPORARY = ".faststy-tmp"
+FRESH = 10.0  # seconds in which a temporary file is new
 
 
 @contextmanager
@@ -21,29 +24,65 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     Raises FaststyError, with the reason, for a name that cannot be; UnwritableError when the folder
     cannot be written or the disk is full.
     """
-    with scratch(path.parent) as temporary:
-        try:
-            with open(temporary, "x+b") as file:
+    try:
+        with scratch(path.parent) as temporary:
+            with open(temporary, "r+b") as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
-        except OSError as error:
-            raise _unwritable(path, error) from error
+    except OSError as error:
+        raise _unwritable(path, error) from error
 
 
 @contextmanager
 def scratch(folder: Path) -> Iterator[Path]:
-    """A path in `folder` for a file that is needed within the block, and vanishes with it.
+    """An empty file in `folder` that is needed within the block, and vanishes with it.
 
-    It is named before it is there: whatever ends the block, it is known what to remove.
+    It is named before it is there: whatever ends the block, it is known what to remove. That of a
+    process which is killed is removed by the next one that writes there.
     """
+    _remove_abandoned(folder)
     path = folder / f".{os.urandom(8).hex()}{TEMPORARY}"
+    handle = -1
     try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        if not _hold(handle):  # an open file cannot be renamed on Windows
+            os.close(handle)
+            handle = -1
         yield path
     finally:
         with suppress(OSError):
             path.unlink()
+        if handle >= 0:
+            os.close(handle)
+
+
+def _hold(handle: int) -> bool:
+    """Hold a file until it is closed or the process ends; False where it is held, or cannot be."""
+    if os.name != "posix":
+        return False
+    import fcntl
+
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # or on a network drive
+        return False
+    return True
+
+
+@cache
+def _remove_abandoned(folder: Path) -> None:
+    """Remove the temporary files of `folder` that no process holds; once, as a folder may be large.
+
+    New ones are spared: they may be about to be held.
+    """
+    for path in folder.glob(f".*{TEMPORARY}"):
+        with suppress(OSError):
+            if path.is_file() and time.time() > path.stat().st_mtime + FRESH:
+                with open(path, "r+b") as file:  # as network drives ask
+                    if _hold(file.fileno()):
+                        path.unlink()
 
 
 def write_bytes(path: Path, data: bytes) -> None:

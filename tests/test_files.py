@@ -7,6 +7,7 @@ import textwrap
 
 import pytest
 
+from faststy import files
 from faststy.errors import FaststyError, UnwritableError
 from faststy.files import check_output, replacing, write_bytes, write_text
 
@@ -133,6 +134,45 @@ def test_leftovers_of_a_killed_process_are_removed_and_nothing_else(tmp_path):
     remove_leftovers(tmp_path)
     remove_leftovers(tmp_path / "absent")
     assert sorted(p.name for p in tmp_path.iterdir()) == [".hidden", "state"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs files that can be held")
+def test_what_a_killed_process_left_is_removed_by_the_next_that_writes_there(tmp_path):
+    program = textwrap.dedent("""
+        import sys
+        from pathlib import Path
+        from faststy.files import replacing
+        with replacing(Path(sys.argv[1])) as file:
+            file.write(b"whole")
+            file.flush()
+            print(flush=True)
+            input()
+    """)
+
+    def start(name):
+        command = [sys.executable, "-c", program, str(tmp_path / name)]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert process.stdout.readline() == b"\n"
+        return process
+
+    def temporaries():
+        return {name for name in names(tmp_path) if name.endswith(files.TEMPORARY)}
+
+    killed = start("a.bin")
+    left = temporaries()
+    killed.kill()
+    killed.communicate()
+    alive = start("b.bin")
+    held = temporaries() - left
+    assert (len(left), len(held)) == (1, 1)  # a new one is spared
+    for name in temporaries():
+        os.utime(tmp_path / name, (0, 0))
+    write_bytes(tmp_path / "c.bin", b"x")
+    assert temporaries() == held
+    alive.communicate(b"\n")
+    assert alive.returncode == 0
+    assert names(tmp_path) == ["b.bin", "c.bin"]
+    assert (tmp_path / "b.bin").read_bytes() == b"whole"
 
 
 def test_what_can_be_written_is_told_before(tmp_path):
