@@ -21,6 +21,7 @@ from faststy.cli import main
 from faststy.model_file import Model, ModelInfo, save_model
 from faststy.nn.generator import Generator, GeneratorConfig
 from faststy.nn.repairer import Repairer
+from faststy.stylization.clips import FASTEST, SLOWEST
 
 
 @pytest.fixture(scope="module")
@@ -219,7 +220,7 @@ def test_mistakes_are_one_sentence_and_leave_nothing(film, model, faststy):
     assert "'soon' is no time; write 90, 1:30 or 0:01:30.5" in err
     status, _, err = faststy("shots/%d.png", "--fps", "0.0001")
     assert status == 2
-    assert "0.0001 is not in the range 0.01<=x<=1000" in err
+    assert f"0.0001 is not in the range {SLOWEST}<=x<={FASTEST}" in err
     status, _, err = faststy("a.mp4", "--strength", "nan")
     assert status == 2
     assert "Invalid value for '--strength': 'nan' is no finite number." in err
