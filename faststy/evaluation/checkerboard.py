@@ -51,11 +51,14 @@ def _spectrum(grey: Tensor) -> Tensor:
     window = torch.hann_window(size, device=grey.device)
     window = window[:, None] * window
     starts = [[*range(0, side - size, size // 2), side - size] for side in grey.shape]
-    tiles = torch.stack([grey[y : y + size, x : x + size] for y in starts[0] for x in starts[1]])
-    tiles = tiles - tiles.mean((1, 2), keepdim=True)
-    power: Tensor = torch.fft.fft2(tiles * window).abs().square()
-    power += LEVEL**2 * window.square().sum()  # that of noise one level strong
-    return (power / power.mean((1, 2), keepdim=True)).mean(0)
+    total = torch.zeros_like(window)
+    for y in starts[0]:  # row by row: of all tiles it takes much memory
+        tiles = torch.stack([grey[y : y + size, x : x + size] for x in starts[1]])
+        tiles = tiles - tiles.mean((1, 2), keepdim=True)
+        power: Tensor = torch.fft.fft2(tiles * window).abs().square()
+        power += LEVEL**2 * window.square().sum()  # that of noise one level strong
+        total += (power / power.mean((1, 2), keepdim=True)).sum(0)
+    return total / (len(starts[0]) * len(starts[1]))
 
 
 def _score(spectrum: Tensor, stride: int) -> float:
