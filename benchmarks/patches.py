@@ -20,9 +20,8 @@ from torch import Tensor
 
 from faststy import assets
 from faststy.errors import told
-from faststy.evaluation.measure import paint
-from faststy.model_file import load_model
 from faststy.pictures import list_pictures, read_picture
+from faststy.stylization.stylizer import Stylizer
 from faststy.tensors import to_tensor
 from faststy.training.objective import PATCH, patchiness
 
@@ -62,12 +61,14 @@ def main() -> None:
     print(f"the photos' own: {fmean(levels(photo, photo) for photo in photos):.1f}")
     print("| style | painted | repaired |\n|---|--:|--:|")
     for path in arguments.models:
-        model = load_model(path)
-        for style in model.info.styles:
-            pairs = [(paint(model, photo, style), photo) for photo in photos]
-            painted = fmean(levels(bare, photo) for (bare, _), photo in pairs)
-            repaired = [levels(after, photo) for (_, after), photo in pairs if after is not None]
-            shown = f"{fmean(repaired):.1f}" if repaired else "–"
+        stylizer = Stylizer.load(path)
+        repairs = (0, 1) if stylizer.model.repairer is not None else (0,)
+        for style in stylizer.styles:
+            painted, *repaired = (
+                fmean(levels(to_tensor(stylizer(p, style=style, repair=r)), p) for p in photos)
+                for r in repairs
+            )
+            shown = f"{repaired[0]:.1f}" if repaired else "–"
             print(f"| {style.replace('_', ' ')} | {painted:.1f} | {shown} |", flush=True)
 
 

@@ -22,13 +22,14 @@ from PIL import Image
 from faststy import assets
 from faststy.errors import FaststyError, told
 from faststy.evaluation.checkerboard import STRIDES
-from faststy.evaluation.measure import Evaluation, Scores, evaluate, paint, style_grams
+from faststy.evaluation.measure import Evaluation, Scores, evaluate, style_grams
 from faststy.files import write_text
 from faststy.model_file import Model, load_model
 from faststy.nn.encoder import load_encoder
 from faststy.pictures import list_pictures, read_picture, scale_down, write_picture
 from faststy.stylization.contact_sheet import labelled
-from faststy.tensors import device_named, to_image, to_tensor
+from faststy.stylization.stylizer import Stylizer
+from faststy.tensors import device_named
 from faststy.training.config import TrainConfig
 from faststy.training.folder import was_made_by
 from faststy.training.loop import Progress, train
@@ -134,11 +135,8 @@ def pictures(
 ) -> list[tuple[str, Image.Image]]:
     """A bundled photo as it is and in the three variants, each with its label."""
     photo = scale_down(read_picture(assets.photos()[0]).rgb, size)
-    x = to_tensor(photo).to(device)
-    first = paint(before, x, before.info.styles[0])[0]
-    painted, repaired = paint(after, x, after.info.styles[0])
-    assert repaired is not None
-    shown = [to_image(y[0]) for y in (first, painted, repaired)]
+    variants = ((before, 0), (after, 0), (after, 1))
+    shown = [Stylizer(model, device)(photo, repair=repair) for model, repair in variants]
     return [(style, photo), *zip(VARIANTS, shown, strict=True)]
 
 

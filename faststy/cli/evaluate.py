@@ -42,7 +42,10 @@ NARROWEST = 80  # columns of a terminal that the numbers fit into
     "--size",
     metavar="PIXELS",
     type=click.IntRange(16),
-    help="Short side to paint at; smaller photos stay as they are.  [default: their own]",
+    default=720,
+    show_default=True,
+    help="Short side to paint at; smaller photos stay as they are. Above 720 strokes are larger, "
+    "as by stylize.",
 )
 @click.option(
     "--style-size",
@@ -62,7 +65,7 @@ def command(
     more: tuple[Path, ...],
     content: Path,
     styles: tuple[Path, ...],
-    size: int | None,
+    size: int,
     style_size: int | None,
     encoder: str,
     device: str,
@@ -71,11 +74,11 @@ def command(
 ) -> None:
     """Measure MODEL: content, style, grid, steadiness and speed.
 
-    Every photo of the folder is painted in every style that a PICTURE (or a folder of them) is
-    given for, without and with repair, and judged by the encoder.
+    Every photo of the folder is painted as by stylize in every style that a PICTURE (or a folder of
+    them) is given for, without and with repair, and judged by the encoder.
 
-    Pictures that cannot be read are skipped and listed. Exit status: 0 when all were judged, 1 when
-    some were skipped, 2 when there is nothing to judge.
+    Pictures that cannot be read, or that memory does not suffice for, are skipped and listed. Exit
+    status: 0 when all were judged, 1 when some were skipped, 2 when there is nothing to judge.
 
     \b
     faststy evaluate run/model.safetensors --content photos/ --style painting.jpg
@@ -147,20 +150,19 @@ def _check_order(model: Path, given: list[Path]) -> None:
         )
 
 
-def _write_page(path: Path, result: Evaluation, model: Path, net: Any, size: int | None) -> None:
+def _write_page(path: Path, result: Evaluation, model: Path, net: Any, size: int) -> None:
     from PIL import Image
 
-    from faststy.evaluation.measure import Entry, paint
+    from faststy.evaluation.measure import Entry, load_photo
     from faststy.evaluation.page import evaluation_page
-    from faststy.pictures import read_picture, scale_down
-    from faststy.tensors import to_image, to_tensor
+    from faststy.stylization.stylizer import Stylizer
 
-    device = next(net.generator.parameters()).device
+    stylizer = Stylizer(net, next(net.generator.parameters()).device)
 
     def show(entry: Entry) -> tuple[Image.Image, Image.Image]:
-        photo = scale_down(read_picture(entry.photo).in_srgb().rgb, size)
-        painted, repaired = paint(net, to_tensor(photo).to(device), entry.style)
-        return photo, to_image((painted if repaired is None else repaired)[0])
+        photo = load_photo(entry.photo, size)
+        painted = stylizer.paint(photo, style=entry.style).picture
+        return photo.in_srgb().rgb, painted.in_srgb().rgb
 
     path.parent.mkdir(parents=True, exist_ok=True)
     name = "/".join(model.absolute().parts[-2:])  # others need not see where it lies

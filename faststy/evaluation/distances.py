@@ -43,16 +43,17 @@ def content_distance(taps: Sequence[Tensor], photo: Sequence[Tensor]) -> Tensor:
 
 
 def _gram_distance(a: Tensor, b: Tensor) -> Tensor:
-    return _relative(gram(a), gram(b))
+    return relative(gram(a), gram(b))
 
 
 def _feature_distance(a: Tensor, b: Tensor) -> Tensor:
     if a.shape[1:] != b.shape[1:]:
         raise ValueError(f"features must be of the same size, got {list(a.shape)}, {list(b.shape)}")
-    return _relative(a, b)
+    return relative(a, b)
 
 
-def _relative(a: Tensor, b: Tensor) -> Tensor:
+def relative(a: Tensor, b: Tensor) -> Tensor:
+    """`Σ(a − b)² / Σb²` of each in the batch, [N]."""
     dims = tuple(range(1, a.ndim))
     return (a - b).square().sum(dims) / (b.square().sum(dims) + EPS)
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 
@@ -17,18 +18,34 @@ from torch import Tensor, nn
 from faststy import ops
 from faststy.errors import FaststyError
 from faststy.evaluation import checkerboard as grid
-from faststy.evaluation.distances import content_distance
-from faststy.evaluation.stability import Layer, Motion, Scene, contrast, warp_error
+from faststy.evaluation.distances import content_distance, relative
+from faststy.evaluation.stability import Frame, Layer, Motion, Scene, contrast, warp_error
 from faststy.model_file import Model
+from faststy.nn.encoder import PerceptualEncoder
 from faststy.nn.lost_content import CONTENT_TAP, lost_content, lost_regions
-from faststy.pictures import list_pictures, read_picture, scale_down, style_name, style_sample
+from faststy.pictures import (
+    Picture,
+    list_pictures,
+    read_picture,
+    scale_down,
+    style_name,
+    style_sample,
+)
+from faststy.stylization import tiles
+from faststy.stylization.strokes import stroke_for
+from faststy.stylization.stylizer import Stylizer
 from faststy.tensors import device_named, is_out_of_memory, to_tensor
 
 SMALLEST = 16  # px: in less there is nothing to judge
 EPS = 1e-6
+Look = Callable[[Tensor], Sequence[Tensor]]
 PAN = Motion((3.3, -1.4))  # px per frame, of the photos that are moved
 MOVED_PHOTOS = 2
 MOVED_FRAMES = 5
+BAND = 128  # rows that the encoder sees at a time,
+REACH = 32  # and around them: multiples of 8, as its last tap has an eighth of them
+SMALL = 64  # px: the short side of a picture that shows whether weights are sound
+JUDGED = 4  # bytes for a pixel and each channel of CONTENT_TAP, beside the program; 3.3 measured
 
 
 @dataclass(frozen=True)
@@ -55,7 +72,8 @@ class Scores:
 
 @dataclass(frozen=True)
 class Entry:
-    """One photo in one style: its scores without and with repair, and the seconds it took."""
+    """One photo in one style: its scores without and with repair, and the seconds that the last of
+    these paintings took."""
 
     photo: Path
     style: str
@@ -188,7 +206,7 @@ def _grams(path: Path, short_side: int, encoder: nn.Module, device: torch.device
         raise FaststyError(f"{path}: too small for a style; {SMALLEST} px is the least")
     try:
         with torch.inference_mode():
-            return [ops.gram(tap) for tap in encoder(to_tensor(picture).to(device))]
+            return _seen(to_tensor(picture).to(device), encoder)[1]
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
@@ -201,20 +219,21 @@ def evaluate(
     model: Model,
     photos: Sequence[str | os.PathLike[str]],
     styles: Mapping[str, Sequence[Tensor]],
-    encoder: nn.Module,
+    encoder: PerceptualEncoder,
     device: torch.device | str,
     *,
     size: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
-    """Paint every photo in every style, and measure the paintings.
+    """Paint every photo in every style as a `Stylizer` does, and measure the paintings.
 
     Args:
         photos: picture files; those that cannot be read, or that memory does not suffice for, are
             listed in the result.
         styles: of the model, by name, what `style_grams` gives.
         encoder: judges; `[N, 3, H, W]` in 0...1 to four taps, on `device`.
-        size: short side, px, at which photos are painted; smaller ones stay as they are.
+        size: short side, px, at which photos are painted; smaller ones stay as they are. Larger
+            ones than `strokes.READABLE` have larger strokes.
         on_progress: called after each painting with how many are done and how many there are.
 
     Raises FaststyError when no photo can be judged, for styles that the model does not have, and
@@ -226,14 +245,15 @@ def evaluate(
     if unknown := styles.keys() - {*model.info.styles}:
         names = ", ".join(model.info.styles)
         raise FaststyError(f"unknown style {min(unknown)!r}; the model has {names}")
-    device = device_named(str(device))
-    model = model.to(device)
+    stylizer = Stylizer(model, device)
     result, total = Evaluation(), len(photos) * len(styles)
     for number, path in enumerate(map(Path, photos)):
         try:
-            picture = scale_down(read_picture(path).in_srgb().rgb, size)
-            if min(picture.size) < SMALLEST:
-                raise FaststyError(f"{path}: smaller than {SMALLEST} px")
+            photo = load_photo(path, size)
+            width, height = photo.size
+            needed = JUDGED * encoder.channels[CONTENT_TAP] * width * height
+            if needed > tiles.limit(None, stylizer.device):
+                raise FaststyError(_too_large(photo))
         except FaststyError as error:
             result.skipped[path] = str(error)
             continue
@@ -243,17 +263,19 @@ def evaluate(
                 on_progress(before + done, total)
 
         moved = len(result.entries) < MOVED_PHOTOS * len(styles)
+        if not result.entries:
+            _refuse_broken(stylizer, photo, styles)
         try:
             if not result.entries:  # the first call of a net is slow
-                paint(model, to_tensor(picture).to(device), next(iter(styles)))
-            found = _of_photo(model, path, picture, styles, encoder, device, moved, tell)
+                stylizer.paint(photo, style=next(iter(styles)))
+            found = _of_photo(stylizer, path, photo, styles, encoder, moved, tell)
+        except FaststyError as error:  # not enough memory to paint it
+            result.skipped[path] = str(error)
+            continue
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            width, height = picture.size
-            result.skipped[path] = (
-                f"{path}: not enough memory to judge {width} x {height}; use a smaller size"
-            )
+            result.skipped[path] = _too_large(photo)
             continue
         result.entries += found.entries
         for key, errors in found.motion.items():
@@ -264,108 +286,154 @@ def evaluate(
     return result
 
 
+def load_photo(path: Path, size: int | None) -> Picture:
+    """The photo as `evaluate` paints it. Raises FaststyError where it cannot be judged."""
+    picture = read_picture(path)
+    photo = picture.with_rgb(scale_down(picture.rgb, size))
+    if min(photo.size) < SMALLEST:
+        raise FaststyError(f"{path}: smaller than {SMALLEST} px")
+    return photo
+
+
+def _too_large(photo: Picture) -> str:
+    width, height = photo.size
+    return f"{photo.name}: not enough memory to judge {width} x {height}; use a smaller size"
+
+
+@torch.inference_mode()
+def _refuse_broken(stylizer: Stylizer, photo: Picture, styles: Iterable[str]) -> None:
+    """Raises FaststyError for a painting that is not finite, which bytes do not tell: of a small
+    picture, as that comes from the weights."""
+    model = stylizer.model
+    small = to_tensor(scale_down(photo.in_srgb().rgb, SMALL)).to(stylizer.device)
+    for style in styles:
+        weights = small.new_tensor([float(name == style) for name in model.info.styles])
+        painted = model.generator(small, weights)
+        if model.repairer is not None:
+            painted = painted + sum(part.mean() for part in model.repairer(painted, small))
+        if not painted.isfinite().all():
+            raise FaststyError(
+                f"{photo.name}: its painting in {style} is not finite; the model is broken"
+            )
+
+
 def _of_photo(
-    model: Model,
+    stylizer: Stylizer,
     path: Path,
-    picture: Image.Image,
+    photo: Picture,
     styles: Mapping[str, Sequence[Tensor]],
-    encoder: nn.Module,
-    device: torch.device,
+    encoder: PerceptualEncoder,
     moved: bool,
     tell: Callable[[int], None],
 ) -> Evaluation:
     """What `evaluate` finds of one photo; all of it or none, so that means compare the same."""
     found = Evaluation()
-    judge = _Judge(to_tensor(picture).to(device), encoder)
-    moving = Moving(judge.photo) if moved else None
+    seen = photo.in_srgb().rgb
+    judge = _Judge(seen, encoder, stylizer.device)
+    moving = Moving(seen) if moved else None
+    repairs = stylizer.model.repairer is not None
     for done, (style, grams) in enumerate(styles.items(), 1):
-        began = _now(device)
-        painted, repaired = paint(model, judge.photo, style)
-        seconds = _now(device) - began
-        if not (painted if repaired is None else painted + repaired).isfinite().all():
-            raise FaststyError(
-                f"{path}: its painting in {style} is not finite; the model is broken"
-            )
-        lost, scores = judge(painted, grams)
-        final = None if repaired is None else judge(repaired, grams, lost)[1]
-        found.entries.append(Entry(path, style, picture.size, seconds, scores, final))
+        began = time.perf_counter()
+        final = stylizer.paint(photo, style=style)
+        seconds = time.perf_counter() - began
+        bare = stylizer.paint(photo, style=style, repair=0) if repairs else final
+        lost, painted = judge(bare.picture, grams)
+        repaired = judge(final.picture, grams, lost)[1] if repairs else None
+        found.entries.append(Entry(path, style, photo.size, seconds, painted, repaired))
         if moving is not None:
-            for after, change in moving.errors(model, style).items():
+            for after, change in moving.errors(stylizer, style).items():
                 found.motion.setdefault((style, after), []).append(change)
         tell(done)
     return found
 
 
-@torch.inference_mode()
-def paint(model: Model, photo: Tensor, style: str) -> tuple[Tensor, Tensor | None]:
-    """The painting of [1, 3, H, W] without and with repair; None for a model without a repairer.
-
-    Raises FaststyError for a style that the model does not have.
-    """
-    if style not in model.info.styles:
-        raise FaststyError(f"unknown style {style!r}; the model has {', '.join(model.info.styles)}")
-    weights = photo.new_tensor([float(name == style) for name in model.info.styles])
-    painted: Tensor = model.generator(photo, weights)
-    if model.repairer is None:
-        return painted, None
-    lost, residual = model.repairer(painted, photo)
-    return painted, model.repairer.apply_repair(painted, lost, residual, 1.0)
-
-
 class Moving:
-    """A photo [1, 3, H, W] that pans: its frames and their flow, which paintings should follow."""
+    """A photo that pans: its frames and their flow, which paintings should follow."""
 
-    def __init__(self, photo: Tensor) -> None:
-        height, width = photo.shape[-2:]
-        scene = Scene([Layer(photo[0].float().cpu(), PAN)], (height * 2 // 3, width * 2 // 3))
-        frames = [torch.from_numpy(scene.frame(t)).to(photo.device) for t in range(MOVED_FRAMES)]
-        self.frames = [ops.from_pixels(frame, channels_last=True) for frame in frames]
+    def __init__(self, photo: Image.Image) -> None:
+        width, height = photo.size
+        layer = Layer(to_tensor(photo)[0], PAN)
+        scene = Scene([layer], (height * 2 // 3, width * 2 // 3))
+        self.stroke = stroke_for(*photo.size)
+        self.frames = [scene.frame(t) for t in range(MOVED_FRAMES)]
         self.flows = [scene.flow(t) for t in range(1, MOVED_FRAMES)]
 
-    @torch.inference_mode()
-    def errors(self, model: Model, style: str) -> dict[bool, float]:
+    def errors(self, stylizer: Stylizer, style: str) -> dict[bool, float]:
         """The warp error of paintings, in % of their contrast: without repair (False) and, of a
         model with a repairer, with it (True); none where the photo is too small to follow."""
-        variants = zip(*(paint(model, frame, style) for frame in self.frames), strict=True)
         found = {}
-        for repaired, painted in zip((False, True), variants, strict=True):
-            pictures = [ops.to_pixels(y)[0].cpu().numpy() for y in painted if y is not None]
-            if pictures:
-                error = warp_error(pictures, self.flows)
-                if not math.isnan(error):
-                    found[repaired] = 100 * error / max(contrast(pictures), EPS)
+        for repaired in (False, True) if stylizer.model.repairer is not None else (False,):
+            pictures = self._painted(stylizer, style, float(repaired))
+            error = warp_error(pictures, self.flows)
+            if not math.isnan(error):
+                found[repaired] = 100 * error / max(contrast(pictures), EPS)
         return found
+
+    def _painted(self, stylizer: Stylizer, style: str, repair: float) -> list[Frame]:
+        """Each frame by its own statistics, as a picture."""
+        painter = stylizer.painter(style=style, repair=repair, stroke=self.stroke, half_life=0)
+        return [painter(frame) for frame in self.frames]
 
 
 class _Judge:
     """Compares paintings with one photo, whose own part is computed once."""
 
     @torch.inference_mode()
-    def __init__(self, photo: Tensor, encoder: nn.Module) -> None:
-        self.photo, self.encoder = photo, encoder
-        self.taps = encoder(photo, taps=CONTENT_TAP + 1)
-        self.grid = _grid(photo)
+    def __init__(
+        self, photo: Image.Image, encoder: PerceptualEncoder, device: torch.device
+    ) -> None:
+        self.encoder, self.device = encoder, device
+        x = to_tensor(photo).to(device)
+        bands = _bands(x, partial(encoder, taps=CONTENT_TAP + 1))
+        self.content = torch.cat([taps[CONTENT_TAP] for taps in bands], 2)
+        self.grid = _grid(x)
 
     @torch.inference_mode()
     def __call__(
-        self, painted: Tensor, grams: Sequence[Tensor], weight: Tensor | None = None
+        self, painting: Picture, grams: Sequence[Tensor], weight: Tensor | None = None
     ) -> tuple[Tensor, Scores]:
-        """The lost-content map of `painted`, and its scores; `weight` is the map inside which."""
-        taps = self.encoder(painted)
-        lost = lost_content(taps, self.taps)
+        """The lost-content map of a painting, and its scores; `weight` is the map inside which."""
+        painted = to_tensor(painting.in_srgb().rgb).to(self.device)
+        content, seen = _seen(painted, self.encoder)
+        # By the number of the tap, at which they look; the others are not held.
+        taps, photo = ([x] * (CONTENT_TAP + 1) for x in (content, self.content))
+        lost = lost_content(taps, photo)
         weight = lost if weight is None else weight
-        a, b = (ops.instance_norm(t[CONTENT_TAP]) for t in (taps, self.taps))
-        style = torch.stack([ops.gram_loss(t, gram) for t, gram in zip(taps, grams, strict=True)])
-        seen = _grid(painted)
+        a, b = ops.instance_norm(content), ops.instance_norm(self.content)
+        style = [relative(gram, target) for gram, target in zip(seen, grams, strict=True)]
+        lattice = _grid(painted)
         scores = Scores(
-            content=content_distance([taps[CONTENT_TAP]], [self.taps[CONTENT_TAP]]).item(),
+            content=content_distance([content], [self.content]).item(),
             inside=_weighted_distance(a, b, weight),
             outside=_weighted_distance(a, b, 1 - weight),
-            lost=lost_regions(lost, self.taps).float().mean().item(),
-            style=style.mean().item(),
-            checkerboard={n: seen[n] - self.grid[n] for n in seen},
+            lost=lost_regions(lost, photo).float().mean().item(),
+            style=torch.stack(style).mean().item(),
+            checkerboard={n: lattice[n] - self.grid[n] for n in lattice},
         )
         return lost, scores
+
+
+def _seen(x: Tensor, encoder: Look) -> tuple[Tensor, list[Tensor]]:
+    """The CONTENT_TAP of [1, 3, H, W], and the Gram matrices of all taps."""
+    content, grams = [], []
+    for taps in _bands(x, encoder):
+        content.append(taps[CONTENT_TAP])
+        grams.append(
+            [ops.gram(tap) * (tap.shape[2] / (x.shape[2] >> t)) for t, tap in enumerate(taps)]
+        )
+    return torch.cat(content, 2), [
+        torch.stack(of_tap).sum(0) for of_tap in zip(*grams, strict=True)
+    ]
+
+
+def _bands(x: Tensor, encoder: Look) -> Iterator[list[Tensor]]:
+    """The taps of [1, 3, H, W], some rows after the others: of all they take much memory."""
+    height = x.shape[2]
+    for top in range(0, max(height // BAND, 1) * BAND, BAND):
+        bottom = top + BAND if top + 2 * BAND <= height else height
+        first = max(top - REACH, 0)
+        taps = encoder(x[:, :, first : bottom + REACH])
+        yield [tap[:, :, (top - first) >> t : (bottom - first) >> t] for t, tap in enumerate(taps)]
 
 
 def _weighted_distance(a: Tensor, b: Tensor, weight: Tensor) -> float:
@@ -375,9 +443,3 @@ def _weighted_distance(a: Tensor, b: Tensor, weight: Tensor) -> float:
 
 def _grid(x: Tensor) -> dict[int, float]:
     return grid.checkerboard(x[0]) if min(x.shape[-2:]) >= grid.SMALLEST else {}
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()

@@ -21,15 +21,16 @@ from PIL import Image, ImageOps
 
 from faststy.assets import photos as bundled_photos
 from faststy.errors import FaststyError
-from faststy.evaluation.measure import evaluate, paint, style_grams
+from faststy.evaluation.measure import evaluate, style_grams
 from faststy.files import replacing, write_text
 from faststy.model_file import load_model
 from faststy.nn.encoder import load_encoder
 from faststy.pictures import list_pictures, read_picture
 from faststy.stylization.contact_sheet import labelled
+from faststy.stylization.stylizer import Stylizer
 from faststy.sweep.page import sweep_page
 from faststy.sweep.tradeoff import Mark, tradeoff_picture
-from faststy.tensors import device_named, to_image, to_tensor
+from faststy.tensors import device_named
 from faststy.training.config import TrainConfig
 from faststy.training.folder import refuse_another, refuse_sources
 from faststy.training.log import Progress
@@ -387,8 +388,8 @@ def _show(record: _Record, config: TrainConfig) -> None:
 
 def contact_sheet(points: Sequence[Point], photos: Sequence[Path], device: str) -> Image.Image:
     """A row per photo that can be read: the photo, then painted with each λ."""
-    where, cells = device_named(device), []
-    models = [load_model(point.model).to(where) for point in points]
+    cells = []
+    stylizers = [Stylizer.load(point.model, device) for point in points]
     for path in photos:
         try:
             rgb = read_picture(path).in_srgb().rgb
@@ -396,10 +397,8 @@ def contact_sheet(points: Sequence[Point], photos: Sequence[Path], device: str) 
             continue
         photo = ImageOps.fit(rgb, (SHOWN_SIZE, SHOWN_SIZE), Image.Resampling.LANCZOS)
         cells.append((path.stem, photo))
-        for point, model in zip(points, models, strict=True):
-            painted, repaired = paint(model, to_tensor(photo).to(where), model.info.styles[0])
-            picture = to_image((painted if repaired is None else repaired)[0])
-            cells.append((f"style weight {point.style_weight:g}", picture))
+        for point, stylizer in zip(points, stylizers, strict=True):
+            cells.append((f"style weight {point.style_weight:g}", stylizer(photo)))
     if not cells:
         raise FaststyError("none of the photos can be read any more, so there is no sheet")
     return labelled(cells, columns=len(points) + 1)

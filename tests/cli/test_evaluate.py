@@ -106,6 +106,15 @@ def test_json(faststy):
     assert values["images_per_second"] > 0
 
 
+def test_large_photos_are_painted_as_small_as_strokes_are_seen(place, faststy):
+    Image.new("RGB", (750, 740), "teal").save(place / "photos/a.png")
+    sizes = []
+    for flags in ((), ("--size", "1000")):
+        _, out, _ = faststy(*USUAL, "--style", "night.png", *flags, "--json", "--html", "page.html")
+        sizes.append([entry["size"] for entry in json.loads(out)["pictures"]])
+    assert sizes == [[[730, 720], [96, 64]], [[750, 740], [96, 64]]]
+
+
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [

@@ -6,17 +6,18 @@ from copy import deepcopy
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import fmean
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
 
 from faststy.errors import FaststyError
-from faststy.evaluation import Evaluation, evaluate, match_styles, style_grams
+from faststy.evaluation import Evaluation, evaluate, match_styles, measure, style_grams
 from faststy.evaluation.checkerboard import checkerboard
 from faststy.evaluation.distances import content_distance, style_distance
-from faststy.evaluation.measure import Moving, paint
+from faststy.evaluation.measure import Moving
 from faststy.evaluation.page import HEAD, evaluation_page, table
 from faststy.evaluation.stability import Motion
 from faststy.model_file import Model, ModelInfo
@@ -25,6 +26,8 @@ from faststy.nn.generator import Generator, GeneratorConfig
 from faststy.nn.lost_content import CONTENT_TAP, lost_content
 from faststy.nn.repairer import Repairer
 from faststy.pictures import read_picture, style_sample
+from faststy.stylization.realtime import FramePainter
+from faststy.stylization.stylizer import Stylizer
 from faststy.tensors import to_tensor
 from faststy.training.dataset import Pictures
 from faststy.training.step import StyleTarget
@@ -82,8 +85,11 @@ def test_every_photo_in_every_style_and_the_unreadable_ones(result, folder):
 def test_scores_are_what_their_formulas_say(result, model, folder, encoder):
     photo = to_tensor(read_picture(folder / "a.png").rgb)
     style = to_tensor(read_picture(folder / "style.png").rgb)
-    painted, repaired = paint(model, photo, "night")
-    assert not torch.equal(painted, paint(model, photo, "rain")[0])
+    painted, repaired, other = (
+        to_tensor(Stylizer(model, CPU)(folder / "a.png", style=style, repair=repair))
+        for style, repair in (("night", 0), ("night", 1), ("rain", 0))
+    )
+    assert not torch.equal(painted, other)
     entry = result.entries[1]
     f = encoder(photo)
     lost = lost_content(encoder(painted), f).double()
@@ -99,6 +105,53 @@ def test_scores_are_what_their_formulas_say(result, model, folder, encoder):
         rise = {n: s - checkerboard(photo[0])[n] for n, s in checkerboard(picture[0]).items()}
         assert scores.checkerboard == pytest.approx(rise)
     assert entry.final is entry.repaired
+
+
+def test_paintings_are_those_of_stylize_with_its_strokes(model, folder, encoder, monkeypatch):
+    monkeypatch.setattr("faststy.stylization.strokes.READABLE", 40)  # px: less than a.png has
+    grams = style_grams(folder / "style.png", 64, encoder, CPU)
+    entry = evaluate(model, [folder / "a.png"], {"rain": grams}, encoder, CPU).entries[0]
+    f = encoder(to_tensor(read_picture(folder / "a.png").rgb))
+    for repair, scores in ((0, entry.painted), (1, entry.repaired)):
+        small, large = (
+            encoder(to_tensor(Stylizer(model, CPU)(folder / "a.png", repair=repair, stroke=stroke)))
+            for stroke in (1, None)
+        )
+        distance = content_distance(large, f)[0, CONTENT_TAP].item()
+        assert scores.content == pytest.approx(distance)
+        assert distance != pytest.approx(content_distance(small, f)[0, CONTENT_TAP].item())
+
+
+def test_colours_are_judged_as_they_are_seen(model, folder, encoder, tmp_path):
+    """The numbers of a photo with a profile of its own are painted, and those of sRGB compared."""
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    red, blue = profile.find(b"rXYZ"), profile.find(b"bXYZ")  # in its table
+    profile[red : red + 4], profile[blue : blue + 4] = b"bXYZ", b"rXYZ"
+    Image.open(folder / "a.png").save(tmp_path / "a.png", icc_profile=bytes(profile))
+    grams = style_grams(folder / "style.png", 64, encoder, CPU)
+    entry = evaluate(model, [tmp_path / "a.png"], {"rain": grams}, encoder, CPU).entries[0]
+    painting = Stylizer(model, CPU).paint(tmp_path / "a.png").picture
+    taps = [
+        encoder(to_tensor(picture.in_srgb().rgb))
+        for picture in (painting, read_picture(tmp_path / "a.png"))
+    ]
+    assert entry.final.content == pytest.approx(content_distance(*taps)[0, CONTENT_TAP].item())
+    assert painting.in_srgb().rgb != painting.rgb
+
+
+@pytest.mark.parametrize("height", [71, 96, 135])
+def test_the_encoder_sees_bands(encoder, monkeypatch, height):
+    x = torch.rand(1, 3, height, 90).to(memory_format=torch.channels_last)
+    seen = []
+    monkeypatch.setattr(measure, "BAND", 32)
+    content, grams = measure._seen(x, lambda band: seen.append(band.shape[2]) or encoder(band))
+    assert len(seen) == height // 32
+    assert max(seen) <= 2 * 32 + 2 * measure.REACH
+    taps = encoder(x)
+    torch.testing.assert_close(content, taps[CONTENT_TAP])
+    for gram, tap in zip(grams, taps, strict=True):
+        flat = tap.double().flatten(2)
+        torch.testing.assert_close(gram, (flat @ flat.mT / tap[0].numel()).float())
 
 
 def normalized(x):
@@ -121,20 +174,34 @@ def test_means_and_speed(result):
     assert result.megapixels_per_second == pytest.approx(pixels / 1e6 / seconds)
 
 
-def test_motion_is_what_does_not_move_with_the_photo(result, model, monkeypatch):
+def test_the_seconds_are_those_of_stylize(model, folder, encoder, monkeypatch):
+    now, paint = [0.0], Stylizer.paint
+
+    def slow(stylizer, photo, *, repair=None, **dials):
+        now[0] += 1 if repair is None else 10  # as by default, or for the comparison
+        return paint(stylizer, photo, repair=repair, **dials)
+
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(Stylizer, "paint", slow)
+    grams = style_grams(folder / "style.png", 64, encoder, CPU)
+    result = evaluate(model, [folder / "a.png"], {"rain": grams}, encoder, CPU)
+    assert [entry.seconds for entry in result.entries] == [1]
+
+
+def test_motion_is_what_does_not_move_with_the_photo(result, model):
     assert set(result.motion) == {(s, r) for s in ("rain", "night") for r in (False, True)}
     assert all(len(errors) == 2 for errors in result.motion.values())  # photos
     both = result.motion["rain", True] + result.motion["night", True]
     assert result.mean_motion(repaired=True) == pytest.approx(fmean(both))
-    photo = torch.rand(1, 3, 9, 12)
-    photo = torch.nn.functional.interpolate(photo, (90, 120), mode="bicubic").clamp(0, 1)
-    rng = torch.Generator().manual_seed(0)
+    rng = np.random.default_rng(0)
+    photo = Image.fromarray(rng.integers(0, 256, (9, 12, 3), np.uint8))
+    photo = photo.resize((120, 90), Image.Resampling.BICUBIC)
 
-    def painted(model, frame, style):  # as it is, and as something else each time
-        return frame, torch.rand(frame.shape, generator=rng)
+    def painter(repair, **dials):  # as it is, and as something else each time
+        return lambda frame: rng.integers(0, 256, frame.shape, np.uint8) if repair else frame
 
-    monkeypatch.setattr("faststy.evaluation.measure.paint", painted)
-    errors = Moving(photo).errors(model, "rain")
+    stylizer = SimpleNamespace(model=model, painter=painter)
+    errors = Moving(photo).errors(stylizer, "rain")
     assert errors[False] < 3  # rounding to levels, and sampling between pixels
     assert errors[True] > 100  # of two unrelated pictures: √2, less what sampling smooths
 
@@ -158,12 +225,14 @@ def out_of_memory():
 
 @pytest.mark.parametrize("error", out_of_memory(), ids=lambda error: type(error).__name__)
 def test_a_photo_that_memory_does_not_hold_is_skipped(model, folder, encoder, monkeypatch, error):
-    def painted(model, photo, style):
-        if photo.shape[-1] == 96 and style == "night":  # a.png, half of it done
-            raise error
-        return paint(model, photo, style)
+    paint = Stylizer.paint
 
-    monkeypatch.setattr("faststy.evaluation.measure.paint", painted)
+    def painted(stylizer, photo, *, style, **dials):
+        if photo.size[0] == 96 and style == "night":  # a.png, half of it done
+            raise error
+        return paint(stylizer, photo, style=style, **dials)
+
+    monkeypatch.setattr(Stylizer, "paint", painted)
     a, b = folder / "a.png", folder / "b.png"
     grams = style_grams(folder / "style.png", 64, encoder, CPU)
     styles = {"rain": grams, "night": grams}
@@ -174,6 +243,38 @@ def test_a_photo_that_memory_does_not_hold_is_skipped(model, folder, encoder, mo
     assert result.skipped == {a: sentence}
     with pytest.raises(FaststyError, match=re.escape(sentence)):
         evaluate(model, [a], styles, encoder, CPU)
+
+
+def test_a_photo_that_memory_does_not_suffice_to_paint_is_skipped(
+    model, folder, encoder, monkeypatch
+):
+    def full(painter, photo):
+        raise MemoryError
+
+    monkeypatch.setattr(FramePainter, "paint_picture", full)
+    monkeypatch.setattr(FramePainter, "__call__", full)
+    grams = style_grams(folder / "style.png", 64, encoder, CPU)
+    sentence = f"{folder / 'a.png'}: not enough memory to paint 96 x 72; use a smaller size"
+    with pytest.raises(FaststyError, match=re.escape(sentence)):
+        evaluate(model, [folder / "a.png"], {"rain": grams}, encoder, CPU)
+
+
+def test_a_photo_that_would_take_more_memory_than_there_is_is_skipped_before(
+    model, folder, encoder, monkeypatch
+):
+    def painted(stylizer, photo, **dials):
+        assert photo.size == (48, 40)
+        return paint(stylizer, photo, **dials)
+
+    paint, pixels = Stylizer.paint, 48 * 40
+    free = 400 * pixels  # bytes: for b.png it suffices
+    monkeypatch.setattr("faststy.stylization.tiles.available_memory", lambda: free)
+    monkeypatch.setattr(Stylizer, "paint", painted)
+    a, b = folder / "a.png", folder / "b.png"
+    grams = style_grams(folder / "style.png", 64, encoder, CPU)
+    result = evaluate(model, [a, b], {"rain": grams}, encoder, CPU)
+    assert result.skipped == {a: f"{a}: not enough memory to judge 96 x 72; use a smaller size"}
+    assert [entry.photo for entry in result.entries] == [b]
 
 
 @pytest.mark.parametrize("error", out_of_memory(), ids=lambda error: type(error).__name__)
@@ -196,10 +297,10 @@ def test_a_style_that_memory_does_not_hold_is_skipped(folder, encoder, tmp_path,
 
 
 def test_other_errors_of_torch_are_no_lack_of_memory(model, folder, encoder, monkeypatch):
-    def painted(model, photo, style):
+    def painted(stylizer, photo, **dials):
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("faststy.evaluation.measure.paint", painted)
+    monkeypatch.setattr(Stylizer, "paint", painted)
     grams = style_grams(folder / "style.png", 64, encoder, CPU)
     with pytest.raises(RuntimeError, match="a bug"):
         evaluate(model, [folder / "a.png"], {"rain": grams}, encoder, CPU)
