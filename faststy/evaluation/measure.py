@@ -223,6 +223,7 @@ def evaluate(
     device: torch.device | str,
     *,
     size: int | None = None,
+    motion: bool = True,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Paint every photo in every style as a `Stylizer` does, and measure the paintings.
@@ -234,6 +235,7 @@ def evaluate(
         encoder: judges; `[N, 3, H, W]` in 0...1 to four taps, on `device`.
         size: short side, px, at which photos are painted; smaller ones stay as they are. Larger
             ones than `strokes.READABLE` have larger strokes.
+        motion: also paint a few photos that move.
         on_progress: called after each painting with how many are done and how many there are.
 
     Raises FaststyError when no photo can be judged, for styles that the model does not have, and
@@ -262,7 +264,7 @@ def evaluate(
             if on_progress is not None:
                 on_progress(before + done, total)
 
-        moved = len(result.entries) < MOVED_PHOTOS * len(styles)
+        moved = motion and len(result.entries) < MOVED_PHOTOS * len(styles)
         if not result.entries:
             _refuse_broken(stylizer, photo, styles)
         try:

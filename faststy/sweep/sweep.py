@@ -133,6 +133,7 @@ def sweep(
         return SweepResult(out, points, chosen, tuple(events), skipped, finished)
 
     begun = False
+    photos: list[Path] = []  # to judge by, chosen when there is something to judge
 
     def begin() -> None:
         nonlocal begun
@@ -173,8 +174,10 @@ def sweep(
         if not begun:  # nothing was left to train, but the length may be another one
             begin()
         if record.shown < record.least:
-            record.points = _judge(runs, config)
-            _show(record, config)
+            photos = photos or _photos(config, JUDGED)
+            record.points = _judge(runs, config, photos)
+            shown = min(SHOWN, len(photos))
+            _show(record, config, [photos[i * len(photos) // shown] for i in range(shown)])
             record.shown = record.least
             record.write()
     if config.cache is None:
@@ -356,18 +359,19 @@ def _can_be_read(path: Path) -> bool:
     return False
 
 
-def _judge(runs: Sequence[TrainConfig], config: TrainConfig) -> list[Point]:
+def _judge(runs: Sequence[TrainConfig], config: TrainConfig, photos: Sequence[Path]) -> list[Point]:
     device = device_named(config.device)
     encoder = load_encoder(config.encoder).to(device)
     grams = style_grams(Path(config.style[0]), config.style_size, encoder, device)
-    photos = _photos(config, JUDGED)
     points = []
     for run in runs:
         folder = Path(run.out)
         path = folder / "model.safetensors"
         model = load_model(path)
         name = model.info.styles[0]
-        found = evaluate(model, photos, {name: grams}, encoder, device, size=JUDGED_SIZE)
+        found = evaluate(
+            model, photos, {name: grams}, encoder, device, size=JUDGED_SIZE, motion=False
+        )
         scores = found.mean(repaired=model.repairer is not None)
         assert scores is not None
         steps, seen = model.info.steps, (scores.content, scores.style, scores.lost)
@@ -375,12 +379,12 @@ def _judge(runs: Sequence[TrainConfig], config: TrainConfig) -> list[Point]:
     return points
 
 
-def _show(record: _Record, config: TrainConfig) -> None:
+def _show(record: _Record, config: TrainConfig, photos: Sequence[Path]) -> None:
     """Write the contact sheet, the curve and the page."""
     out, points = record.path.parent, record.points
     chosen = suggest(points)
     marks = [Mark(p.content, p.style, p.style_weight, p == chosen) for p in points]
-    sheet = contact_sheet(points, _photos(config, SHOWN), config.device)
+    sheet = contact_sheet(points, photos, config.device)
     _save(sheet, out / SHEET)
     _save(tradeoff_picture(marks), out / CURVE)
     write_text(out / PAGE, sweep_page(config, points, chosen, sheet, marks, record.least))

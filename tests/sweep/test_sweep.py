@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from faststy.errors import FaststyError
-from faststy.evaluation import evaluate, style_grams
+from faststy.evaluation import evaluate, measure, style_grams
 from faststy.model_file import load_model
 from faststy.sweep import sweep as module
 from faststy.sweep.sweep import Point, run_folder, suggest, sweep
@@ -199,6 +199,17 @@ def test_photos_that_cannot_be_read_are_not_among_those_shown_and_judged(
     assert [path.name for path in chosen] == ["1.png", "3.png", "5.png", "7.png"]
     result = sweep(config(content=str(folder)), [5.0])
     assert result.page.exists()
+
+
+def test_photos_are_chosen_once_and_not_moved(config, monkeypatch):
+    chosen, moved = [], []
+    photos, moving = module._photos, measure.Moving
+    monkeypatch.setattr(module, "_photos", lambda *given: chosen.append(1) or photos(*given))
+    monkeypatch.setattr(measure, "Moving", lambda *given: moved.append(1) or moving(*given))
+    monkeypatch.setattr(module, "SLICES", 2)
+    sweep(config(), [3.0, 20.0])
+    assert len(chosen) == 1  # in two rounds, for numbers and sheet
+    assert not moved
 
 
 def test_a_sheet_of_no_photo_is_refused_in_words(config, pictures):
