@@ -21,7 +21,7 @@ from PIL import Image, ImageOps
 
 from faststy.assets import photos as bundled_photos
 from faststy.errors import FaststyError
-from faststy.evaluation.measure import evaluate, style_grams
+from faststy.evaluation.measure import evaluate, load_photo, style_grams
 from faststy.files import replacing, write_text
 from faststy.model_file import load_model
 from faststy.nn.encoder import load_encoder
@@ -335,9 +335,9 @@ def _checked(style_weights: Any) -> list[float]:
 
 
 def _photos(config: TrainConfig, count: int) -> list[Path]:
-    """`count` photos that can be read, or fewer, spread over those that were trained on.
+    """`count` photos that can be judged, or fewer, spread over those that were trained on.
 
-    In place of one that cannot be read stands the next.
+    In place of one that cannot be read, or is too small, stands the next.
     """
     every = bundled_photos() if config.content is None else list_pictures(Path(config.content))
     count = min(count, len(every))
@@ -346,15 +346,15 @@ def _photos(config: TrainConfig, count: int) -> list[Path]:
         place = i * len(every) // count
         for path in itertools.chain(every[place:], every[:place]):
             if path not in tried:
-                tried[path] = _can_be_read(path)
+                tried[path] = _can_be_judged(path)
                 if tried[path]:
                     break
     return [path for path, usable in tried.items() if usable]
 
 
-def _can_be_read(path: Path) -> bool:
+def _can_be_judged(path: Path) -> bool:
     with suppress(FaststyError):
-        read_picture(path)
+        load_photo(path, JUDGED_SIZE)
         return True
     return False
 

@@ -201,6 +201,16 @@ def test_photos_that_cannot_be_read_are_not_among_those_shown_and_judged(
     assert result.page.exists()
 
 
+def test_photos_that_are_too_small_to_judge_are_not_among_those_chosen(config, pictures, tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i in range(module.JUDGED):
+        Image.new("RGB", (12, 12), "teal").save(folder / f"{i}.png")
+    shutil.copy(pictures / "content" / "a.png", folder / "z.png")
+    assert sweep(config(content=str(folder), steps=2), [5.0]).finished
+    assert [path.name for path in module._photos(config(content=str(folder)), 8)] == ["z.png"]
+
+
 def test_photos_are_chosen_once_and_not_moved(config, monkeypatch):
     chosen, moved = [], []
     photos, moving = module._photos, measure.Moving
