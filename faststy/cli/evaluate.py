@@ -96,6 +96,11 @@ def command(
 
     given = [*styles, *more]
     _check_order(model, given)
+    if more and len(styles) > 1:  # click gives those last, wherever they stood
+        raise FaststyError(
+            f"{more[0]}: several --style and pictures without one; name each picture by a --style, "
+            "or all after one"
+        )
     net = load_model(model)
     pictures = match_styles(net.info.styles, given)
     photos = list_pictures(content)

@@ -120,6 +120,10 @@ def test_large_photos_are_painted_as_small_as_strokes_are_seen(place, faststy):
     [
         (("--style", "x.png"), "x.png: no style of the model has this name"),
         (("--style", "rain.png", "photos/a.png"), "photos/a.png: no style"),
+        (
+            ("--style", "a.png", "b.png", "--style", "c.png"),
+            "b.png: several --style and pictures without one; name each picture by a --style",
+        ),
         (("--style", "absent/rain.png"), "absent/rain.png: cannot be read"),
         (("--style", "rain.png", "--content", "rain.png"), "rain.png: not a folder"),
         (
