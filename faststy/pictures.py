@@ -283,17 +283,22 @@ def _is_of_a_run(names: Collection[str]) -> bool:
 
 
 def list_pictures(
-    folder: str | os.PathLike[str], *, recursive: bool = True, foreign: bool = False
+    folder: str | os.PathLike[str],
+    *,
+    recursive: bool = True,
+    foreign: bool = False,
+    left_out: dict[Path, str] | None = None,
 ) -> list[Path]:
     """The picture files in `folder`, by suffix, in sorted order.
 
     With `foreign` also those of formats that cannot be read, and folders, to be told of each.
+    Otherwise `left_out` gets the former, with the reason.
 
     Hidden ones are left out, and what is no file, as a pipe, whose reader may wait for ever; so are
     folders below in which a training or a sweep shows what it has learned.
 
     Raises:
-        FaststyError: no such folder, no permission, or no picture in it.
+        FaststyError: no such folder, no permission, or no picture in it that can be read.
     """
 
     found: list[Path] = []
@@ -304,7 +309,7 @@ def list_pictures(
             raise error
         found.append(below)
 
-    suffixes = _READABLE_SUFFIXES + (_FOREIGN_SUFFIXES if foreign else ())
+    suffixes = _READABLE_SUFFIXES + _FOREIGN_SUFFIXES
     try:
         if not Path(folder).is_dir():
             os.stat(folder)
@@ -324,8 +329,19 @@ def list_pictures(
     except (OSError, ValueError) as error:
         where = getattr(error, "filename", None) or os.fspath(folder)
         raise FaststyError(f"{where}: cannot be read ({reason_of(error)})") from error
+    others: dict[Path, str] = {}
+    if not foreign:
+        others = {
+            path: f"{path}: of a format that faststy does not read"
+            for path in sorted(found)
+            if path.suffix.lower() in _FOREIGN_SUFFIXES
+        }
+        found = [path for path in found if path not in others]
     if not found:
-        raise FaststyError(f"{os.fspath(folder)}: no pictures in this folder")
+        nothing = f"{os.fspath(folder)}: no pictures in this folder"
+        raise FaststyError(next(iter(others.values()), nothing))
+    if left_out is not None:
+        left_out |= others
     return sorted(found)
 
 

@@ -607,6 +607,19 @@ def test_pictures_in_a_folder_that_may_be_listed_only(tmp_path, monkeypatch):
     assert list_pictures(tmp_path) == [path]
 
 
+def test_list_pictures_tells_what_is_of_other_formats(tmp_path):
+    for name in ("a.png", "IMG_1.HEIC", "more.dng", "notes.txt", ".b.heic"):
+        (tmp_path / name).touch()
+    left_out = {Path("before"): "kept"}
+    assert list_pictures(tmp_path, left_out=left_out) == [tmp_path / "a.png"]
+    photo = tmp_path / "IMG_1.HEIC"
+    assert list(left_out) == [Path("before"), photo, tmp_path / "more.dng"]
+    assert left_out[photo] == f"{photo}: of a format that faststy does not read"
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(FaststyError, match=r"IMG_1\.HEIC: of a format that faststy does not read"):
+        list_pictures(tmp_path)
+
+
 def test_list_pictures_of_nothing(tmp_path):
     (tmp_path / "notes.txt").touch()
     with pytest.raises(FaststyError, match="no pictures in this folder"):

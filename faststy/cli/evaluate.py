@@ -103,7 +103,7 @@ def command(
         )
     net = load_model(model)
     pictures = match_styles(net.info.styles, given)
-    photos = list_pictures(content)
+    photos = list_pictures(content, foreign=True)
     if html is not None:
         _check_page(html, [model, *given, *photos])
     where = device_named(device)

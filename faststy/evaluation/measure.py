@@ -180,8 +180,8 @@ def style_grams(
     and each counts once. Raises FaststyError where there is none.
     """
     source, device = Path(source), device_named(str(device))
-    paths = list_pictures(source) if source.is_dir() else [source]
     unusable: dict[Path, str] = {}
+    paths = list_pictures(source, left_out=unusable) if source.is_dir() else [source]
     grams: dict[Path, list[Tensor]] = {}
     for index in style_sample(len(paths)):
         for path in (p for p in [*paths[index:], *paths[:index]] if p not in unusable):

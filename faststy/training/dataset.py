@@ -59,8 +59,10 @@ class Pictures:
     @classmethod
     def found(cls, source: Path, short_side: int, cache: PictureCache | None = None) -> Pictures:
         """The pictures under `source`. Raises FaststyError when there is none."""
-        paths = list_pictures(source) if source.is_dir() else [source]
+        skipped: dict[Path, str] = {}
+        paths = list_pictures(source, left_out=skipped) if source.is_dir() else [source]
         pictures = cls(paths, short_side, cache)
+        pictures.skipped |= skipped
         pictures.get(0)  # a source without a single readable picture fails now, not in training
         return pictures
 

@@ -45,10 +45,12 @@ class Pairs:
                     f"{each}: no such folder; pairs are read from before/ and after/"
                 )
         partners = {p.relative_to(after).with_suffix(""): p for p in list_pictures(after)}
-        photos = list_pictures(before)
+        skipped: dict[Path, str] = {}
+        photos = list_pictures(before, left_out=skipped)
         names = [path.relative_to(before).with_suffix("") for path in photos]
         both = [(p, partners[n]) for p, n in zip(photos, names, strict=True) if n in partners]
         pairs = cls(both, size, cache)
+        pairs.skipped |= skipped
         for path, name in zip(photos, names, strict=True):
             if name not in partners:
                 pairs.skipped[path] = f"{path}: no picture of the same name in {after}"

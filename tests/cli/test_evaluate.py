@@ -106,6 +106,14 @@ def test_json(faststy):
     assert values["images_per_second"] > 0
 
 
+def test_photos_of_formats_that_cannot_be_read_are_told(place, faststy):
+    (place / "photos/c.png").unlink()
+    (place / "photos/IMG_1.heic").write_bytes(b"heic")
+    status, _, err = faststy(*USUAL, "--style", "rain.png")
+    assert status == 1
+    assert err.startswith("skipped photos/IMG_1.heic: ")
+
+
 def test_large_photos_are_painted_as_small_as_strokes_are_seen(place, faststy):
     Image.new("RGB", (750, 740), "teal").save(place / "photos/a.png")
     sizes = []

@@ -463,3 +463,7 @@ def test_what_cannot_be_read_of_a_style_is_skipped_as_in_training(folder, encode
     ]
     torch.testing.assert_close(trained.colours, (of_both[0].colours + of_both[1].colours) / 2)
     assert [path.name for path in skipped] == ["a.png", "b.png"]
+    (tmp_path / "IMG_1.heic").touch()  # what is judged by stays the same
+    again = style_grams(tmp_path, 40, encoder, CPU, skipped)
+    assert all(map(torch.equal, again, grams))
+    assert {path.name for path in skipped} == {"a.png", "b.png", "IMG_1.heic"}

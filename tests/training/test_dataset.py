@@ -145,6 +145,9 @@ def test_unreadable_pictures_are_skipped_and_listed(folder):
     assert "too small" in pictures.skipped[folder / "tiny.png"]
     assert torch.equal(seen[1], pictures.get(2))  # the next one stands in
     assert torch.equal(seen[4], pictures.get(0))
+    (folder / "IMG_1.HEIC").touch()
+    found = Pictures.found(folder, 70)
+    assert (len(found), list(found.skipped)) == (5, [folder / "IMG_1.HEIC"])
 
 
 def test_a_source_without_a_readable_picture_fails_at_once(tmp_path):

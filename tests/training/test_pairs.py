@@ -82,6 +82,9 @@ def test_a_pair_that_cannot_be_used_is_skipped_and_told(folder):
     assert re.search(r"b\.png: its pair has another shape \(1\d\dx1\d\d and", why())
     (folder / "after" / "b.png").write_bytes(b"broken")
     assert "after/b.png: not a picture" in why()
+    (folder / "before" / "b.png").rename(folder / "before" / "b.heic")
+    b = folder / "before" / "b.heic"
+    assert "b.heic: of a format that faststy does not read" in why()
 
 
 def test_no_pair_at_all_is_an_error(folder):
