@@ -71,6 +71,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def tell(text: str) -> None:
+    """On standard error, `printable`."""
+    click.echo(printable(text), err=True)
+
+
 def skipped_entries(skipped: dict[Path, str]) -> list[dict[str, str]]:
     """What JSON says of pictures that were skipped."""
     return [{"input": str(path), "reason": why} for path, why in sorted(skipped.items())]
@@ -80,13 +85,13 @@ def tell_skipped(skipped: dict[Path, str]) -> None:
     """Why pictures were skipped, each with its path."""
     for path, why in sorted(skipped.items())[:LISTED]:
         text = why if str(path) in why else f"{path}: {why}"
-        click.echo(f"skipped {printable(text)}", err=True)
+        tell(f"skipped {text}")
 
 
 def tell_events(events: Iterable[str], told: set[str]) -> None:
     """What went wrong, but for what was `told` before."""
     for event in [event for event in events if event not in told][:LISTED]:
-        click.echo(printable(event), err=True)
+        tell(event)
 
 
 @click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from faststy.cli import _options, printable, skipped_entries
+from faststy.cli import _options, printable, skipped_entries, tell
 from faststy.errors import FaststyError
 from faststy.files import check_output, write_text
 from faststy.training.config import TrainConfig
@@ -126,7 +126,7 @@ def command(
         result = evaluate(net, photos, targets, judge, where, size=size, on_progress=show)
     result.skipped |= skipped
     for reason in result.skipped.values():
-        click.echo(f"skipped {reason}", err=True)
+        tell(f"skipped {reason}")
     if as_json:
         values = {"model": str(model), "encoder": encoder, "device": str(where), **_values(result)}
         click.echo(json.dumps(values, ensure_ascii=False, allow_nan=False))

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from faststy.cli import STOPPED, _options, counted, is_terminal
+from faststy.cli import STOPPED, _options, counted, is_terminal, tell
 from faststy.cli._options import STREAM
 from faststy.errors import FaststyError, UnwritableError
 from faststy.files import mode_of, without_links
@@ -209,10 +209,9 @@ def command(
                 data = encode_picture(painting.picture, format)
                 lost = painting.lost_content
                 if save_map and lost is None:
-                    click.echo(
+                    tell(
                         f"faststy: {job.name}: painted in tiles, there is no map to save; "
-                        "give more --memory",
-                        err=True,
+                        "give more --memory"
                     )
                     job = replace(job, map_target=None)
                 heat = (
@@ -233,17 +232,13 @@ def command(
     except KeyboardInterrupt:
         stopped = True
         whole = len(summary.painted)
-        click.echo(
-            f"faststy: stopped; {whole} of {counted(len(jobs), 'picture')} painted", err=True
-        )
+        tell(f"faststy: stopped; {whole} of {counted(len(jobs), 'picture')} painted")
     summary.seconds = round(time.perf_counter() - begin, 3)
 
     if summary.skipped:
-        click.echo(
-            f"faststy: skipped {len(summary.skipped)} of {counted(len(jobs), 'picture')}:", err=True
-        )
+        tell(f"faststy: skipped {len(summary.skipped)} of {counted(len(jobs), 'picture')}:")
         for entry in summary.skipped:
-            click.echo(f"  {entry['reason']}", err=True)
+            tell(f"  {entry['reason']}")
     if as_json:
         click.echo(json.dumps(vars(summary)))
     if stopped:
@@ -260,12 +255,12 @@ def _tell_where(summary: Summary) -> None:
     """To a person, who may not have named the output."""
     outputs = [Path(entry["output"]) for entry in summary.painted if entry["output"] != STREAM]
     if len(outputs) == 1:
-        click.echo(outputs[0], err=True)
+        tell(str(outputs[0]))
     elif outputs:
         folder = Path(os.path.commonpath([path.parent.absolute() for path in outputs]))
         here = Path.cwd()
         shown = folder.relative_to(here) if folder.is_relative_to(here) else folder
-        click.echo(f"{counted(len(outputs), 'picture')} in {shown}", err=True)
+        tell(f"{counted(len(outputs), 'picture')} in {shown}")
 
 
 def _tell_what_is_left_out(job: Job) -> None:
@@ -277,9 +272,7 @@ def _tell_what_is_left_out(job: Job) -> None:
     if (count := frames_in(job.source)) > 1:
         moves = job.source.suffix.lower() in (".gif", ".apng")
         rest = "; faststy video paints all" if moves else ""
-        click.echo(
-            f"faststy: {job.name}: of its {count} pictures the first is painted{rest}", err=True
-        )
+        tell(f"faststy: {job.name}: of its {count} pictures the first is painted{rest}")
 
 
 def _paint_in_strips(
@@ -303,10 +296,9 @@ def _paint_in_strips(
         return None
     if not strips.is_available():
         gigabytes = tiles.PER_PIXEL * picture.size[0] * picture.size[1] / 1e9
-        click.echo(
+        tell(
             f"faststy: {job.name} is held in memory as a whole, {gigabytes:.1f} GB; "
-            "pip install 'faststy[large]' paints it in strips",
-            err=True,
+            "pip install 'faststy[large]' paints it in strips"
         )
         return None
     _warn_of_memory(job, strips.least_memory(halo, picture.size[0]), memory)
@@ -343,10 +335,9 @@ def _warn_of_memory(job: Job, needed: int, memory: int | None) -> None:
     limit = memory or tiles.available_memory()
     if needed > limit:
         most = "--memory" if memory else "what is free to take,"
-        click.echo(
+        tell(
             f"faststy: {job.name} takes about {math.ceil(needed / (1 << 20))}M of memory, "
-            f"more than {most} {limit >> 20}M; it is painted all the same",
-            err=True,
+            f"more than {most} {limit >> 20}M; it is painted all the same"
         )
 
 
@@ -354,10 +345,9 @@ def _warn_of_shape(job: Job, photo: tuple[int, int], mask: tuple[int, int]) -> N
     """A mask may have any size; one of another shape is that of another photo, or lies down."""
     stretched = mask[0] / mask[1] * photo[1] / photo[0]
     if abs(stretched - 1) > 0.02 + 1 / min(mask):  # more than rounding
-        click.echo(
+        tell(
             f"faststy: {job.name}: the mask of {mask[0]} x {mask[1]} is stretched to "
-            f"{photo[0]} x {photo[1]}",
-            err=True,
+            f"{photo[0]} x {photo[1]}"
         )
 
 

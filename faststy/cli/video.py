@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from faststy.cli import STOPPED, _options, printable
+from faststy.cli import STOPPED, _options, printable, tell
 from faststy.cli._options import STREAM
 from faststy.errors import FaststyError
 from faststy.files import without_links
@@ -149,7 +149,7 @@ def command(
                 stop=stop,
             )
         except StoppedError as error:
-            click.echo(f"faststy: {printable(str(error))}", err=True)
+            tell(f"faststy: {error}")
             sys.exit(STOPPED)
     _tell(report, source, name, target, weights, as_json)
     if report.stopped:
@@ -216,14 +216,12 @@ def _tell(
     weights: dict[str, float],
     as_json: bool,
 ) -> None:
-    told = []
     if report.damage is not None:
-        told.append(f"{name}: {report.damage}; {report.frames} frames were painted")
-    told += [f"{target}: without {stream}" for stream in report.left_out]
+        tell(f"faststy: {name}: {report.damage}; {report.frames} frames were painted")
+    for stream in report.left_out:
+        tell(f"faststy: {target}: without {stream}")
     if report.stopped:
-        told.append(f"stopped; {target} ends after {report.frames} frames")
-    for text in told:
-        click.echo(f"faststy: {printable(text)}", err=True)
+        tell(f"faststy: stopped; {target} ends after {report.frames} frames")
     if as_json:
         values = {
             "input": source,

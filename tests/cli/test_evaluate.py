@@ -106,6 +106,13 @@ def test_json(faststy):
     assert values["images_per_second"] > 0
 
 
+def test_names_reach_the_terminal_without_escape_sequences(place, faststy):
+    (place / "photos/c.png").rename(place / "photos/c\x1b]0;mine\x07\n.png")
+    _, _, err = faststy(*USUAL, "--style", "rain.png")
+    assert err.startswith(r"skipped photos/c\x1b]0;mine\x07\n.png: ")
+    assert err.count("\n") == 1
+
+
 def test_photos_of_formats_that_cannot_be_read_are_told(place, faststy):
     (place / "photos/c.png").unlink()
     (place / "photos/IMG_1.heic").write_bytes(b"heic")

@@ -164,6 +164,18 @@ def test_several_inputs_do_not_become_one_picture(photos, model, faststy):
     assert files("x.png") == ["a.png", "c.gif.png"]
 
 
+def test_names_reach_the_terminal_without_escape_sequences(photos, model, faststy):
+    Path("photos/\x1b]0;mine\x07\n.png").write_bytes(b"")
+    Path("c.gif").rename("photos/\x1b[2J.gif")
+    frames = [Image.new("RGB", (20, 20), colour) for colour in ("red", "blue")]
+    frames[0].save("photos/\x1b[2J.gif", save_all=True, append_images=frames[1:])
+    status, _, err = faststy("stylize", "photos", "-m", model, "-o", "painted")
+    assert status == 1
+    assert r"  photos/\x1b]0;mine\x07\n.png: " in err
+    assert r"faststy: photos/\x1b[2J.gif: of its 2 pictures" in err
+    assert "\x1b" not in err
+
+
 def test_pictures_of_foreign_formats_are_listed_as_skipped(photos, model, faststy):
     Path("trip").mkdir()
     Path("photos/a.png").rename("trip/a.png")
