@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from html import escape
 
@@ -79,7 +80,7 @@ def evaluation_page(
         f"</div>{glossary(MEANING)}</section>",
     ]
     for name, key in RANKINGS.items():
-        ranked = sorted(evaluation.entries, key=key)
+        ranked = sorted((e for e in evaluation.entries if not math.isnan(key(e))), key=key)
         count = min(SHOWN, len(ranked) // 2)
         if not count or key(ranked[0]) == key(ranked[-1]):
             continue
@@ -96,7 +97,7 @@ def evaluation_page(
 
 
 def _worst_grid(entry: Entry) -> float:
-    return max(entry.final.checkerboard.values(), default=0.0)
+    return max(entry.final.checkerboard.values(), default=math.nan)  # it is too small to tell
 
 
 RANKINGS: dict[str, Callable[[Entry], float]] = {

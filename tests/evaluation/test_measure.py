@@ -438,6 +438,20 @@ def test_the_page(result, model):
         assert all(f"<td>{cell}" in html for cell in row)
 
 
+def test_pictures_without_a_grid_score_are_not_ranked_by_it(result):
+    def show(entry):
+        return Image.new("RGB", entry.size), Image.new("RGB", entry.size)
+
+    entries = [entry for entry in result.entries if entry.photo.name == "a.png"]
+    small = [entry for entry in result.entries if entry.photo.name == "b.png"]
+    assert not any(entry.final.checkerboard for entry in small)
+    html = evaluation_page(Evaluation(entries + small), "model", show)
+    grids = re.findall(r"<figcaption>(.*?): grid (.*?)</figcaption>", html)
+    assert sorted(grids) == sorted(
+        (f"a.png, {e.style}", f"{max(e.final.checkerboard.values()):.3g}") for e in entries
+    )
+
+
 def test_one_picture_is_neither_best_nor_worst(result):
     one = Evaluation(result.entries[:1])
     assert "worst" not in evaluation_page(one, "model", lambda entry: pytest.fail("shown"))
