@@ -13,7 +13,7 @@ import click
 
 from faststy.cli import _options, printable, skipped_entries, tell
 from faststy.errors import FaststyError
-from faststy.files import check_output, write_text
+from faststy.files import check_output, utf8
 from faststy.training.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -160,6 +160,7 @@ def _write_page(path: Path, result: Evaluation, model: Path, net: Any, size: int
 
     from faststy.evaluation.measure import Entry, load_photo
     from faststy.evaluation.page import evaluation_page
+    from faststy.pictures import write_data
     from faststy.stylization.stylizer import Stylizer
 
     stylizer = Stylizer(net, next(net.generator.parameters()).device)
@@ -169,9 +170,8 @@ def _write_page(path: Path, result: Evaluation, model: Path, net: Any, size: int
         painted = stylizer.paint(photo, style=entry.style).picture
         return photo.in_srgb().rgb, painted.in_srgb().rgb
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     name = "/".join(model.absolute().parts[-2:])  # others need not see where it lies
-    write_text(path, evaluation_page(result, name, show))
+    write_data(utf8(path, evaluation_page(result, name, show)), path)
 
 
 def _values(result: Evaluation) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """`faststy evaluate`: what it prints and writes, and what it refuses before it works."""
 
 import json
+import os
 import re
 import sys
 from dataclasses import asdict
@@ -168,11 +169,27 @@ def test_mistakes_are_told_before_the_work(place, faststy, flags, sentence):
     assert (place / "photos/a.png").read_bytes() == photo
 
 
+def test_a_link_in_the_place_of_the_page_stays_a_link(place, faststy):
+    (place / "real.html").write_text("old")
+    (place / "page.html").symlink_to("real.html")
+    faststy(*USUAL, "--style", "rain.png", "--html", "page.html")
+    assert (place / "page.html").is_symlink()
+    assert (place / "real.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+def test_a_pipe_in_the_place_of_the_page_is_never_replaced(place, faststy):
+    os.mkfifo("pipe.html")
+    status, _, err = faststy(*USUAL, "--style", "rain.png", "--html", "pipe.html")
+    assert status == 2
+    assert err.endswith("faststy: pipe.html: not a regular file\n")
+    assert (place / "pipe.html").is_fifo()
+
+
 def test_a_page_that_cannot_be_written_costs_no_numbers(faststy, monkeypatch):
-    def full(path, text):
+    def full(data, path):
         raise FaststyError(f"{path}: cannot be written (No space left on device)")
 
-    monkeypatch.setattr("faststy.cli.evaluate.write_text", full)
+    monkeypatch.setattr("faststy.pictures.write_data", full)
     status, out, err = faststy(*USUAL, "--style", "rain.png", "--html", "page.html", "--json")
     assert status == 2
     assert "rain" in json.loads(out)["styles"]
