@@ -6,7 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -92,7 +92,12 @@ def command(
             show.label = label
             show(progress)
 
-        result = sweep(settings, style_weights, on_progress, resume=resume)
+        try:
+            result = sweep(settings, style_weights, on_progress, resume=resume)
+        except KeyboardInterrupt:  # while it judges; training ends by itself
+            if not (Path(settings.out) / "sweep.json").exists():
+                raise
+            _stop(settings.out)
     _tell(result, as_json, show.told)
 
 
@@ -105,10 +110,12 @@ def _tell(result: SweepResult, as_json: bool, told: set[str]) -> None:
     elif result.points:
         _print(result)
     if not result.finished:
-        click.echo(
-            f"stopped; go on with: faststy sweep --resume --out {quote(str(result.out))}", err=True
-        )
-        raise SystemExit(STOPPED)
+        _stop(str(result.out))
+
+
+def _stop(out: str) -> NoReturn:
+    click.echo(f"stopped; go on with: faststy sweep --resume --out {quote(out)}", err=True)
+    raise SystemExit(STOPPED)
 
 
 def _values(result: SweepResult) -> dict[str, Any]:

@@ -115,6 +115,15 @@ def test_bad_input_is_one_sentence_and_nothing_is_left(place, told, arguments, s
     assert sorted(place.rglob("*")) == before
 
 
+def test_stopped_while_it_judges_it_says_how_to_go_on(place, told, monkeypatch):
+    monkeypatch.setattr(module, "_judge", lambda *given: signal.raise_signal(signal.SIGINT))
+    (place / "s.toml").write_text('stages = ["perceptual"]\n')
+    arguments = ("style.png", "--style-weights", "3", "--content", "content", *TINY)
+    status, _, err = told(*arguments, "--config", "s.toml", "--steps", "1")
+    assert status == 130
+    assert err.endswith("stopped; go on with: faststy sweep --resume --out sweep\n")
+
+
 def test_stopped_it_says_how_to_go_on(place, told, monkeypatch):
     real = module.train
 
