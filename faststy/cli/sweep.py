@@ -76,6 +76,11 @@ def command(
         recorded = Path(flags["out"]) / "config.toml"
         if resume and recorded.exists():
             config = recorded
+        elif resume and not style and (recorded.parent / "sweep.json").exists():
+            raise FaststyError(
+                f"{flags['out']}: holds a sweep without its settings; name the style, and what "
+                "else you chose, again"
+            )
         elif resume and not style:
             raise FaststyError(f"{flags['out']}: holds no sweep to go on with; is --out right?")
         elif not style:

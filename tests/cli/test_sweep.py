@@ -115,6 +115,20 @@ def test_bad_input_is_one_sentence_and_nothing_is_left(place, told, arguments, s
     assert sorted(place.rglob("*")) == before
 
 
+def test_a_sweep_without_its_settings_asks_for_them(place, told):
+    """As one has that was killed when it began."""
+    (place / "s.toml").write_text('stages = ["perceptual"]\n')
+    arguments = ("style.png", "--style-weights", "3", "--content", "content", *TINY)
+    settings = ("--config", "s.toml", "--steps", "1")
+    assert told(*arguments, *settings)[0] == 0
+    (place / "sweep/config.toml").unlink()
+    status, _, err = told("--resume")
+    assert status == 2
+    assert err.startswith("faststy: sweep: holds a sweep without its settings; name the style, ")
+    status, _, err = told("style.png", "--content", "content", *TINY, *settings, "--resume")
+    assert status == 0, err
+
+
 def test_stopped_while_it_judges_it_says_how_to_go_on(place, told, monkeypatch):
     monkeypatch.setattr(module, "_judge", lambda *given: signal.raise_signal(signal.SIGINT))
     (place / "s.toml").write_text('stages = ["perceptual"]\n')
