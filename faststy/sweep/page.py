@@ -38,7 +38,7 @@ def sweep_page(
         marks: the points on the curve.
         done: share of the sweep that is done, 0...1.
     """
-    title = Path(config.style[0]).stem.replace("_", " ")
+    title = Path(config.style[0]).resolve().stem.replace("_", " ")
     values = ", ".join(f"{p.style_weight:g}" for p in points)
     steps = " to ".join(f"{n:,}" for n in sorted({f(p.steps for p in points) for f in (min, max)}))
     state = "" if done >= 1 else f" · {done:.0%} done"

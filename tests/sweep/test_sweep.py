@@ -222,6 +222,16 @@ def test_photos_are_chosen_once_and_not_moved(config, monkeypatch):
     assert not moved
 
 
+def test_the_page_of_a_sweep_of_this_folder_has_its_name(config, pictures, tmp_path, monkeypatch):
+    style = tmp_path / "late_monet"
+    style.mkdir()
+    shutil.copy(pictures / "painted_waves.png", style)
+    monkeypatch.chdir(style)
+    page = sweep(config(style=(".",), steps=2), [3.0]).page.read_text(encoding="utf-8")
+    assert "<title>late monet · faststy</title>" in page
+    assert "<h1>late monet</h1>" in page
+
+
 def test_a_sheet_of_no_photo_is_refused_in_words(config, pictures):
     with pytest.raises(FaststyError, match="none of the photos can be read any more"):
         module.contact_sheet([], [pictures / "content" / "broken.jpg"], "cpu")
