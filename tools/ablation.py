@@ -202,7 +202,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--runs", type=Path, default=Path("ablation-runs"))
     parser.add_argument("--out", type=Path, default=Path("docs"))
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    names = [style.stem for style in arguments.style]
+    if len({*names}) < len(names):
+        parser.error("two styles have the same name, and a run is named after its style")
+    return arguments
 
 
 if __name__ == "__main__":

@@ -94,7 +94,10 @@ def picture_of(style: str, paintings: Path) -> str:
 
 
 def train_repairer(config: TrainConfig, path: Path) -> None:
-    """Train the repairer of the model at `path` on, with its generator held."""
+    """Train the repairer of the model at `path` on, with its generator held.
+
+    Raises FaststyError for a model without one.
+    """
     run, device, began = Path(config.out), torch.device("cpu"), time.monotonic()
     run.mkdir(parents=True, exist_ok=True)
     cache, encoder, model = (
@@ -104,7 +107,8 @@ def train_repairer(config: TrainConfig, path: Path) -> None:
     )
     assert config.content is not None
     assert config.seconds is not None
-    assert model.repairer is not None
+    if model.repairer is None:
+        raise FaststyError(f"{path}: has no repairer to train on")
     photos = Pictures.found(Path(config.content), round(config.size * PHOTO_ZOOM[1]), cache)
     sources = [Pictures.found(Path(style), config.style_size, cache) for style in config.style]
     styles = [StyleTarget.of(source, encoder, device) for source in sources]
@@ -133,8 +137,15 @@ def train_repairer(config: TrainConfig, path: Path) -> None:
 
 
 def save_mean(paths: list[Path], target: Path) -> None:
-    """Save the first of the models with the mean weights of all their generators."""
+    """Save the first of the models with the mean weights of all their generators.
+
+    Raises FaststyError where they differ in size or styles.
+    """
     models = [load_model(path) for path in paths]
+    first = models[0].info
+    for path, model in zip(paths, models, strict=True):
+        if (model.info.generator, model.info.styles) != (first.generator, first.styles):
+            raise FaststyError(f"{path}: is of other sizes or styles than {paths[0]}; no mean")
     for weights in zip(*(model.generator.parameters() for model in models), strict=True):
         weights[0].copy_(torch.stack([*weights]).mean(0))
     save_model(models[0], target, torch.float16)
@@ -180,15 +191,16 @@ def main() -> None:
         config = replace(config, base=str(arguments.out), **ON)
     result = train(config, show, resume=arguments.resume)
     print()
-    if result.finished:
-        model = load_model(result.model)
-        if arguments.on:
-            before = load_model(arguments.out)
-            model.repairer, model.info.repairer = before.repairer, before.info.repairer
-            model.info.steps += before.info.steps
-        model.info.license, model.info.descriptions = LICENSE, STYLES
-        save_model(model, arguments.out, torch.float16)
-        print(arguments.out)
+    if not result.finished:
+        raise FaststyError("interrupted; the same command with --resume goes on")
+    model = load_model(result.model)
+    if arguments.on:
+        before = load_model(arguments.out)
+        model.repairer, model.info.repairer = before.repairer, before.info.repairer
+        model.info.steps += before.info.steps
+    model.info.license, model.info.descriptions = LICENSE, STYLES
+    save_model(model, arguments.out, torch.float16)
+    print(arguments.out)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -72,6 +73,12 @@ def test_an_ablation_goes_on_where_it_was(place, run):
     save_model(replace(whole, repairer=None, info=replace(whole.info, repairer=None)), models[1])
     with pytest.raises(SystemExit, match="its repairer made paintings flat"):
         run("ablation.py", *flags)
+
+
+def test_an_ablation_of_two_styles_of_one_name_is_refused_before_the_work(run, capsys):
+    with pytest.raises(SystemExit):
+        run("ablation.py", "d1/x.png", "d2/x.png", "--content", "photos", "--photos", "photos")
+    assert "two styles have the same name" in capsys.readouterr().err
 
 
 def test_a_gallery_of_any_model(place, run):
@@ -165,3 +172,40 @@ def test_the_mean_of_models_that_began_as_one(place, run):
         )  # stored in half precision
     with pytest.raises(SystemExit):
         run("train_styles.py", "--content", "photos")
+
+
+def test_no_mean_of_models_of_other_sizes_or_styles(place, run):
+    for name, styles, channels in (("0", "ab", 8), ("1", "ac", 8), ("2", "ab", 16)):
+        config = GeneratorConfig(channels=channels, blocks=1, styles=2)
+        info = ModelInfo([*styles], asdict(config))
+        save_model(Model(Generator(config), None, info), place / f"{name}.safetensors")
+    for other in ("1.safetensors", "2.safetensors"):
+        sentence = f"error: {other}: is of other sizes or styles than 0.safetensors; no mean"
+        with pytest.raises(SystemExit, match=sentence):
+            run("train_styles.py", "--mean", "0.safetensors", other, "--out", "m.safetensors")
+    assert not (place / "m.safetensors").exists()
+
+
+@pytest.fixture
+def train_styles(place, run):
+    """Runs tools/train_styles.py on the photos and empty paintings."""
+    for style in runpy.run_path(str(TOOLS / "train_styles.py"))["STYLES"]:
+        (place / f"{style}.jpg").touch()
+    usual = ("--content", "photos", "--paintings", ".", "--out", "m.safetensors")
+    return lambda *flags: run("train_styles.py", *usual, *flags)
+
+
+def test_interrupted_the_ready_styles_end_as_an_error(place, train_styles, monkeypatch):
+    stopped = SimpleNamespace(finished=False)
+    monkeypatch.setattr("faststy.training.loop.train", lambda *given, **named: stopped)
+    with pytest.raises(SystemExit, match="error: interrupted; the same command with --resume"):
+        train_styles()
+    assert not (place / "m.safetensors").exists()
+
+
+def test_a_model_without_a_repairer_has_none_to_train_on(place, train_styles):
+    config = GeneratorConfig(channels=8, blocks=1)
+    info = ModelInfo(["a"], asdict(config))
+    save_model(Model(Generator(config), None, info), place / "m.safetensors")
+    with pytest.raises(SystemExit, match=r"error: m\.safetensors: has no repairer to train on"):
+        train_styles("--repairer")
