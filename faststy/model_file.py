@@ -129,7 +129,9 @@ def _check_size(
 
 def _read(path: Path, weights: bool) -> tuple[ModelInfo, dict[str, Tensor]]:
     if not path.is_file():
-        hint = "is a folder; name the .safetensors file in it" if path.is_dir() else "no such file"
+        hint = "not a regular file" if path.exists() else "no such file"
+        if path.is_dir():
+            hint = "is a folder; name the .safetensors file in it"
         raise FaststyError(f"{path}: {hint}")
     try:
         with safe_open(path, framework="pt") as file:

@@ -1,4 +1,5 @@
 import json
+import os
 from dataclasses import asdict
 
 import numpy as np
@@ -147,6 +148,8 @@ def test_files_of_other_kinds(tmp_path):
 
 def test_nothing_there_or_a_folder(tmp_path):
     fails(tmp_path / "absent.safetensors", "no such file")
+    os.mkfifo(tmp_path / "pipe")
+    fails(tmp_path / "pipe", "not a regular file")
     fails(tmp_path, "is a folder; name the .safetensors file in it")
 
 

@@ -91,7 +91,7 @@ def _lines(facts: dict[str, Any]) -> list[str]:
     lines = []
     width = max(map(len, facts)) + 2
     for name, value in facts.items():
-        if value in (None, "", [], {}):
+        if value in (None, "", [], {}, 0):  # a model that does not know a number of its says 0
             continue
         rows = value if isinstance(value, list) else [value]
         if all(isinstance(row, dict) for row in rows):

@@ -229,6 +229,7 @@ def test_info_of_a_model(call, tmp_path):
     assert "descriptions" not in lines
     assert "ink    lines on paper" in out
     assert lines["style weight"] == "0.7"
+    assert not {"size", "style size", "steps"} & {*lines}  # they are not known
     assert sorted(lines["generator"].split(", ")) == ["blocks 1", "channels 8", "styles 2"]
 
 
