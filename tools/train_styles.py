@@ -7,8 +7,10 @@ One generator for the styles below, on a folder of photos (the bundled ones are 
 general), stored in half precision. Of these styles, seven are bundled; the others lie in the folder
 of paintings under the same names: pictures, or a folder of them. Interrupted, the same command with
 --resume goes on. With --on the generator of --out is trained on, on larger crops and with more
-against a grid; with --repairer only the repairer is, and --resume begins anew; with --mean nothing
-is, but --out becomes the mean of models that began as one (Wortsman et al. 2022, "Model soups").
+against a grid; with --repairer only the repairer is, and --resume begins anew; with --calm STYLE
+only the norms of that style are, against patches of colour, and all other styles stay as they are;
+with --mean nothing is, but --out becomes the mean of models that began as one (Wortsman et al.
+2022, "Model soups").
 
 The shipped file: 1,310 photos (ImageNet samples, BSDS500), one core of an AMD EPYC. 70 minutes from
 noise, 11,419 steps of the generator; --on for 28 minutes, 15,458 steps, and the mean of 65 % of
@@ -29,6 +31,10 @@ pictures that go on in mirror images, nothing left out of its taps; 4,730 more w
 the outermost 24 px of a painted crop have the colours and contrasts, in cells of 8 px, that they
 have in the painting of the whole (weight 1.5); and the --mean of both. The repairer: 40 % of 1,800
 steps at half of the full rate, with FREE 0.001 and 0.02 and 0.12, and 60 % of before.
+
+Then --calm --style-weight 28 for watercolor, the_scream and contrast_of_forms, which had red and
+orange patches on faces: 1,500 steps each, some six minutes on one thread, at a rate that fell by a
+half cosine.
 """
 
 from __future__ import annotations
@@ -40,11 +46,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from faststy import assets
 from faststy.errors import FaststyError, told
 from faststy.model_file import load_model, save_model
 from faststy.nn.encoder import load_encoder
+from faststy.nn.generator import Generator
+from faststy.nn.normalization import ConditionalInstanceNorm2d
+from faststy.training.adam import Adam
 from faststy.training.config import TrainConfig
 from faststy.training.dataset import Pictures, generator, random_crops
 from faststy.training.log import Log, Progress
@@ -75,7 +85,10 @@ ON: dict[str, Any] = {
     "learning_rate": 8e-4,
     "lattice_weight": 3.0,
 }
+CALM: dict[str, Any] = {"size": 256, "batch": 1, "lattice_weight": 3.0, "patches_weight": 6.0}
+NORMS_RATE = 4e-3  # of norms alone: the kernels, which would be lost at it, are held
 FINE = 0.2  # of the full learning rate, to go on from what is trained already
+CPU = torch.device("cpu")
 LICENSE = "Apache-2.0; styles painted by tools/paint_styles.py, and old paintings and drawings"
 
 
@@ -93,47 +106,77 @@ def picture_of(style: str, paintings: Path) -> str:
     raise FaststyError(f"{paintings}: holds neither {style}.jpg nor a folder {style}")
 
 
+def prepared(config: TrainConfig) -> tuple[Pictures, Trainer]:
+    """The photos of a run, and a trainer for its styles, whose nets are new."""
+    assert config.content is not None
+    cache, encoder = PictureCache(Path(config.out) / "cache"), load_encoder(config.encoder)
+    photos = Pictures.found(Path(config.content), round(config.size * PHOTO_ZOOM[1]), cache)
+    sources = [Pictures.found(Path(style), config.style_size, cache) for style in config.style]
+    styles = [StyleTarget.of(source, encoder, CPU) for source in sources]
+    return photos, Trainer(config, encoder, styles, CPU)
+
+
+def learn(config: TrainConfig, photos: Pictures, trainer: Trainer, stage: str, rate: float) -> None:
+    """Steps of a stage for the seconds of a run, at `rate` of the full learning rate."""
+    assert config.seconds is not None
+    schedule, log = Schedule(config), Log(None, 0)  # of means alone: the file is the generator's
+    start, end = (schedule.generator_end, 1) if stage == "repair" else (0, schedule.generator_end)
+    began, step = time.monotonic(), 0
+    while (done := (time.monotonic() - began) / config.seconds) < 1:
+        fraction = start + done * (end - start)
+        trainer.set_learning_rate(rate * schedule.learning_rate(fraction, step))
+        photo = random_crops(
+            photos, config.batch, config.size, PHOTO_ZOOM, generator(config.seed, step)
+        )
+        log.add(stage, trainer.step(step, stage, photo, config.style_weight))
+        step += 1
+        if step % 50 == 0:
+            terms = {name: round(value, 3) for name, value in log.means().items()}
+            print(f"{done:.0%} step {step} {terms}", flush=True)
+
+
 def train_repairer(config: TrainConfig, path: Path) -> None:
     """Train the repairer of the model at `path` on, with its generator held.
 
     Raises FaststyError for a model without one.
     """
-    run, device, began = Path(config.out), torch.device("cpu"), time.monotonic()
-    run.mkdir(parents=True, exist_ok=True)
-    cache, encoder, model = (
-        PictureCache(run / "cache"),
-        load_encoder(config.encoder),
-        load_model(path),
-    )
-    assert config.content is not None
-    assert config.seconds is not None
+    model = load_model(path)
     if model.repairer is None:
         raise FaststyError(f"{path}: has no repairer to train on")
-    photos = Pictures.found(Path(config.content), round(config.size * PHOTO_ZOOM[1]), cache)
-    sources = [Pictures.found(Path(style), config.style_size, cache) for style in config.style]
-    styles = [StyleTarget.of(source, encoder, device) for source in sources]
-    trainer, schedule, log = (
-        Trainer(config, encoder, styles, device),
-        Schedule(config),
-        Log(None, 0),  # of means alone: the file is the generator's
-    )
+    photos, trainer = prepared(config)
     trainer.average.load_state_dict(model.generator.state_dict())
     trainer.repairer.load_state_dict(model.repairer.state_dict())
-    step = 0
-    while (done := (time.monotonic() - began) / config.seconds) < 1:
-        fraction = schedule.generator_end + done * (1 - schedule.generator_end)
-        trainer.set_learning_rate(FINE * schedule.learning_rate(fraction, step))
-        photo = random_crops(
-            photos, config.batch, config.size, PHOTO_ZOOM, generator(config.seed, step)
-        )
-        log.add("repair", trainer.step(step, "repair", photo, config.style_weight))
-        step += 1
-        if step % 50 == 0:
-            terms = {name: round(value, 3) for name, value in log.means().items()}
-            print(f"{done:.0%} step {step} {terms}", flush=True)
+    learn(config, photos, trainer, "repair", FINE)
     trainer.repairer.eval().requires_grad_(False)
     model.repairer = trainer.repairer
     save_model(model, path, torch.float16)
+
+
+def train_norms(config: TrainConfig, path: Path, style: str) -> None:
+    """Train the norms of one style of the model at `path` on; what all styles share is held, and
+    the other styles with it. The picture of `style` is the only one of `config`."""
+    model = load_model(path)
+    row = model.info.styles.index(style)
+    photos, trainer = prepared(config)
+    norms = norms_of(trainer.generator)
+    for net in (trainer.generator, trainer.average):
+        weights = model.generator.state_dict()
+        for name, own in net.state_dict().items():
+            whole = weights[name]
+            weights[name] = whole if whole.shape == own.shape else whole[row : row + 1]
+        net.load_state_dict(weights)
+    trainer.generator.requires_grad_(False)
+    norms.requires_grad_(True)
+    trainer.optimisers["generator"] = Adam(norms, NORMS_RATE, (0.9, 0.99))
+    learn(config, photos, trainer, "perceptual", 1.0)
+    for whole, own in zip(norms_of(model.generator), norms_of(trainer.average), strict=True):
+        for into, found in zip(whole.parameters(), own.parameters(), strict=True):
+            into[row] = found[0]
+    save_model(model, path, torch.float16)
+
+
+def norms_of(net: Generator) -> nn.ModuleList:
+    return nn.ModuleList(m for m in net.modules() if isinstance(m, ConditionalInstanceNorm2d))
 
 
 def save_mean(paths: list[Path], target: Path) -> None:
@@ -161,6 +204,7 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true", help="go on with the generator")
     parser.add_argument("--on", action="store_true", help="train the generator of --out on")
     parser.add_argument("--repairer", action="store_true", help="train only the repairer of --out")
+    parser.add_argument("--calm", metavar="STYLE", help="train only the norms of that style on")
     parser.add_argument("--mean", nargs="+", type=Path, help="make --out the mean of these models")
     parser.add_argument("--style-weight", type=float, default=15.0, help="λ, 15 by default")
     parser.add_argument("--seed", type=int, default=0)
@@ -184,6 +228,10 @@ def main() -> None:
         style_weight=arguments.style_weight,
         seed=arguments.seed,
     )
+    if arguments.calm:
+        picture = picture_of(arguments.calm, arguments.paintings)
+        train_norms(replace(config, style=(picture,), **CALM), arguments.out, arguments.calm)
+        return
     if arguments.repairer:
         train_repairer(replace(config, size=192, batch=3), arguments.out)
         return

@@ -151,6 +151,34 @@ def test_training_a_repairer_leaves_the_log_of_its_generator(place, monkeypatch)
     assert (place / "run/log.jsonl").read_text() == '{"step": 900}\n'
 
 
+def test_calming_a_style_moves_its_norms_alone(place, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train_styles.py"])
+    train_norms = runpy.run_path(str(TOOLS / "train_styles.py"))["train_norms"]
+    net = Generator(GeneratorConfig.named("nano", 2)).requires_grad_(False)
+    info = ModelInfo(["one", "two"], asdict(net.config))
+    save_model(Model(net, None, info), place / "m.st", torch.float16)
+    before = load_model(place / "m.st").generator.state_dict()
+    config = TrainConfig(
+        str(place / "one.png"),
+        content=str(place / "photos"),
+        out=str(place / "run"),
+        model="nano",
+        size=64,
+        style_size=64,
+        batch=1,
+        seconds=1.0,
+    )
+    train_norms(config, place / "m.st", "two")
+    model = load_model(place / "m.st")
+    assert model.info.styles == ["one", "two"]
+    for name, found in model.generator.state_dict().items():
+        if name.endswith(("norm.weight", "norm.bias")) or ".norm" in name:
+            assert torch.equal(found[0], before[name][0]), name
+            assert not torch.equal(found[1], before[name][1]), name
+        else:
+            assert torch.equal(found, before[name]), name
+
+
 def test_the_mean_of_models_that_began_as_one(place, run):
     config = GeneratorConfig.named("nano", styles=2)
     generators = [Generator(config).requires_grad_(False) for _ in range(3)]
