@@ -419,13 +419,25 @@ def upstream(y: Tensor) -> Tensor:
     return (torch.randn_like(y) if y.ndim else torch.ones_like(y)) * LOSS_SCALE
 
 
+def as_it_arrives(dy: Tensor, y: Tensor) -> Tensor:
+    """`dy` in the strides of the result `y`: what comes after a variant in its own net takes, and
+    gives back, tensors as that variant lays them out."""
+    if dy.dtype == y.dtype and dy.stride() == y.stride():
+        return dy
+    return torch.empty_like(y).copy_(dy)
+
+
 def variant(
     function: Callable[..., Tensor], leaves: int, sets: list[tuple[list[Any], Tensor | None]]
 ) -> Call:
     """Calls of `function` on the rotated inputs, backward too where a gradient is at hand."""
+    own = [
+        (inputs, None if dy is None else as_it_arrives(dy, function(*inputs).detach()))
+        for inputs, dy in sets
+    ]
 
     def call(i: int) -> tuple[Tensor, ...]:
-        inputs, dy = sets[i]
+        inputs, dy = own[i]
         if dy is None:
             with torch.no_grad():
                 return (function(*inputs),)

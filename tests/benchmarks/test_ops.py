@@ -68,6 +68,24 @@ def test_bytes_of_what_is_not_returned_are_not_counted() -> None:
         assert suite.OPS[op].cost(job)[0] == moved
 
 
+@pytest.mark.parametrize("layout", suite.LAYOUTS)
+def test_gradients_arrive_in_the_strides_of_each_result(layout: str) -> None:
+    """Eager norms give planes: with another gradient, a transposition would be timed that their
+    own net does not have."""
+    arrived: list[tuple[int, ...]] = []
+
+    def doubled(x: torch.Tensor) -> torch.Tensor:
+        y = 2 * x.contiguous(memory_format=suite.LAYOUTS[layout])
+        if y.requires_grad:
+            y.register_hook(lambda dy: arrived.append(dy.stride()))
+        return y
+
+    x, dy = torch.randn(2, 2, 8, 12, 12)
+    results: Any = suite.variant(doubled, 1, [([x.requires_grad_()], dy)])(0)
+    assert arrived == [results[0].stride()]
+    torch.testing.assert_close(results[1], 2 * dy)
+
+
 def test_a_wrong_result_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     wrong: Any = suite.OPS["gram"]._replace(ours=lambda x: ops.gram(x) * 1.001)
     monkeypatch.setitem(suite.OPS, "gram", wrong)
