@@ -32,7 +32,8 @@ def test_every_op_is_right_and_so_are_its_baselines(op: str, dtype: str) -> None
         job = suite.Job(op, shape, layout, dtype, bool(suite.OPS[op].leaves))
         prepared = suite.prepare(job, CPU, compiled=False)
         assert prepared.missing == {}
-        assert prepared.calls.keys() == {"ours", "eager"}
+        assert prepared.calls.keys() == {"ours", "eager", *suite.OPS[op].others}
+        assert {*prepared.calls} <= {*suite.VARIANTS}
         assert prepared.bytes > 0
 
 
