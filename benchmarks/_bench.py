@@ -68,7 +68,7 @@ class Prepared(NamedTuple):
 class Case(NamedTuple):
     suite: str
     name: str
-    prepare: Callable[[], Prepared]
+    prepare: Callable[..., Prepared]  # given `only`, the names of variants: of no others than these
     headline: bool = False  # shown in the README of the project
 
     def __str__(self) -> str:
@@ -82,9 +82,11 @@ def cases(suite: str, device: torch.device, quick: bool) -> list[Case]:
 
 
 def variants(
-    makers: Mapping[str, Callable[[], Call]], check: Callable[[str, Call], None]
+    makers: Mapping[str, Callable[[], Call]],
+    check: Callable[[str, Call], None],
+    only: Sequence[str] = (),
 ) -> tuple[dict[str, Call], dict[str, str]]:
-    """The variants that can be made and are right, and why others are missing.
+    """The variants (of all, or of `only`) that can be made and are right, and why others are not.
 
     `check(name, call)` calls each until it does what will be timed, and raises Wrong. What OURS
     raises is raised.
@@ -92,6 +94,8 @@ def variants(
     calls: dict[str, Call] = {}
     missing: dict[str, str] = {}
     for name, make in makers.items():
+        if only and name not in only:
+            continue
         try:
             call = make()
             check(name, call)
@@ -144,10 +148,7 @@ def measured(
     """Prepare and time a case, or `only` some of its variants. Raises Wrong if ours is."""
     with torch.random.fork_rng(devices=None if device.type == "cuda" else []):
         torch.manual_seed(0)
-        prepared = case.prepare()
-        if only:
-            kept = {name: call for name, call in prepared.calls.items() if name in only}
-            prepared = prepared._replace(calls=kept)
+        prepared = case.prepare(only=only)
         if prepared.unit == "s":
             timed, method = samplers(prepared.calls, prepared.inputs, device, prepared.clock)
             samples, steady = measure(timed, seconds)

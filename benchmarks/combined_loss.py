@@ -8,7 +8,7 @@ written once.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -165,7 +165,7 @@ def both_ways(loss: Callable[[Arguments], Tensor], arguments: Arguments) -> tupl
     return (total, *torch.autograd.grad(total, leaves(arguments)))
 
 
-def prepare(job: Job, device: torch.device, compiled: bool) -> Prepared:
+def prepare(job: Job, device: torch.device, compiled: bool, only: Sequence[str] = ()) -> Prepared:
     make = generator_arguments if job.player == "generator" else discriminator_arguments
     first = make(job, device)
     # A number in Python, for which torch.compile would compile anew in each of the inputs.
@@ -193,7 +193,8 @@ def prepare(job: Job, device: torch.device, compiled: bool) -> Prepared:
 
     if compiled:
         makers["compiled"] = compile_it
-    return Prepared(*variants(makers, check), inputs=len(inputs), bytes=moved, dtype=job.dtype)
+    made = variants(makers, check, only)
+    return Prepared(*made, inputs=len(inputs), bytes=moved, dtype=job.dtype)
 
 
 def cases(device: torch.device, quick: bool) -> list[Case]:

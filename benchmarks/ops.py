@@ -474,7 +474,7 @@ def tolerance_of(job: Job, result: Tensor) -> float:
     return max(tolerance, RELU_TOLERANCE) if "relu" in job.op and job.backward else tolerance
 
 
-def prepare(job: Job, device: torch.device, compiled: bool) -> Prepared:
+def prepare(job: Job, device: torch.device, compiled: bool, only: Sequence[str] = ()) -> Prepared:
     op = OPS[job.op]
     # As training does, hold larger tensors once: the C library then keeps memory of that size.
     torch.empty(28 << 20, dtype=torch.uint8)
@@ -509,7 +509,7 @@ def prepare(job: Job, device: torch.device, compiled: bool) -> Prepared:
     }
     if compiled:
         makers["compiled"] = compile_it
-    calls, missing = variants(makers, check)
+    calls, missing = variants(makers, check, only)
     moved, operations = op.cost(job)
     return Prepared(
         calls, missing, inputs=len(sets), bytes=moved, operations=operations, dtype=job.dtype

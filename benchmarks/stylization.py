@@ -18,7 +18,7 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 from unittest import mock
@@ -308,14 +308,14 @@ def again(call: Call) -> Any:
     return call(0)
 
 
-def prepare(width: int, height: int, device: torch.device) -> Prepared:
+def prepare(width: int, height: int, device: torch.device, only: Sequence[str] = ()) -> Prepared:
     truth = Truth(scene(width, height)[:1], device)
 
     def check(name: str, call: Call) -> None:
         truth.check(name, call(0) if name in OTHERS else again(call))
 
     made = makers(width, height, device)
-    calls, missing = variants(made, check)
+    calls, missing = variants(made, check, only)
     if "classic" not in made:
         missing["classic"] = "takes 10 s and more"
     backend = Stylizer.load(device=device).painter().backend
@@ -331,7 +331,9 @@ def prepare(width: int, height: int, device: torch.device) -> Prepared:
     )
 
 
-def prepare_batch(width: int, height: int, device: torch.device) -> Prepared:
+def prepare_batch(
+    width: int, height: int, device: torch.device, only: Sequence[str] = ()
+) -> Prepared:
     """As many frames in a call as wait for a GPU that is faster than what comes after it."""
     frames = scene(width, height)
     several = [frames[i % FRAMES] for i in range(TOGETHER)]
@@ -360,6 +362,7 @@ def prepare_batch(width: int, height: int, device: torch.device) -> Prepared:
             "eager": partial(one_by_one, several, eager),
         },
         check,
+        only,
     )
     moved = 2 * TOGETHER * width * height * 3
     return Prepared(
@@ -373,7 +376,9 @@ def prepare_batch(width: int, height: int, device: torch.device) -> Prepared:
     )
 
 
-def prepare_on_device(width: int, height: int, device: torch.device) -> Prepared:
+def prepare_on_device(
+    width: int, height: int, device: torch.device, only: Sequence[str] = ()
+) -> Prepared:
     """Frames that are on a GPU and stay there, with the statistics of the first one."""
     photos = scene(width, height)
     frames = [torch.from_numpy(frame)[None].to(device) for frame in photos]
@@ -394,6 +399,7 @@ def prepare_on_device(width: int, height: int, device: torch.device) -> Prepared
             "eager": partial(eager_on_device, frames),
         },
         check,
+        only,
     )
     return Prepared(
         calls,

@@ -13,7 +13,7 @@ rate of this machine in their precision.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -143,7 +143,7 @@ def makers(job: Job, device: torch.device) -> dict[str, Callable[[], Call]]:
     return every
 
 
-def prepare(job: Job, device: torch.device) -> Prepared:
+def prepare(job: Job, device: torch.device, only: Sequence[str] = ()) -> Prepared:
     precision = precision_named("auto", device)
     right = Steps(job, "reference", "float32", device)
     first, *others = right.telling()
@@ -171,7 +171,7 @@ def prepare(job: Job, device: torch.device) -> Prepared:
                 raise Wrong(f"{1 + len(others)} steps move the {net} elsewhere, by {off:.1e}")
 
     made = makers(job, device)
-    calls, missing = variants(made, check)
+    calls, missing = variants(made, check, only)
     if "float32" not in made:
         missing["float32"] = f"another precision {NOT_HERE}"
     return Prepared(

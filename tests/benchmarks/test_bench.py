@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import inspect
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ CPU = torch.device("cpu")
 
 def case(name: str = "it", **changes: Any) -> Case:
     calls = {"ours": lambda i: i, "eager": lambda i: sum(range(1000))}
-    return Case("ops", name, lambda: Prepared(calls, inputs=2)._replace(**changes))
+    return Case("ops", name, lambda only=(): Prepared(calls, inputs=2)._replace(**changes))
 
 
 def test_a_case_is_timed_side_by_side() -> None:
@@ -29,8 +31,26 @@ def test_a_case_is_timed_side_by_side() -> None:
     assert low <= result["median"]["ours"] <= high
 
 
-def test_only_some_variants() -> None:
-    assert _bench.measured(case(), CPU, 0.0, ["ours"])["samples"].keys() == {"ours"}
+def test_variants_that_nobody_asks_for_are_not_made() -> None:
+    def prepare(only: Sequence[str]) -> Prepared:
+        def never() -> Any:
+            raise MemoryError
+
+        makers = {"ours": lambda: lambda i: i, "eager": lambda: lambda i: i, "large": never}
+        return Prepared(*_bench.variants(makers, lambda name, call: None, only))
+
+    result = _bench.measured(Case("ops", "it", prepare), CPU, 0.0, ["ours", "eager"])
+    assert result["samples"].keys() == {"ours", "eager"}
+    assert result["missing"] == {}
+    result = _bench.measured(Case("ops", "it", prepare), CPU, 0.0)
+    assert result["missing"] == {"large": "MemoryError: "}
+
+
+@pytest.mark.parametrize("suite", _bench.SUITES)
+def test_cases_prepare_only_what_is_asked_for(suite: str) -> None:
+    """By their signatures: to prepare them all takes minutes."""
+    for found in _bench.cases(suite, CPU, quick=False):
+        assert "only" in inspect.signature(found.prepare).parameters
 
 
 def test_bytes_are_told_not_timed() -> None:
@@ -59,7 +79,7 @@ def test_variants_are_checked_and_others_told() -> None:
 
 
 def test_a_run_fills_the_report(report: Any) -> None:
-    def broken() -> Prepared:
+    def broken(only: Sequence[str]) -> Prepared:
         raise _bench.Wrong("result: off by 1")
 
     made = report()
@@ -72,7 +92,7 @@ def test_a_run_fills_the_report(report: Any) -> None:
 def test_what_comes_after_a_lost_device_is_left_out(
     report: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def crash() -> Prepared:
+    def crash(only: Sequence[str]) -> Prepared:
         raise RuntimeError("CUDA error: an illegal memory access was encountered\nMore of it")
 
     made = report()
@@ -86,7 +106,7 @@ def test_what_comes_after_a_lost_device_is_left_out(
 
 
 def test_an_interrupted_run_says_what_it_did_not_reach(report: Any) -> None:
-    def stop() -> Prepared:
+    def stop(only: Sequence[str]) -> Prepared:
         raise KeyboardInterrupt
 
     made = report()
