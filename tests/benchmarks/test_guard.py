@@ -32,7 +32,9 @@ def one_thread() -> Iterator[None]:
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Guards of one small case; on a machine without a CUDA device."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(guard, "SECONDS", 0.0)
+    monkeypatch.setattr(guard, "SECONDS", (0.0,) * guard.ATTEMPTS)
+    monkeypatch.setattr(guard, "RENEWING", 0.0)
+    monkeypatch.setattr(guard, "WIDE", float("inf"))  # rounds so few say little, and need not
     shapes = suite.Shapes(cuda=[], cpu=[(1, 4, 32, 32)])
     monkeypatch.setitem(suite.OPS, "gram", suite.OPS["gram"]._replace(shapes=shapes))
     path = tmp_path / "guards.toml"
@@ -78,6 +80,78 @@ def test_what_is_below_its_floor_is_measured_again_after_the_others(
         ("again", "a:"), ("holds", "b:"), ("again", "c:"),
         ("holds", "a:"), ("again", "c:"), ("FAILS", "c:"),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("ratios", "words", "status"),
+    [
+        (["wide", "wide", "narrow"], ["again", "again", "holds"], 0),
+        (["above"], ["holds"], 0),  # however wide
+        (["wide", "wide", "wide"], ["again", "again", "undecided", "1"], 0),
+        (["wide", "wide", "sunk"], ["again", "again", "FAILS", "1"], 1),  # it is wide, too
+        (["wide", "wide", "below"], ["again", "again", "FAILS", "1"], 1),
+    ],
+)
+def test_a_wide_interval_holds_nothing(
+    file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    ratios: list[str],
+    words: list[str],
+    status: int,
+) -> None:
+    """As that of a painting that was once measured: 2.9× [1.4, 5.8]."""
+    guard.save([dataclasses.replace(guard.load(file)[0], floor=2.0)], file)
+    monkeypatch.setattr(guard, "WIDE", 1.3)
+    known = {
+        "wide": guard.Ratio(2.9, 1.4, 5.8),
+        "above": guard.Ratio(2.9, 2.0, 5.8),
+        "narrow": guard.Ratio(1.95, 1.9, 2.1),
+        "sunk": guard.Ratio(1.95, 1.4, 5.8),
+        "below": guard.Ratio(1.5, 1.1, 1.9),
+    }
+    given, asked = iter(ratios), []
+
+    def ratio_of(held: guard.Guard, device: torch.device, seconds: float) -> guard.Ratio:
+        asked.append(seconds)
+        return known[next(given)]
+
+    monkeypatch.setattr(guard, "ratio_of", ratio_of)
+    monkeypatch.setattr(guard, "SECONDS", (0.1, 0.4, 4.0))
+    assert guard.main([], file) == status
+    told = capsys.readouterr().out.splitlines()[1:]
+    assert [line.split()[0] for line in told] == words
+    assert asked == [0.1, 0.4, 4.0][: len(ratios)]
+    if "undecided" in words:
+        assert told[-1] == "1 of 1 guards are not held: others use this machine too much"
+
+
+def test_a_wide_interval_gives_no_floor_at_once(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard, "AGAINST", {})
+    monkeypatch.setattr(guard, "WIDE", 1.3)
+    given = iter([guard.Ratio(3.0, 1.0, 4.0), guard.Ratio(3.0, 2.0, 4.0)])
+    monkeypatch.setattr(guard, "ratio_of", lambda *_: next(given))
+    assert guard.main(["--renew"], file) == 0
+    assert [g.floor for g in guard.load(file)] == [pytest.approx(1.4)]
+
+
+def test_only_guards_that_match(
+    file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (kept,) = guard.load(file)
+    other = dataclasses.replace(kept, against="compiled")
+    guard.save([kept, other], file)
+    monkeypatch.setattr(guard, "AGAINST", {})
+    monkeypatch.setattr(guard, "ratio_of", lambda *_: guard.Ratio(3.0, 2.0, 4.0))
+    assert guard.main(["--filter", "gram.*eager"], file) == 0
+    assert "1 of 2 guards are for this device" in capsys.readouterr().out
+    assert guard.main(["--renew", "--filter", "gram.*eager"], file) == 0
+    new, same = guard.load(file)
+    assert (new.measured, same) == (3.0, other)
+    with pytest.raises(FaststyError, match="no regular expression"):
+        guard.main(["--filter", "("], file)
 
 
 def test_a_wrong_result_does_not_pass(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,7 +213,7 @@ def test_a_baseline_that_fails_is_no_pass(
 
 
 def test_renew_measures(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guard, "AGAINST", {"ops": "eager"})
+    monkeypatch.setattr(guard, "AGAINST", {})
     assert guard.main(["--renew"], file) == 0
     (new,) = guard.load(file)
     assert new.date > "2026-01-01"
@@ -216,11 +290,24 @@ def test_renew_on_a_device_without_guards_adds_the_headlines(
     assert not any(gone in names for gone in ("upsample", "gram_loss"))
 
     assert guard.main(["--file", str(file)]) == 0
-    assert guard.main(["--renew"], file) == 0  # nothing is added twice, and what is right stays
-    assert len(guard.load(file)) == 1 + len(new)
-    guard.save([first, *(g for g in new if g.suite != "ops")], file)
-    assert guard.main(["--renew"], file) == 1  # a suite that was not measured here yet comes in
+    assert guard.main(["--renew"], file) == 1  # nothing is added twice, and what is right stays
+    assert guard.load(file) == [first, *new]
+    guard.save([first, *(g for g in new if "norm" not in g.case)], file)
+    assert guard.main(["--renew"], file) == 1  # what was not measured here yet comes in
     assert {*guard.load(file)} == {first, *new}
+
+
+def test_renew_on_a_cpu_adds_guards_of_the_extension(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard, "AGAINST", {"ops": "eager"})
+    monkeypatch.setattr(guard, "ratio_of", lambda *_: guard.Ratio(4.0, 3.0, 5.0))
+    for device in ("cpu+native", "cpu"):
+        assert guard.main(["--renew", "--filter", "upsample"], file) == 0
+        _, new = guard.load(file)
+        assert (new.device, new.floor, new.measured) == (device, pytest.approx(2.1), 4.0)
+        guard.save(guard.load(file)[:1], file)
+        monkeypatch.setattr(dispatch, "_no_native", lambda op, device: "it is not built")
 
 
 def test_a_case_that_is_not_there(file: Path) -> None:
