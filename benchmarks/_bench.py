@@ -41,6 +41,7 @@ OURS = "ours"
 NOT_INSTALLED = "is not installed"
 NOT_HERE = "is not for this machine"
 NOT_REACHED = "the run ended before"
+GONE = "the device is gone"
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
 RESULTS = Path(__file__).parent / "results"
 
@@ -226,7 +227,7 @@ def run(
         for case in chosen[suite]:
             yield case
             if broken or time.perf_counter() > end:
-                report["left_out"][str(case)] = "the device is gone" if broken else "no time"
+                report["left_out"][str(case)] = GONE if broken else "no time"
                 continue
             try:
                 result = measured(case, device, seconds)
@@ -276,13 +277,35 @@ def expression(pattern: str) -> re.Pattern[str]:
 # --------------------------------------------------------------------------- files
 
 
+def settings_of(report: Report) -> list[dict[str, Any]]:
+    """Settings, and the load before, of a report, or of each that was joined to it."""
+    settings = report.get("settings", {})
+    alone = [{**settings, "load": report["machine"].get("load")}]
+    return list(settings.get("parts", alone))
+
+
+def complete(report: Report) -> bool:
+    """Whether a report is of all cases, and of a run that came to its end."""
+    parts = settings_of(report)
+    suites = {suite for part in parts for suite in part.get("suites", ())}
+    some = any(part.get("quick") or part.get("filter") for part in parts)
+    ended = {NOT_REACHED, GONE}.isdisjoint(report["left_out"].values())
+    return suites >= set(SUITES) and not some and ended
+
+
 def place_of(report: Report) -> Path:
-    """<device>/<date>-<commit>.json; on a CPU the number of threads belongs to the device."""
+    """<device>/<date>-<commit>.json; on a CPU the number of threads belongs to the device.
+
+    One that is not complete has the time of day in its name, too: it takes nobody's place.
+    """
     about = report["machine"]
     cuda = "capability" in about
     device = about["device"] if cuda else f"{about['device']} {about['threads']} threads"
     slug = re.sub(r"[^A-Za-z0-9.]+", "-", device).strip("-")
-    return Path(slug, f"{about['date'][:10]}-{about['commit'] or 'unknown'}.json")
+    name = f"{about['date'][:10]}-{about['commit'] or 'unknown'}"
+    if not complete(report):
+        name += "-" + about["date"][11:19].replace(":", "")
+    return Path(slug, f"{name}.json")
 
 
 def write(report: Report, path: Path) -> None:

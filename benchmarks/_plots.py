@@ -15,6 +15,7 @@ from _bench import OURS, Report
 from faststy.files import write_bytes
 
 COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377")
+ROOFLINE = "roofline"
 MARKS = "os^Dvp*hX"
 
 
@@ -26,27 +27,31 @@ def draw(report: Report, folder: Path) -> list[Path]:
     style = {"svg.hashsalt": "faststy", "svg.fonttype": "none", "font.size": 9}
     written = []
     with mpl.rc_context(style):
-        if any(r["operations"] and r["bytes"] for r in report["cases"]):
-            written += _save(_roofline(report), folder / "roofline")
-        charts: dict[str, list[Any]] = {}
-        for r in report["cases"]:
-            if r["ratios"]:
-                charts.setdefault(_chart(r), []).append(r)
-        for name, results in charts.items():
-            written += _save(_bars(results, report), folder / f"ratios-{name}")
+        for name, results in charts(report).items():
+            drawn = _roofline if name == ROOFLINE else _bars
+            written += _save(drawn(results, report), folder / name)
     return written
 
 
+def charts(report: Report) -> dict[str, list[Any]]:
+    """The charts that a report has numbers for: their names, and the results in each."""
+    rooflined = [r for r in report["cases"] if r["operations"] and r["bytes"]]
+    found = {ROOFLINE: rooflined} if rooflined else {}
+    for r in report["cases"]:
+        if r["ratios"]:
+            found.setdefault(f"ratios-{_chart(r)}", []).append(r)
+    return found
+
+
 def _chart(result: Any) -> str:
-    """The name of the bar chart that a result is in; ops are too many for one."""
+    """The bar chart that a result is in; ops are too many for one."""
     return f"ops-{result['dtype']}" if result["suite"] == "ops" else str(result["suite"])
 
 
-def _roofline(report: Report) -> Any:
+def _roofline(shown: list[Any], report: Report) -> Any:
     """Operations a second over operations per byte, below what the machine was measured to do."""
     figure, axes = _figure(8, 5.5)
     copy = report["rates"]["copy"]
-    shown = [r for r in report["cases"] if r["operations"] and r["bytes"]]
     x = np.array([r["operations"] / r["bytes"] for r in shown])
     span = np.geomspace(x.min() / 3, x.max() * 3, 200)
     for name, colour in zip(dict.fromkeys(r["dtype"] for r in shown), COLOURS, strict=False):

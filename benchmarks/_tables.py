@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _bench import OURS, RESULTS, SUITES, Report, read
+from _bench import OURS, RESULTS, SUITES, Report, complete, read, settings_of
+from _plots import charts
 from _timing import RESAMPLES, Ratio
 
 from faststy.files import write_text
@@ -113,13 +114,6 @@ def conditions(report: Report) -> str:
     return "".join(f" {text[0].upper()}{text[1:]}." for text in told)
 
 
-def settings_of(report: Report) -> list[dict[str, Any]]:
-    """Settings, and the load before, of a report, or of each that was joined to it."""
-    settings = report.get("settings", {})
-    alone = [{**settings, "load": report["machine"].get("load")}]
-    return list(settings.get("parts", alone))
-
-
 # --------------------------------------------------------------------------- before and now
 
 
@@ -184,10 +178,7 @@ def newest() -> list[tuple[Path, Report]]:
 
 def _completeness_and_date(path: Path) -> tuple[bool, str]:
     report = read(path)
-    parts = settings_of(report)
-    suites = {suite for part in parts for suite in part.get("suites", ())}
-    some = any(part.get("quick") or part.get("filter") for part in parts)
-    return suites >= set(SUITES) and not some, str(report["machine"]["date"])
+    return complete(report), str(report["machine"]["date"])
 
 
 def whole(reports: list[tuple[Path, Report]]) -> str:
@@ -196,8 +187,8 @@ def whole(reports: list[tuple[Path, Report]]) -> str:
     for path, report in reports:
         folder = path.parent.relative_to(RESULTS.parent).as_posix()
         links = [f"All numbers: [{folder}/{path.name}]({folder}/{path.name})."]
-        charts = sorted(p.name for p in path.parent.glob("*.svg"))
-        links += [f"![{name.removesuffix('.svg')}]({folder}/{name})" for name in charts]
+        drawn = [name for name in sorted(charts(report)) if (path.parent / f"{name}.svg").is_file()]
+        links += [f"![{name}]({folder}/{name}.svg)" for name in drawn]
         parts.append(document(report, links))
     return "\n\n".join(parts) or "No results are here yet: `make bench` makes them."
 

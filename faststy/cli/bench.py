@@ -27,7 +27,8 @@ CASE_SECONDS = 0.4  # of warm-up, and of rounds; of the quick form a quarter
     "--json",
     "json_path",
     type=_options.PATH,
-    help="Keep all numbers in this file; in a folder, as <device>/<date>-<commit>.json.",
+    help="Keep all numbers in this file; in a folder, as <device>/<date>-<commit>.json once it has "
+    "ended, with the time of day, too, where it is not of all cases.",
 )
 @click.option(
     "--compare",
@@ -35,7 +36,12 @@ CASE_SECONDS = 0.4  # of warm-up, and of rounds; of the quick form a quarter
     metavar="FILE",
     help="Also tell what changed since the results in FILE.",
 )
-@click.option("--plot", is_flag=True, help="Draw charts (PNG, SVG) beside the JSON file.")
+@click.option(
+    "--plot",
+    is_flag=True,
+    help="Draw charts (PNG, SVG) beside the JSON file; in a folder of its name, where --json is a "
+    "folder and the run not of all cases.",
+)
 @click.option(
     "--tune",
     is_flag=True,
@@ -89,8 +95,10 @@ def command(
             click.echo(line)
 
     report = bench.opened(on, suites=list(chosen), quick=quick, filter=pattern)
-    if json_path is not None and (json_path.is_dir() or not json_path.suffix):
-        json_path /= bench.place_of(report)
+    part = json_path
+    folder = json_path is not None and (json_path.is_dir() or not json_path.suffix)
+    if json_path is not None and folder:  # until it has ended it takes the place of no other
+        part = json_path / f"{bench.place_of(report)}.part"
     click.echo(tables.head(report))
     for i in report["implementations"]:
         click.echo(f"{i['op']}: {i['name']} ({i['why']})")
@@ -102,14 +110,18 @@ def command(
         chosen, on, report, seconds=CASE_SECONDS / (4 if quick else 1), until=began + seconds
     )
     for _ in _shown(running, sum(map(len, chosen.values()))):
-        if json_path is not None:  # after every case: what stops the run does not take the rest
-            bench.write(report, json_path)
-    if json_path is not None:
-        bench.write(report, json_path)
-        click.echo(f"All numbers are in {json_path}")
-    if plot and json_path is not None:
-        for path in import_module("_plots").draw(report, json_path.parent):
-            click.echo(f"Drawn: {path}")
+        if part is not None:  # after every case: what stops the run does not take the rest
+            bench.write(report, part)
+    if json_path is not None and part is not None:
+        whole = json_path / bench.place_of(report) if folder else json_path
+        bench.write(report, part)
+        part.replace(whole)
+        click.echo(f"All numbers are in {whole}")
+        if plot:
+            beside = not folder or bench.complete(report)
+            charts = whole.parent if beside else whole.with_suffix("")
+            for path in import_module("_plots").draw(report, charts):
+                click.echo(f"Drawn: {path}")
 
     for suite in chosen:
         results = [r for r in report["cases"] if r["suite"] == suite]

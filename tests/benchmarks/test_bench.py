@@ -13,6 +13,7 @@ from _bench import Case, Prepared
 from faststy.errors import FaststyError
 
 CPU = torch.device("cpu")
+EVERY = {"suites": list(_bench.SUITES), "quick": False, "filter": ""}
 
 
 def case(name: str = "it", **changes: Any) -> Case:
@@ -132,10 +133,27 @@ def test_a_run_that_has_no_time_left_says_what_it_left_out(report: Any) -> None:
 
 def test_reports_are_kept_by_device_date_and_commit(report: Any, tmp_path: Path) -> None:
     made = report(_bench.measured(case(), CPU, 0.0))
+    made["settings"] = EVERY
     place = _bench.place_of(made)
     assert place == Path("A-CPU-R-2-threads", "2026-01-02-abc.json")
     _bench.write(made, tmp_path / place)
     assert _bench.read(tmp_path / place) == made
+
+
+@pytest.mark.parametrize("part", [{"quick": True}, {"filter": "gram"}, {"suites": ["ops"]}])
+def test_a_part_has_a_name_of_its_own(report: Any, part: dict[str, Any]) -> None:
+    made = report() | {"settings": EVERY | part}
+    assert not _bench.complete(made)
+    assert _bench.place_of(made).name == "2026-01-02-abc-030405.json"
+
+
+@pytest.mark.parametrize(
+    ("why", "complete"),
+    [("no time", True), ("out of memory", True), (_bench.NOT_REACHED, False), (_bench.GONE, False)],
+)
+def test_a_run_that_did_not_end_is_not_complete(report: Any, why: str, complete: bool) -> None:
+    made = report() | {"settings": EVERY, "left_out": {"ops: gram": why}}
+    assert _bench.complete(made) == complete
 
 
 def test_what_is_no_report(tmp_path: Path) -> None:

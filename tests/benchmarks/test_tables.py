@@ -125,8 +125,28 @@ def test_a_part_of_the_cases_does_not_take_the_place_of_all(
         made["machine"] = {**made["machine"], "date": f"2026-01-0{day}"}
         _bench.write(made, tmp_path / "device" / f"{day}.json")
     assert [path.name for path, _ in _tables.newest()] == ["1.json"]
+    stopped = report(result(name="day 6")) | {"settings": every}
+    stopped["left_out"] = {"ops: late": _bench.NOT_REACHED}
+    stopped["machine"] = {**stopped["machine"], "date": "2026-01-06"}
+    _bench.write(stopped, tmp_path / "device" / "6.json")
+    assert [path.name for path, _ in _tables.newest()] == ["1.json"]
     (tmp_path / "device" / "1.json").unlink()
-    assert [path.name for path, _ in _tables.newest()] == ["5.json"]
+    assert [path.name for path, _ in _tables.newest()] == ["6.json"]
+
+
+def test_charts_are_those_of_the_report(
+    report: Any, result: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not of one before it, which had results of other kinds."""
+    monkeypatch.setattr(_tables, "RESULTS", tmp_path / "results")
+    path = tmp_path / "results" / _bench.place_of(report())
+    _bench.write(report(result()), path)
+    for name in ("ratios-ops-float32", "ratios-ops-float16", "roofline"):
+        (path.parent / f"{name}.svg").touch()
+    told = _tables.whole(_tables.newest())
+    assert f"![ratios-ops-float32](results/{path.parent.name}/ratios-ops-float32.svg)" in told
+    assert "float16" not in told
+    assert "roofline" not in told  # nothing in it has operations
 
 
 def test_the_head_tells_filter_and_load(report: Any) -> None:

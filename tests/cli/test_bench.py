@@ -51,6 +51,48 @@ def test_table_json_charts_and_comparison(tmp_path: Path) -> None:
     assert json.loads(kept.read_text())["settings"]["quick"] is True
 
 
+def test_a_part_takes_the_place_of_no_other_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a folder, where those of the same day and commit are, with their charts."""
+    suites = sys.modules["_bench"]
+    seen: list[list[str]] = []
+    write = suites.write
+
+    def written(report: Any, path: Path) -> None:
+        write(report, path)
+        seen.append(sorted(p.name for p in path.parent.iterdir()))
+
+    monkeypatch.setattr(suites, "write", written)
+    done = run(*GRAM, "--json", str(tmp_path), "--plot")
+    assert done.exit_code == 0, done.output
+    (kept,) = tmp_path.glob("*/*.json")
+    assert re.fullmatch(r"20\d\d-\d\d-\d\d-.*-\d{6}\.json", kept.name)
+    assert seen == [[f"{kept.name}.part"]] * 2
+    assert {p.name for p in kept.parent.iterdir()} == {kept.name, kept.stem}
+    assert (kept.parent / kept.stem / "ratios-ops-float32.svg").exists()
+
+
+def test_what_stops_a_run_leaves_what_it_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suites = sys.modules["_bench"]
+    measured, met = suites.measured, []
+
+    def stopped(case: Any, *arguments: Any) -> Any:
+        met.append(case)
+        if len(met) > 1:
+            raise KeyboardInterrupt
+        return measured(case, *arguments)
+
+    monkeypatch.setattr(suites, "measured", stopped)
+    done = run(*GRAM[:3], "--filter=^ops: gram ", "--json", str(tmp_path))
+    assert done.exit_code != 0
+    (part,) = tmp_path.glob("*/*")
+    assert part.name.endswith(".json.part")
+    assert [r["name"] for r in json.loads(part.read_text())["cases"]] == [met[0].name]
+
+
 def test_a_wrong_result_is_exit_status_1(monkeypatch: pytest.MonkeyPatch) -> None:
     suite = sys.modules["ops"]
     wrong = suite.OPS["gram"]._replace(ours=lambda x: faststy.ops.gram(x) * 1.001)
