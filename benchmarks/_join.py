@@ -41,8 +41,12 @@ def joined(parts: list[Report]) -> Report:
 
 
 def commit(part: Report) -> str:
-    """What was measured; charts and tables of a run before make a working tree "dirty", too."""
-    return str(part["machine"]["commit"]).removesuffix("-dirty")
+    """What was measured; charts and tables of a run before make a working tree "dirty", too.
+
+    What has no name is the same as nothing else.
+    """
+    about = part["machine"]
+    return str(about["commit"] or f"unknown, of {about['date']}").removesuffix("-dirty")
 
 
 def main(argv: list[str] | None = None) -> int:

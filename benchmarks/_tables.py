@@ -96,7 +96,7 @@ def head(report: Report) -> str:
 
 
 def conditions(report: Report) -> str:
-    """What else the numbers depend on: less than all cases, and others on the machine."""
+    """What else the numbers depend on: no extension, fewer cases, and others on the machine."""
     parts = settings_of(report)
     each = []
     for part in parts:
@@ -110,7 +110,9 @@ def conditions(report: Report) -> str:
     if len(set(each)) > 1:
         names = [", ".join(part.get("suites", ())) for part in parts]
         each = [f"{name}: {text}" for name, text in zip(names, each, strict=True) if text]
-    told = list(dict.fromkeys(filter(None, each)))
+    computed = {i["name"] for i in report["implementations"]}
+    lack = "without the C++ extension" if computed and "native" not in computed else ""
+    told = list(dict.fromkeys(filter(None, (lack, *each))))
     return "".join(f" {text[0].upper()}{text[1:]}." for text in told)
 
 

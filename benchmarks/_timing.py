@@ -8,6 +8,7 @@ graph between two events, so that neither Python nor launches are timed; on a CP
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 import os
@@ -252,7 +253,7 @@ def machine(device: torch.device) -> dict[str, Any]:
         "torch": torch.__version__,
         "triton": triton_version,
         "cuda": torch.version.cuda,
-        "commit": _output("git", "describe", "--always", "--dirty"),
+        "commit": _output("git", "describe", "--always", "--dirty") or _sources(),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
     if device.type == "cuda":
@@ -265,6 +266,16 @@ def machine(device: torch.device) -> dict[str, Any]:
             asked: _output("nvidia-smi", f"--query-gpu={asked}", "--format=csv,noheader"),
         }
     return found
+
+
+def _sources() -> str:
+    """A name of the sources by what they hold, where git tells none."""
+    root, digest = Path(__file__).resolve().parents[1], hashlib.sha256()
+    folders = ("faststy", "kernels", "csrc", "benchmarks")
+    for path in sorted(path for folder in folders for path in (root / folder).rglob("*.*")):
+        if path.suffix in (".py", ".cpp", ".cu", ".h"):
+            digest.update(path.read_bytes())
+    return f"sources-{digest.hexdigest()[:7]}"
 
 
 def device_name(device: torch.device) -> str:

@@ -11,10 +11,11 @@
 # with floors for this device in OUT, by default benchmarks/results/<device>/. Tests are interrupted
 # after TEST_SECONDS (0: there are none); those that had failed are told. Each suite, and the guards,
 # are a process of their own, which is ended when its share of BENCH_SECONDS is over: what it had
-# measured is kept. A suite that is not among SUITES keeps what it measured before at the same commit.
+# measured is kept. A suite that is not among SUITES keeps what it measured before at the same commit,
+# or, where git tells none, of the same sources.
 # The build and the tables come on top, in about a minute.
 # REHEARSE goes through all of it on a CPU in short: tests are collected, suites take their quick form.
-# Exit status: 0; 1 if a step failed (the others still run); 2 without a CUDA device, or for a suite
+# Exit status: 0; 1 if a step failed, or the build (the others still run); 2 without a CUDA device, or for a suite
 # that there is not.
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -55,22 +56,28 @@ done
 
 # What is built goes to a folder of its own, from which everything runs: so it comes before the
 # package in the repository, which lacks its kernels until it is installed.
-build=$(mktemp -d)
+build=$(mktemp -d) failed=
 trap 'rm -rf "$build"' EXIT
-if ! "$python" setup.py -q egg_info --egg-base "$build" \
-  build --build-base "$build/temporary" --build-lib "$build/package" >"$OUT/build.log" 2>&1; then
-  echo "setup.py build fails here (build.log): the package is copied, without its C++ extension"
-  rm -rf "$build/package" && mkdir -p "$build/package"
-  cp -r faststy "$build/package/" && cp -r kernels "$build/package/faststy/" || exit 1
-  rm -f "$build"/package/faststy/_C*.so # of another torch, or an older source
-fi
+package() { # into $build/package
+  if ! "$python" setup.py -q egg_info --egg-base "$build" \
+    build --build-base "$build/temporary" --build-lib "$build/package" >"$OUT/build.log" 2>&1; then
+    echo "setup.py build fails here (build.log): the package is copied, without its C++ extension"
+    failed="$failed build"
+    rm -rf "$build/package" && mkdir -p "$build/package"
+    cp -r faststy "$build/package/" && cp -r kernels "$build/package/faststy/" || exit 1
+    rm -f "$build"/package/faststy/_C*.so # of another torch, or an older source
+  fi
+  # Where faststy is installed editable, its finder would give what is lacking from the repository.
+  compgen -G "$build/package/faststy/_C*.so" >/dev/null ||
+    echo 'raise ModuleNotFoundError("it was not built: see build.log")' >"$build/package/faststy/_C.py"
+}
+package
 ln -s "$repository/benchmarks" "$build/package/benchmarks" # where `faststy bench` looks for them
 cd "$build/package" || exit 1
 export PYTHONPATH=$build/package${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 unset TRITON_INTERPRET FASTSTY_IMPL
 nvidia-smi >"$OUT/nvidia-smi.txt" 2>&1
 
-failed=
 step() { # NAME SECONDS COMMAND…
   local name=$1 seconds=$2
   shift 2
@@ -138,7 +145,13 @@ step tables 60 "$python" benchmarks/_join.py "$OUT/$(date -u +%F)-$commit.json" 
 
 # --------------------------------------------------------------------------- what came of it
 
-grep -hE '^(FAILED|ERROR) |^(wrong|WRONG)|[0-9]+ (passed|failed|error).* in [0-9.]+s' "$OUT"/*.log
+came_of_it() { # of this run: logs of suites that were not asked for are of one before
+  local name
+  for name in tests-others tests-ops "${suites[@]}" guards; do
+    grep -shE '^(FAILED|ERROR) |^(wrong|WRONG)|[0-9]+ (passed|failed|error).* in [0-9.]+s' "$OUT/$name.log"
+  done
+}
+came_of_it
 echo "Results are in $OUT"
 if [ -n "$failed" ]; then
   echo "Failed:$failed" >&2

@@ -60,6 +60,23 @@ def test_what_another_commit_measured_is_left_out(
     assert joined["machine"]["commit"] == new["machine"]["commit"]
 
 
+def test_what_has_no_commit_is_not_joined(
+    report: Any, result: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A copy of the sources without git may be another one than the day before."""
+    parts = []
+    for day, suite in enumerate(("ops", "memory"), 1):
+        made = report(result(suite=suite)) | {"settings": {"suites": [suite]}}
+        date = f"2026-01-0{day}T00:00:00+00:00"
+        made["machine"] = {**made["machine"], "commit": None, "date": date}
+        parts.append(tmp_path / "suites" / f"{suite}.json")
+        _bench.write(made, parts[-1])
+    whole = tmp_path / "whole.json"
+    assert _join.main([str(whole), *map(str, parts)]) == 0
+    assert "ops: measured at commit unknown, of 2026-01-01" in capsys.readouterr().err
+    assert [r["suite"] for r in _bench.read(whole)["cases"]] == ["memory"]
+
+
 def test_without_matplotlib_there_are_tables(
     report: Any,
     result: Any,

@@ -158,6 +158,15 @@ def test_the_head_tells_filter_and_load(report: Any) -> None:
     assert _tables.head(made).endswith(f"TFLOP/s.{told}")
 
 
+def test_the_head_tells_what_is_measured_without_the_extension(report: Any) -> None:
+    made = report()
+    row = {"op": "gram", "device": "cuda", "name": "triton", "why": "Triton kernels"}
+    made["implementations"] = [row]
+    assert _tables.head(made).endswith("TFLOP/s. Without the C++ extension.")
+    made["implementations"] = [row, {**row, "op": "combined_loss", "name": "native"}]
+    assert _tables.head(made).endswith("TFLOP/s.")
+
+
 def test_why_variants_have_no_number_is_told(report: Any, result: Any) -> None:
     wrong, gone = {"eager": "Wrong: off by 1.4"}, {"peer": "peer is not installed"}
     cases = [result(missing=gone), result(name="blur", missing=wrong | gone)]

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import itertools
 import random
+import re
 import time
+from pathlib import Path
 
 import _timing
 import pytest
@@ -118,3 +120,16 @@ def test_machine_says_what_numbers_depend_on() -> None:
     assert about["threads"] == torch.get_num_threads()
     assert about["device"]
     assert about["date"].endswith("+00:00")
+
+
+def test_sources_without_git_have_a_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(_timing, "_output", lambda *command: None)
+    monkeypatch.setattr(_timing, "__file__", str(tmp_path / "benchmarks" / "_timing.py"))
+    source = tmp_path / "csrc" / "gram_cpu.cpp"
+    source.parent.mkdir()
+    names = []
+    for text in ("a", "b", "a"):
+        source.write_text(text)
+        names.append(_timing.machine(CPU)["commit"])
+    assert names[0] == names[2] != names[1]
+    assert re.fullmatch("sources-[0-9a-f]{7}", names[0])
