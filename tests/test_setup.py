@@ -39,7 +39,8 @@ needs_nvcc = pytest.mark.skipif(NVCC is None, reason="there is no nvcc")
 @pytest.fixture
 def setup(tmp_path):
     """Reads the metadata by setup.py, in a copy of the project that has one C++ source."""
-    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "faststy", "kernels"):
+    files = ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE")
+    for name in (*files, "faststy", "kernels"):
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / "csrc").mkdir()
     (tmp_path / "csrc" / "module.cpp").write_text("int main() {}")
@@ -136,6 +137,8 @@ def test_the_wheel_is_for_all_later_pythons(setup, tmp_path):
     names = zipfile.ZipFile(wheel).namelist()
     assert "faststy/_C.abi3.so" in names
     assert "faststy/kernels/gram.py" in names
+    assert "faststy/kernels/README.md" not in names  # which an sdist holds
+    assert {"faststy/py.typed", "faststy/assets/styles.safetensors"} <= {*names}
 
 
 @needs_compiler
