@@ -43,6 +43,10 @@ NOT_HERE = "is not for this machine"
 NOT_REACHED = "the run ended before"
 GONE = "the device is gone"
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
+# Relative error by norm that is allowed against float64.
+TOLERANCES = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2, torch.uint8: 2e-3}
+# Of the others: that they compute the same at all. Some sum gradients of weights in bfloat16.
+BASELINE_TOLERANCE = 0.2
 RESULTS = Path(__file__).parent / "results"
 
 Report = dict[str, Any]
@@ -129,6 +133,22 @@ def _use(implementation: str) -> None:
     if implementation not in _found:
         _found[implementation] = cache(dispatch._find.__wrapped__)
     dispatch.IMPL, dispatch._find = implementation, _found[implementation]
+
+
+def double(value: Any) -> Any:
+    """The same in float64, leaves as leaves; tensors of integers and what is no tensor stay."""
+    if isinstance(value, torch.Tensor):
+        if not value.is_floating_point():
+            return value
+        return value.detach().double().requires_grad_(value.requires_grad)
+    if isinstance(value, dict):
+        return {k: double(v) for k, v in value.items()}
+    return type(value)(map(double, value)) if isinstance(value, list | tuple) else value
+
+
+def compiling(dtype: str, device: torch.device, quick: bool, headline: bool) -> bool:
+    """Whether torch.compile is measured, which takes longer than all the rest of a case."""
+    return not quick and (headline if device.type == "cuda" else dtype != "float16")
 
 
 def compare(results: Sequence[Any], truth: Sequence[Any], tolerance: float) -> None:

@@ -21,7 +21,18 @@ from typing import Any, NamedTuple
 import combined_loss
 import torch
 import torch.nn.functional as F
-from _bench import DTYPES, OURS, Case, Prepared, compare, variants
+from _bench import (
+    BASELINE_TOLERANCE,
+    DTYPES,
+    OURS,
+    TOLERANCES,
+    Case,
+    Prepared,
+    compare,
+    compiling,
+    double,
+    variants,
+)
 from _timing import Call, buffers
 from torch import Tensor
 
@@ -32,16 +43,19 @@ VARIANTS = (OURS, "eager", "group_norm", "compiled")
 LAYOUTS = {"channels_last": torch.channels_last, "planar": torch.contiguous_format}
 PACK = 4  # the generator takes cells of 4×4 pixels as channels
 PAINTING = ("conv3x3+relu", "upsample", "blur_cells")
-IN_FLOAT16 = (*PAINTING, "from_pixels", "to_pixels")  # what a GPU paints in
+REPAIR = ("repair_hints", "repair_apply")
+IN_FLOAT16 = (*PAINTING, *REPAIR, "blur_cells_frames", "from_pixels", "to_pixels")  # on a GPU
+CONVOLUTIONS = ("reflected_conv3x3+relu", "frozen_conv3x3+relu")
+# What a CPU computes by PyTorch in half precision.
+IN_FLOAT32 = (*PAINTING, *REPAIR, *CONVOLUTIONS)
 LARGE = 2**23  # numbers; norms of so many take PyTorch up to a second, in bfloat16 on a CPU
 LOSS_SCALE = 2.0**13  # gradients of Gram matrices are too small for float16 without
 
-# Relative error by norm that is allowed against float64. A ReLU's gradient jumps at zero: among
-# millions of values a few lie within rounding of it.
-TOLERANCES = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2, torch.uint8: 2e-3}
+# A ReLU's gradient jumps at zero: among millions of values a few lie within rounding of it.
 RELU_TOLERANCE = 2e-3
-# Of the others: that they compute the same at all. Some sum gradients of weights in bfloat16.
-BASELINE_TOLERANCE = 0.2
+
+
+Results = Tensor | tuple[Tensor, ...]
 
 
 class Job(NamedTuple):
@@ -67,11 +81,12 @@ class Op(NamedTuple):
     shapes: Shapes
     leaves: int  # the first so many inputs get gradients; 0: there is no backward
     inputs: Callable[[Job, torch.device], list[Any]]
-    ours: Callable[..., Tensor]
-    eager: Callable[..., Tensor]
-    truth: Callable[..., Tensor]  # given float64 inputs
+    ours: Callable[..., Results]
+    eager: Callable[..., Results]
+    truth: Callable[..., Results]  # given float64 inputs
     cost: Callable[[Job], tuple[int, int]]  # bytes moved and operations, at least
-    others: Mapping[str, Callable[..., Tensor]] = {}  # other ways to write it, by variant
+    others: Mapping[str, Callable[..., Results]] = {}  # other ways to write it, by variant
+    layouts: Sequence[str] = tuple(LAYOUTS)  # that make a difference
 
 
 # Training at 256², batch 4 to 64, and 4K frames, whole and at a quarter of the resolution, the most
@@ -113,6 +128,10 @@ PADS = Shapes(cuda=[(16, 48, 64, 64), (16, 28, 128, 128)], cpu=[])
 # What follows the encoder's convolutions there.
 AFTER = Shapes(cuda=[(16, 16, 248, 248), (16, 80, 62, 62)], cpu=[])
 PICTURES = Shapes(cuda=[(16, 3, 256, 256)], cpu=[])
+# What the generator's convolutions take in training, and the encoder's.
+LEARNING = Shapes(cuda=[(16, 48, 64, 64)], cpu=[(4, 48, 64, 64)])
+FROZEN = Shapes(cuda=[(16, 32, 124, 124)], cpu=[(4, 80, 62, 62)])
+REPAIRED = Shapes(cuda=[(1, 2160, 3840, 3)], cpu=[(1, 720, 1280, 3)])
 
 
 # --------------------------------------------------------------------------- inputs
@@ -168,6 +187,17 @@ def conv_inputs(job: Job, device: torch.device) -> list[Any]:
     weight = torch.randn(k, k, 3, 3, device=device) / (9 * k) ** 0.5
     bias = torch.randn(k, device=device)
     return [features(job, device), *(t.to(DTYPES[job.dtype]) for t in (weight, bias))]
+
+
+def hints_inputs(job: Job, device: torch.device) -> list[Any]:
+    return [torch.randint(0, 256, job.shape, dtype=torch.uint8, device=device) for _ in range(2)]
+
+
+def apply_inputs(job: Job, device: torch.device) -> list[Any]:
+    n, h, w, _ = job.shape
+    cells = job._replace(shape=(n, 6, h // reference.CELL, w // reference.CELL))
+    details = torch.randn(n, 2, h, w, device=device) / 10
+    return [hints_inputs(job, device)[0], details, features(cells, device), 1.0]
 
 
 # --------------------------------------------------------------------------- what people write
@@ -230,6 +260,25 @@ def eager_blur(x: Tensor, kernel: Tensor) -> Tensor:
     # Sums of shifted pictures: a convolution of each channel takes up to four times as long.
     y = 0.25 * (pixels[..., :-2] + pixels[..., 2:]) + 0.5 * pixels[..., 1:-1]
     return 0.25 * (y[..., :-2, :] + y[..., 2:, :]) + 0.5 * y[..., 1:-1, :]
+
+
+def eager_frames(x: Tensor, kernel: Tensor) -> Tensor:
+    levels = (eager_blur(x, kernel).float() * 255).round().clamp(0, 255).to(torch.uint8)
+    return levels.permute(0, 2, 3, 1).contiguous()
+
+
+def eager_averages(x: Tensor) -> tuple[Tensor, Tensor]:
+    return F.avg_pool2d(x, 2), F.avg_pool2d(x, 4)
+
+
+def eager_frozen(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return F.relu(F.conv2d(x, weight, bias, padding=1))
+
+
+def true_hints(painted: Tensor, photo: Tensor) -> tuple[Tensor, Tensor]:
+    """`reference.repair_hints` in float64."""
+    a, b = (reference.detail(x.permute(0, 3, 1, 2).double() / 255) for x in (painted, photo))
+    return torch.cat([a, b], dim=1), reference.structure(a, b)
 
 
 def eager_pad(x: Tensor) -> Tensor:
@@ -317,6 +366,42 @@ def max_cost(job: Job) -> tuple[int, int]:
 
 def picture_blur_cost(job: Job) -> tuple[int, int]:
     return (1 + job.backward) * 2 * _size(job), (1 + job.backward) * 12 * _values(job)
+
+
+def averages_cost(job: Job) -> tuple[int, int]:
+    # x → a quarter and a sixteenth; these → dx
+    moved = _size(job) + _size(job) // 4 + _size(job) // 16
+    return (1 + job.backward) * moved, (1 + job.backward) * 2 * _values(job)
+
+
+def training_cost(job: Job) -> tuple[int, int]:
+    """Of a convolution that learns: x, w → y; dy, y, x, w → dx, dw."""
+    moved, products = conv_cost(job)
+    return (1 + 2 * job.backward) * moved, (1 + 2 * job.backward) * products
+
+
+def frozen_cost(job: Job) -> tuple[int, int]:
+    """Of one that does not: x, w → y; dy, y, w → dx."""
+    moved, products = conv_cost(job)
+    again = job.backward * (moved + _size(job))
+    return moved + again, (1 + job.backward) * products
+
+
+def frames_cost(job: Job) -> tuple[int, int]:
+    return _size(job) + _values(job), 8 * _values(job)
+
+
+def hints_cost(job: Job) -> tuple[int, int]:
+    # two frames → two details and, of each cell, three numbers, in float32
+    pixels = _values(job) // 3
+    return 2 * _values(job) + 4 * (2 * pixels + 3 * pixels // 16), 28 * pixels
+
+
+def apply_cost(job: Job) -> tuple[int, int]:
+    # a frame, two details, six numbers of each cell → a frame
+    pixels = _values(job) // 3
+    heads = DTYPES[job.dtype].itemsize * 6 * pixels // 16
+    return 2 * _values(job) + 8 * pixels + heads, 50 * pixels
 
 
 OPS = {
@@ -419,6 +504,64 @@ OPS = {
         lambda x, kernel: reference.blur_cells_fwd(x, 2),
         blur_cost,
     ),
+    "blur_cells_frames": Op(
+        CELLS._replace(cpu=[]),  # which takes blur_cells, then to_pixels
+        0,
+        blur_inputs,
+        lambda x, kernel: ops.blur_cells_frames(x, 2, (2 * x.shape[2], 2 * x.shape[3])),
+        eager_frames,
+        lambda x, kernel: reference.blur_cells_frames(x, 2, 2 * x.shape[2], 2 * x.shape[3]),
+        frames_cost,
+    ),
+    "averages": Op(
+        PICTURES,
+        1,
+        gram_inputs,
+        lambda x: tuple(ops.averages(x)),
+        eager_averages,
+        eager_averages,
+        averages_cost,
+    ),
+    "reflected_conv3x3+relu": Op(
+        LEARNING,
+        3,
+        conv_inputs,
+        lambda x, w, b: ops.reflected_conv3x3(x, w, b, "relu"),
+        eager_conv,
+        eager_conv,
+        training_cost,
+        layouts=("channels_last",),
+    ),
+    "frozen_conv3x3+relu": Op(
+        FROZEN,
+        1,
+        conv_inputs,
+        lambda x, w, b: ops.frozen_conv3x3(x, w, b, relu=True),
+        eager_frozen,
+        eager_frozen,
+        frozen_cost,
+        layouts=("channels_last",),
+    ),
+    "repair_hints": Op(
+        REPAIRED,
+        0,
+        hints_inputs,
+        ops.repair_hints,
+        reference.repair_hints,
+        true_hints,
+        hints_cost,
+        layouts=("channels_last",),
+    ),
+    "repair_apply": Op(
+        REPAIRED,
+        0,
+        apply_inputs,
+        ops.repair_apply,
+        reference.repair_apply,
+        reference.repair_apply,
+        apply_cost,
+        layouts=("channels_last",),
+    ),
 }
 
 MOST_SHAPES = max(len(shapes) for op in OPS.values() for shapes in op.shapes)
@@ -442,30 +585,31 @@ def as_it_arrives(dy: Tensor, y: Tensor) -> Tensor:
     return torch.empty_like(y).copy_(dy)
 
 
-def variant(
-    function: Callable[..., Tensor], leaves: int, sets: list[tuple[list[Any], Tensor | None]]
-) -> Call:
-    """Calls of `function` on the rotated inputs, backward too where a gradient is at hand."""
-    own = [
-        (inputs, None if dy is None else as_it_arrives(dy, function(*inputs).detach()))
-        for inputs, dy in sets
-    ]
+def tensors(y: Results) -> tuple[Tensor, ...]:
+    return (y,) if isinstance(y, Tensor) else y
+
+
+Sets = list[tuple[list[Any], tuple[Tensor, ...] | None]]  # inputs, and the gradients that arrive
+
+
+def variant(function: Callable[..., Results], leaves: int, sets: Sets) -> Call:
+    """Calls of `function` on the rotated inputs, backward too where gradients are at hand."""
+    own: Sets = []
+    for inputs, arriving in sets:
+        if arriving is not None:
+            results = [y.detach() for y in tensors(function(*inputs))]
+            arriving = tuple(map(as_it_arrives, arriving, results))
+        own.append((inputs, arriving))
 
     def call(i: int) -> tuple[Tensor, ...]:
-        inputs, dy = own[i]
-        if dy is None:
+        inputs, arriving = own[i]
+        if arriving is None:
             with torch.no_grad():
-                return (function(*inputs),)
-        y = function(*inputs)
-        return (y, *torch.autograd.grad(y, inputs[:leaves], dy))
+                return tensors(function(*inputs))
+        results = tensors(function(*inputs))
+        return (*results, *torch.autograd.grad(results, inputs[:leaves], arriving))
 
     return call
-
-
-def double(value: Any) -> Any:
-    if not isinstance(value, Tensor) or not value.is_floating_point():
-        return value
-    return value.detach().double().requires_grad_(value.requires_grad)
 
 
 def tolerance_of(job: Job, result: Tensor) -> float:
@@ -478,20 +622,19 @@ def prepare(job: Job, device: torch.device, compiled: bool, only: Sequence[str] 
     op = OPS[job.op]
     # As training does, hold larger tensors once: the C library then keeps memory of that size.
     torch.empty(28 << 20, dtype=torch.uint8)
-    sets: list[tuple[list[Any], Tensor | None]] = []
+    sets: Sets = []
     count = 1
     while len(sets) < count:
         inputs = op.inputs(job, device)
         count = buffers(sum(t.nbytes for t in inputs if isinstance(t, Tensor)), device)
-        dy = None
+        arriving = None
         if job.backward:
             for t in inputs[: op.leaves]:
                 t.requires_grad_()
-            dy = upstream(op.ours(*inputs).detach())
-        sets.append((inputs, dy))
+            arriving = tuple(upstream(y.detach()) for y in tensors(op.ours(*inputs)))
+        sets.append((inputs, arriving))
 
-    wide = [([double(t) for t in sets[0][0]], double(sets[0][1]))]
-    truth: Any = variant(op.truth, op.leaves, wide)(0)
+    truth: Any = variant(op.truth, op.leaves, double(sets[:1]))(0)
 
     def check(name: str, call: Call) -> None:
         results: Any = call(0)
@@ -524,6 +667,8 @@ def jobs(device: torch.device, quick: bool) -> Iterator[Job]:
     for i in range(1 if quick else len(DTYPES)):
         for nth in range(1 if quick else MOST_SHAPES):
             for layout, (name, op) in product(LAYOUTS, OPS.items()):
+                if layout not in op.layouts:
+                    continue
                 dtype = dtypes_of(name, device)[i]
                 shapes = op.shapes.cuda if device.type == "cuda" else cpu_shapes(name, dtype)
                 for shape in shapes[nth : nth + 1]:
@@ -543,7 +688,7 @@ def cpu_shapes(name: str, dtype: str) -> list[tuple[int, ...]]:
     shapes = OPS[name].shapes.cpu
     if dtype == "float32":
         return shapes
-    if name in PAINTING:  # computed by PyTorch, as no CPU paints in half precision
+    if name in IN_FLOAT32:
         return []
     if dtype == "float16":  # as no CPU trains in it
         return shapes[:1]
@@ -557,7 +702,7 @@ def cases(device: torch.device, quick: bool) -> list[Case]:
         shapes = op.shapes.cuda if device.type == "cuda" else op.shapes.cpu
         telling = (dtypes_of(job.op, device)[0], "channels_last", shapes[0], bool(op.leaves))
         headline = (job.dtype, job.layout, job.shape, job.backward) == telling
-        compiled = combined_loss.compiling(job, device, quick, headline)
+        compiled = compiling(job.dtype, device, quick, headline)
         found.append(Case("ops", str(job), partial(prepare, job, device, compiled), headline))
     whole, *losses = combined_loss.cases(device, quick)
     each = sum(1 for _ in jobs(device, quick=True))

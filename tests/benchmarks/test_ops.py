@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from faststy import ops
+from faststy.ops import dispatch
 
 CPU = torch.device("cpu")
 
@@ -27,8 +28,8 @@ JOBS = [
 
 @pytest.mark.parametrize(("op", "dtype"), JOBS)
 def test_every_op_is_right_and_so_are_its_baselines(op: str, dtype: str) -> None:
-    shape = (1, 8, 8, 3) if "pixels" in op else (2, 16, 12, 12)
-    for layout in suite.LAYOUTS:
+    shape = (1, 16, 16, 3) if "pixels" in op or op in suite.REPAIR else (2, 16, 32, 36)
+    for layout in suite.OPS[op].layouts:
         job = suite.Job(op, shape, layout, dtype, bool(suite.OPS[op].leaves))
         prepared = suite.prepare(job, CPU, compiled=False)
         assert prepared.missing == {}
@@ -82,7 +83,7 @@ def test_gradients_arrive_in_the_strides_of_each_result(layout: str) -> None:
         return y
 
     x, dy = torch.randn(2, 2, 8, 12, 12)
-    results: Any = suite.variant(doubled, 1, [([x.requires_grad_()], dy)])(0)
+    results: Any = suite.variant(doubled, 1, [([x.requires_grad_()], (dy,))])(0)
     assert arrived == [results[0].stride()]
     torch.testing.assert_close(results[1], 2 * dy)
 
@@ -114,9 +115,10 @@ def test_all_dtypes_are_measured_in_both_layouts_and_float32_comes_first() -> No
     jobs = list(suite.jobs(CPU, quick=False))
     assert list(dict.fromkeys(job.dtype for job in jobs)) == ["float32", "bfloat16", "float16"]
     for dtype in _bench.DTYPES:
-        known = {(op, layout) for op in suite.OPS.keys() - CUDA_ONLY for layout in suite.LAYOUTS}
+        ops_here = suite.OPS.keys() - CUDA_ONLY
+        known = {(op, layout) for op in ops_here for layout in suite.OPS[op].layouts}
         missing = known - {(job.op, job.layout) for job in jobs if job.dtype == dtype}
-        assert {op for op, _ in missing} == (set() if dtype == "float32" else set(suite.PAINTING))
+        assert {op for op, _ in missing} == (set() if dtype == "float32" else {*suite.IN_FLOAT32})
 
 
 def test_on_a_gpu_every_op_comes_before_any_other_shape_and_headlines_before_all() -> None:
@@ -126,7 +128,7 @@ def test_on_a_gpu_every_op_comes_before_any_other_shape_and_headlines_before_all
     assert len(set(jobs)) == len(jobs)
     each = len(list(suite.jobs(gpu, quick=True)))  # every op once, in both layouts
     assert {(job.op, job.layout) for job in jobs[:each]} == {
-        (op, layout) for op in suite.OPS for layout in suite.LAYOUTS
+        (op, layout) for op in suite.OPS for layout in suite.OPS[op].layouts
     }
     for job in jobs[:each]:
         assert job.dtype == ("float16" if job.op in suite.IN_FLOAT16 else "bfloat16")
@@ -139,12 +141,20 @@ def test_on_a_gpu_every_op_comes_before_any_other_shape_and_headlines_before_all
 
 
 def test_on_a_gpu_torch_compile_is_measured_for_headlines_alone() -> None:
-    gpu, job = torch.device("cuda"), next(suite.jobs(torch.device("cuda"), quick=True))
-    assert combined_loss.compiling(job, gpu, quick=False, headline=True)
-    assert not combined_loss.compiling(job, gpu, quick=False, headline=False)
-    assert not combined_loss.compiling(job, gpu, quick=True, headline=True)
-    assert combined_loss.compiling(job, CPU, quick=False, headline=False)
-    assert not combined_loss.compiling(job._replace(dtype="float16"), CPU, False, True)
+    gpu = torch.device("cuda")
+    assert _bench.compiling("float32", gpu, quick=False, headline=True)
+    assert not _bench.compiling("float32", gpu, quick=False, headline=False)
+    assert not _bench.compiling("float32", gpu, quick=True, headline=True)
+    assert _bench.compiling("float32", CPU, quick=False, headline=False)
+    assert not _bench.compiling("float16", CPU, quick=False, headline=True)
+
+
+def test_every_op_that_has_kernels_is_among_the_cases() -> None:
+    """By the names of ops.dispatch; of a convolution that learns a part has one of its own."""
+    covered = {op.partition("+")[0] for op in suite.OPS} | {"combined_loss", "discriminator_loss"}
+    assert suite.CONVOLUTIONS == ("reflected_conv3x3+relu", "frozen_conv3x3+relu")
+    covered |= {"conv3x3_train", "conv3x3_train_weight_grad", "bias_activation"}  # bias+relu
+    assert dispatch.KERNELS.keys() <= covered
 
 
 def test_a_compiled_loss_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
