@@ -47,6 +47,7 @@ DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch
 TOLERANCES = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2, torch.uint8: 2e-3}
 # Of the others: that they compute the same at all. Some sum gradients of weights in bfloat16.
 BASELINE_TOLERANCE = 0.2
+TOLD = 3  # numbers that a process tells: too few for an interval
 RESULTS = Path(__file__).parent / "results"
 
 Report = dict[str, Any]
@@ -175,7 +176,7 @@ def measured(
             samples, steady = measure(timed, seconds)
         else:
             told = {
-                name: [_number(call) for _ in range(2)] for name, call in prepared.calls.items()
+                name: [_number(call) for _ in range(TOLD)] for name, call in prepared.calls.items()
             }
             samples, method, steady = told, "told by the process", True
     ours = samples[OURS]

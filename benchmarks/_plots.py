@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from _bench import OURS, Report
+from _timing import FEWEST_ROUNDS
 
 from faststy.files import write_bytes
 
@@ -89,7 +90,7 @@ def _kind(result: Any) -> str:
 
 
 def _bars(results: list[Any], report: Report) -> Any:
-    """How many times as long each baseline takes, with the interval of the ratio."""
+    """How many times as long each baseline takes, with the interval of the ratio, if it has one."""
     baselines = list(dict.fromkeys(name for r in results for name in r["ratios"]))
     figure, axes = _figure(9, 1.2 + 0.16 * len(results) * (len(baselines) + 0.6))
     height = 1 / (len(baselines) + 0.6)
@@ -97,10 +98,9 @@ def _bars(results: list[Any], report: Report) -> Any:
         places = [k + i * height for k, r in enumerate(results) if name in r["ratios"]]
         found = [r["ratios"][name] for r in results if name in r["ratios"]]
         medians = np.array([f["median"] for f in found])
-        error = [
-            medians - np.array([f["low"] for f in found]),
-            np.array([f["high"] for f in found]) - medians,
-        ]
+        error = np.array([[f["median"] - f["low"], f["high"] - f["median"]] for f in found]).T
+        if len(results[0]["samples"][OURS]) < FEWEST_ROUNDS:
+            error = np.zeros_like(error)
         axes.barh(
             places,
             medians - 1,

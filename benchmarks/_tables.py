@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from _bench import OURS, RESULTS, SUITES, Report, complete, read, settings_of
 from _plots import charts
-from _timing import RESAMPLES, Ratio
+from _timing import FEWEST_ROUNDS, RESAMPLES, Ratio
 
 from faststy.files import write_text
 
@@ -39,7 +39,7 @@ def rows(results: Iterable[Result], rates: Mapping[str, float]) -> Rows:
             "spread": f"{(high - low) / r['median'][OURS]:.0%}",
         }
         for name in baselines:
-            shown[f"{name} takes"] = times(r["ratios"][name]) if name in r["ratios"] else "—"
+            shown[f"{name} takes"] = ratio_to(name, r) if name in r["ratios"] else "—"
         shown["rate"] = rate(r, rates)
         floor = floor_of(r, rates)
         shown["of the floor"] = f"{floor / r['median'][OURS]:.0%}" if floor else "—"
@@ -71,6 +71,13 @@ def amount(value: float, unit: str) -> str:
     scales = ((1, "s"), (1e-3, "ms"), (1e-6, "µs")) if unit == "s" else ((2**20, "MiB"),)
     scale, name = next((x for x in scales if value >= x[0]), scales[-1])
     return f"{value / scale:.{max(0, 2 - int(np.log10(max(value / scale, 1))))}f} {name}"
+
+
+def ratio_to(name: str, result: Result) -> str:
+    """With its interval where there are samples enough: of three it holds the truth half the time."""
+    found = result["ratios"][name]
+    enough = len(result["samples"][OURS]) >= FEWEST_ROUNDS
+    return times(found) if enough else f"{found['median']:.2f}×"
 
 
 def times(ratio: Mapping[str, float]) -> str:
@@ -242,14 +249,14 @@ def summary(reports: list[tuple[Path, Report]]) -> str:
         results = [r for r in report["cases"] if r["headline"]]
         table: Rows = []
         for r in results:
-            for name, found in r["ratios"].items():
+            for name in r["ratios"]:
                 table.append(
                     {
                         "`faststy bench …`": f"{r['suite']}: {r['name']}",
                         "ours": amount(r["median"][OURS], r["unit"])
                         + ("" if r["steady"] else " ~"),
                         "against": name,
-                        "which takes": times(found),
+                        "which takes": ratio_to(name, r),
                     }
                 )
         if table:

@@ -48,7 +48,15 @@ def trained(variant: str, device: torch.device) -> Call:
 
 
 def prepare(makers: dict[str, Callable[[], Call]], only: Sequence[str] = ()) -> Prepared:
-    return Prepared(*variants(makers, lambda name, call: call(0), only), unit="B")
+    made = {name: partial(begun, make) for name, make in makers.items()}
+    return Prepared(*variants(made, lambda name, call: None, only), unit="B")
+
+
+def begun(make: Callable[[], Call]) -> Call:
+    """A call whose first process has ended well: its number is the first that is told."""
+    call = make()
+    numbers = [call(0)]
+    return lambda i: numbers.pop() if numbers else call(i)
 
 
 def prepare_painting(

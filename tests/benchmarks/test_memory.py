@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import _bench
 import memory as suite
 import pytest
 import torch
@@ -27,6 +28,27 @@ def test_processes_compute_on_the_device_that_is_asked_for(monkeypatch: pytest.M
         case.prepare()
     assert {"faststy", "training"} <= {module for module, _ in met}
     assert all(environment == {"CUDA_VISIBLE_DEVICES": ""} for _, environment in met)
+
+
+def test_the_process_that_is_checked_is_one_of_three(monkeypatch: pytest.MonkeyPatch) -> None:
+    met = processes(monkeypatch)
+    *_, case = suite.cases(CPU, quick=True)
+    result = _bench.measured(case, CPU, 0.0, ["ours", "classic"])
+    assert result["samples"] == {"ours": [100.0] * 3, "classic": [100.0] * 3}
+    assert len(met) == 6
+
+
+def test_a_process_that_fails_leaves_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails() -> Any:
+        def call(i: int) -> int:
+            raise RuntimeError("killed")
+
+        return call
+
+    processes(monkeypatch)
+    prepared = suite.prepare({"ours": lambda: lambda i: 1, "classic": fails})
+    assert prepared.calls.keys() == {"ours"}
+    assert prepared.missing == {"classic": "RuntimeError: killed"}
 
 
 def test_memory_of_a_gpu_is_not_compared_with_that_of_the_host(

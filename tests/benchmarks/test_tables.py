@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import _bench
@@ -53,6 +54,14 @@ def test_rows_of_different_baselines_share_their_columns(result: Any) -> None:
     lines = _tables.markdown([first, second]).splitlines()
     assert len(lines) == 4
     assert len({line.count("|") for line in lines}) == 1
+
+
+def test_of_three_samples_there_is_no_interval(report: Any, result: Any) -> None:
+    few = result(samples={"ours": [1e-3] * 3, "eager": [3e-3] * 3})
+    (row,) = _tables.rows([few], RATES)
+    assert row["eager takes"] == "3.00×"
+    told = _tables.summary([(Path("it.json"), report(few))])
+    assert told.endswith("| ops: gram | 1.00 ms | eager | 3.00× |")
 
 
 def test_comparison_judges_by_the_ratio_to_the_baseline(report: Any, result: Any) -> None:
