@@ -74,7 +74,7 @@ def amount(value: float, unit: str) -> str:
 
 
 def ratio_to(name: str, result: Result) -> str:
-    """With its interval where there are samples enough: of three it holds the truth half the time."""
+    """With its interval where there are samples enough: one of three holds next to nothing."""
     found = result["ratios"][name]
     enough = len(result["samples"][OURS]) >= FEWEST_ROUNDS
     return times(found) if enough else f"{found['median']:.2f}×"

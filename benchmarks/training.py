@@ -193,7 +193,12 @@ def cases(device: torch.device, quick: bool) -> list[Case]:
     ]
 
 
-if __name__ == "__main__":  # two steps of a variant, for the suite `memory`
+def take_steps(move: Call) -> None:
+    """Two, or, on a GPU, as many as until all that training records there is recorded."""
+    for i in move.telling() if isinstance(move, Steps) else (0, 1):
+        move(i)
+
+
+if __name__ == "__main__":  # steps of a variant, for the suite `memory`
     here = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    move = makers(headline(here), here)[sys.argv[1]]()
-    move(0), move(1)
+    take_steps(makers(headline(here), here)[sys.argv[1]]())

@@ -75,6 +75,18 @@ def test_steps_that_do_not_move_a_net_are_refused(
         suite.prepare(SMALL._replace(stage=stage), CPU)
 
 
+def test_memory_is_that_of_steps_that_are_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+    suite.take_steps(taken.append)  # the classic recipe records nothing
+    assert taken == [0, 1]
+    steps = suite.Steps(SMALL, "auto", "auto", CPU)
+    steps.draws = [steps.draw(i) for i in range(suite.BATCHES)]  # as they are made on a GPU
+    kinds: list[object] = []
+    monkeypatch.setattr(suite.Steps, "__call__", lambda self, i: kinds.append(self.draws[i].key))
+    suite.take_steps(steps)
+    assert {kinds.count(kind) for kind in kinds} == {WARM_UP + 2}
+
+
 def test_the_classic_recipe_has_nothing_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(suite, "BATCHES", 1)
     move = suite.classic(SMALL, CPU)
