@@ -221,7 +221,11 @@ def exportable_norm(
 
 
 def classic(frames: list[Frame], device: torch.device) -> Call:
-    net = ClassicNet().to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    net = ClassicNet().to(device).eval()
+    if device.type == "cuda":
+        net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    else:  # torch's norms give planes there, so convolutions take them, too
+        net.register_forward_pre_hook(lambda net, inputs: (inputs[0].contiguous(),))
     return through(net, frames, device)
 
 
