@@ -126,8 +126,8 @@ def conditions(report: Report) -> str:
 # --------------------------------------------------------------------------- before and now
 
 
-def change(before: Result, now: Result) -> Rows:
-    """Rows of one case in two reports: times, and how they changed.
+def change(before: Result, now: Result) -> dict[str, str]:
+    """The row of a case in two reports: times, and how they changed.
 
     Two runs are two days of a machine. Where both have a baseline, what counts is how the ratio to
     the first of them changed.
@@ -147,7 +147,7 @@ def change(before: Result, now: Result) -> Rows:
         shown |= {"against": common[0], "faster against it": times(found._asdict())}
     if found.low > 1 or found.high < 1:
         shown[""] = "faster" if found.low > 1 else "SLOWER"
-    return [shown]
+    return shown
 
 
 def _faster(before: Result, now: Result, against: list[str]) -> Ratio:
@@ -172,7 +172,7 @@ def comparison(before: Report, now: Report) -> Rows:
     """Rows of the cases that both have."""
     old = {(r["suite"], r["name"]): r for r in before["cases"]}
     both = [(old[key], r) for r in now["cases"] if (key := (r["suite"], r["name"])) in old]
-    return [row for pair in both for row in change(*pair)]
+    return [change(*pair) for pair in both]
 
 
 # --------------------------------------------------------------------------- README files

@@ -3,8 +3,9 @@
     python benchmarks/classic_recipe.py STYLE.jpg PHOTOS/ --vgg19 FILE --seconds 180 --out out.png
 
 The net of 1.7 M parameters, instance norm, nearest upsampling; content at relu3_1 and Gram matrices
-at relu1_1, 2_1, 3_1 and 4_1 in absolute squares; Adam at 1e-3; batch 4 of 256²; eager, NCHW,
-float32. The suite `training` times its steps, with random weights of VGG-19: they take as long.
+at relu1_1, 2_1, 3_1 and 4_1, both in mean squares relative to those of their targets, so that
+weights need no tuning; Adam at 1e-3; batch 4 of 256²; eager, NCHW, float32. The suite `training`
+times its steps, with random weights of VGG-19: they take as long.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from faststy.pictures import list_pictures, read_picture
 from faststy.tensors import to_image, to_tensor
 from faststy.training.dataset import Pictures, generator, random_crops
 
-CONTENT_WEIGHT, STYLE_WEIGHT = 1.0, 5.0  # of mean squares; balanced so that both are felt
+CONTENT_WEIGHT, STYLE_WEIGHT = 1.0, 5.0  # balanced so that both are felt
 
 
 def vgg19(file: Path | None) -> nn.Module:
