@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
         "benchmarks/patches.py gone",
         "benchmarks/guard.py --file gone",
         "benchmarks/classic_recipe.py gone gone --vgg19 gone",
-        "benchmarks/native.py --filter (",
+        "benchmarks/guard.py --filter (",
         "tools/make_gallery.py --out gone/gallery.jpg",
         "tools/make_gallery.py --model gone --out gallery.jpg",
         "tools/train_styles.py --content gone --paintings gone",
