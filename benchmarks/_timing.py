@@ -35,7 +35,7 @@ MIN_ROUNDS, MAX_ROUNDS = 9, 200
 FEWEST_ROUNDS = 5  # of what is too slow for more
 PATIENCE = 3.0  # seconds: warm-up and rounds that take so much longer than asked for end early
 SAMPLE_SECONDS = 2e-3  # shorter samples say more about clocks and launches
-SAMPLE_SHARE = 0.1  # of the slowest variant's time: a single short call beside it is chance
+SAMPLE_SHARE = 0.05  # of the slowest variant's time: a single short call beside it is chance
 RESAMPLES = 2000
 CPU_CACHE = 32 << 20  # where the system does not tell
 
