@@ -129,6 +129,20 @@ def test_soak_knows_dead_models(soak, tmp_path, value, verdict):
     assert soak["judged"](tmp_path / "m.safetensors")[0] == verdict
 
 
+def small_run(place, seconds):
+    """The settings of a short run on the pictures of `place`."""
+    return TrainConfig(
+        str(place / "one.png"),
+        content=str(place / "photos"),
+        out=str(place / "run"),
+        model="nano",
+        size=64,
+        style_size=64,
+        batch=1,
+        seconds=seconds,
+    )
+
+
 def test_training_a_repairer_leaves_the_log_of_its_generator(place, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train_styles.py"])
     train_repairer = runpy.run_path(str(TOOLS / "train_styles.py"))["train_repairer"]
@@ -137,17 +151,7 @@ def test_training_a_repairer_leaves_the_log_of_its_generator(place, monkeypatch)
     save_model(Model(net, repairer, info), place / "m.safetensors")
     (place / "run").mkdir()
     (place / "run/log.jsonl").write_text('{"step": 900}\n')
-    config = TrainConfig(
-        str(place / "one.png"),
-        content=str(place / "photos"),
-        out=str(place / "run"),
-        model="nano",
-        size=64,
-        style_size=64,
-        batch=1,
-        seconds=1e-9,
-    )
-    train_repairer(config, place / "m.safetensors")
+    train_repairer(small_run(place, 1e-9), place / "m.safetensors")
     assert (place / "run/log.jsonl").read_text() == '{"step": 900}\n'
 
 
@@ -158,17 +162,7 @@ def test_calming_a_style_moves_its_norms_alone(place, monkeypatch):
     info = ModelInfo(["one", "two"], asdict(net.config))
     save_model(Model(net, None, info), place / "m.st", torch.float16)
     before = load_model(place / "m.st").generator.state_dict()
-    config = TrainConfig(
-        str(place / "one.png"),
-        content=str(place / "photos"),
-        out=str(place / "run"),
-        model="nano",
-        size=64,
-        style_size=64,
-        batch=1,
-        seconds=1.0,
-    )
-    train_norms(config, place / "m.st", "two")
+    train_norms(small_run(place, 1.0), place / "m.st", "two")
     model = load_model(place / "m.st")
     assert model.info.styles == ["one", "two"]
     for name, found in model.generator.state_dict().items():
