@@ -181,7 +181,7 @@ def without_links(path: Path) -> Path:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files that a killed process left in `folder`."""
+    """Remove all temporary files in `folder`, held or not: for who writes there alone."""
     for path in folder.glob(f".*{TEMPORARY}"):
         with suppress(OSError):
             path.unlink()

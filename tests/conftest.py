@@ -128,3 +128,14 @@ def dim_profile() -> bytes:
     values = np.frombuffer(place[at + 8 : at + 20], ">i4") // 2
     changed: bytes = place[: at + 8] + values.astype(">i4").tobytes() + place[at + 20 :]
     return changed
+
+
+@pytest.fixture(scope="session")
+def two_photos() -> list[Any]:
+    """Two smooth pictures, [3, 90, 120]."""
+    import torch  # not sooner: it reads the number of threads, which is set above
+
+    y, x = torch.meshgrid(torch.arange(90.0), torch.arange(120.0), indexing="ij")
+    waves = [torch.sin(x / 9 + k) + torch.cos(y / 7 - k) for k in range(6)]
+    pictures = torch.stack(waves).view(2, 3, 90, 120) / 4 + 0.5
+    return list(pictures)

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import torch
 from stability import change_ratio, scenes
 
 from faststy.evaluation.stability import Layer, Motion, Scene, warp_error
@@ -11,17 +10,8 @@ SIZE = (40, 56)
 
 
 @pytest.fixture(scope="module")
-def photos():
-    """Two smooth pictures, larger than the frame."""
-    y, x = torch.meshgrid(torch.arange(90.0), torch.arange(120.0), indexing="ij")
-    waves = [torch.sin(x / 9 + k) + torch.cos(y / 7 - k) for k in range(6)]
-    pictures = torch.stack(waves).view(2, 3, 90, 120) / 4 + 0.5
-    return list(pictures)
-
-
-@pytest.fixture(scope="module")
-def moving(photos):
-    return scenes(photos, SIZE)
+def moving(two_photos):
+    return scenes(two_photos, SIZE)
 
 
 @pytest.mark.parametrize("name", ["slow pan", "fast pan", "zoom", "layers"])

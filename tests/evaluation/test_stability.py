@@ -11,17 +11,8 @@ from faststy.evaluation.stability import Layer, Motion, Scene, contrast, warp_er
 SIZE = (40, 56)
 
 
-@pytest.fixture(scope="module")
-def photos():
-    """Two smooth pictures, larger than the frame."""
-    y, x = torch.meshgrid(torch.arange(90.0), torch.arange(120.0), indexing="ij")
-    waves = [torch.sin(x / 9 + k) + torch.cos(y / 7 - k) for k in range(6)]
-    pictures = torch.stack(waves).view(2, 3, 90, 120) / 4 + 0.5
-    return list(pictures)
-
-
-def test_a_pan_by_whole_pixels(photos):
-    scene = Scene([Layer(photos[0], Motion(pan=(2.0, -1.0)))], SIZE)
+def test_a_pan_by_whole_pixels(two_photos):
+    scene = Scene([Layer(two_photos[0], Motion(pan=(2.0, -1.0)))], SIZE)
     flow, sure = scene.flow(3)
     y, x = torch.meshgrid(torch.arange(40.0), torch.arange(56.0), indexing="ij")
     expected = torch.stack([x + 2, y - 1], dim=-1)
