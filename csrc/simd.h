@@ -32,13 +32,19 @@ inline bool has_wide_registers() {
 template <typename A>
 inline constexpr int64_t WIDTH = 64 / sizeof(A);
 
-// Runs f(first column, number of columns) over blocks of WIDTH columns, and one by one at the end.
-// The number is a compile-time constant, so that sums over rows stay in registers.
+// Runs f(first column, number of columns) over blocks of up to 4 · WIDTH columns, and one by one at
+// the end. The number is a compile-time constant, so that sums over rows stay in registers. Wide
+// blocks, as all channels of a pixel should be read at once: memory that is read in strides is slow.
 template <typename A, typename F>
 __attribute__((always_inline)) inline void for_blocks(int64_t cols, F f) {
+  constexpr int64_t W = WIDTH<A>;
   int64_t c = 0;
-  for (; c + WIDTH<A> <= cols; c += WIDTH<A>) f(c, std::integral_constant<int64_t, WIDTH<A>>());
-  for (; c < cols; ++c) f(c, std::integral_constant<int64_t, 1>());
+  for (; c + 4 * W <= cols; c += 4 * W) f(c, std::integral_constant<int64_t, 4 * W>());
+  const int64_t left = (cols - c) / W;
+  if (left == 3) f(c, std::integral_constant<int64_t, 3 * W>());
+  if (left == 2) f(c, std::integral_constant<int64_t, 2 * W>());
+  if (left == 1) f(c, std::integral_constant<int64_t, W>());
+  for (c += left * W; c < cols; ++c) f(c, std::integral_constant<int64_t, 1>());
 }
 
 // e^x. For float by reduction to ±ln(2)/2 and a polynomial, within 2 units in the last place, as
