@@ -8,6 +8,7 @@
 #include "combined_loss.h"
 #include "parallel.h"
 #include "simd.h"
+#include "text.h"
 
 namespace faststy::loss {
 namespace {
@@ -425,16 +426,16 @@ Losses run(Plan plan, const float* weights) {
 Losses combined_loss_fwd(const Tensors& logits, const Tensors& grams, const Tensors& features,
                          const Tensors& pictures, const Tensors& repaired, const Tensors& targets,
                          const Tensors& references, const Tensors& colours, const Tensors& kept,
-                         const Tensors& maps, const Tensor& weights, std::string form,
+                         const Tensors& maps, const Tensor& weights, StringHandle form,
                          double variation, bool gradients) {
   Plan plan = plan_combined_loss(logits, grams, features, pictures, repaired, targets, references,
-                                 colours, kept, maps, weights, form, variation, gradients);
+                                 colours, kept, maps, weights, text(form), variation, gradients);
   return run(std::move(plan), static_cast<const float*>(weights.data_ptr()));
 }
 
-Losses discriminator_loss_fwd(const Tensors& real, const Tensors& fake, std::string form,
+Losses discriminator_loss_fwd(const Tensors& real, const Tensors& fake, StringHandle form,
                               bool gradients) {
-  return run(plan_discriminator_loss(real, fake, form, gradients), nullptr);
+  return run(plan_discriminator_loss(real, fake, text(form), gradients), nullptr);
 }
 
 void combined_loss_scale_(Tensors gradients, Tensor scale) {

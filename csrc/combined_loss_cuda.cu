@@ -11,6 +11,7 @@
 
 #include "combined_loss.h"
 #include "cuda.h"
+#include "text.h"
 
 namespace faststy::loss {
 namespace {
@@ -764,16 +765,16 @@ Losses run(Plan plan, const Tensor& like, const float* weights) {
 Losses combined_loss_fwd(const Tensors& logits, const Tensors& grams, const Tensors& features,
                          const Tensors& pictures, const Tensors& repaired, const Tensors& targets,
                          const Tensors& references, const Tensors& colours, const Tensors& kept,
-                         const Tensors& maps, const Tensor& weights, std::string form,
+                         const Tensors& maps, const Tensor& weights, StringHandle form,
                          double variation, bool gradients) {
   Plan plan = plan_combined_loss(logits, grams, features, pictures, repaired, targets, references,
-                                 colours, kept, maps, weights, form, variation, gradients);
+                                 colours, kept, maps, weights, text(form), variation, gradients);
   return run(std::move(plan), weights, static_cast<const float*>(weights.data_ptr()));
 }
 
-Losses discriminator_loss_fwd(const Tensors& real, const Tensors& fake, std::string form,
+Losses discriminator_loss_fwd(const Tensors& real, const Tensors& fake, StringHandle form,
                               bool gradients) {
-  Plan plan = plan_discriminator_loss(real, fake, form, gradients);
+  Plan plan = plan_discriminator_loss(real, fake, text(form), gradients);
   return run(std::move(plan), real[0], nullptr);
 }
 

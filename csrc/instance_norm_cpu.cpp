@@ -18,6 +18,7 @@
 #include "features.h"
 #include "parallel.h"
 #include "simd.h"
+#include "text.h"
 
 namespace faststy {
 namespace {
@@ -506,8 +507,8 @@ std::tuple<Tensor, Tensor> stats(Tensor x, double eps) {
 }
 
 std::tuple<Tensor, Tensor, Tensor> forward(Tensor x, Optional weight, Optional bias,
-                                           Optional residual, double eps, std::string activation) {
-  const Activation act = activation_named(activation);
+                                           Optional residual, double eps, StringHandle activation) {
+  const Activation act = activation_named(text(activation));
   return with_wide(x, [&](auto zero) {
     using A = decltype(zero);
     const Layout layout(x);
@@ -535,8 +536,8 @@ std::tuple<Tensor, Tensor, Tensor> forward(Tensor x, Optional weight, Optional b
 }
 
 Tensor apply_statistics(Tensor x, Tensor mean, Tensor rstd, Optional weight, Optional bias,
-                        Optional residual, std::string activation) {
-  const Activation act = activation_named(activation);
+                        Optional residual, StringHandle activation) {
+  const Activation act = activation_named(text(activation));
   return with_wide(x, [&](auto zero) {
     using A = decltype(zero);
     const Layout layout(x);
@@ -558,9 +559,9 @@ Tensor apply_statistics(Tensor x, Tensor mean, Tensor rstd, Optional weight, Opt
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> backward(Tensor dy, Tensor x, Tensor mean, Tensor rstd,
                                                     Optional weight, Optional bias,
-                                                    Optional residual, std::string activation,
+                                                    Optional residual, StringHandle activation,
                                                     bool fixed) {
-  const Activation act = activation_named(activation);
+  const Activation act = activation_named(text(activation));
   return with_wide(x, [&](auto zero) {
     using A = decltype(zero);
     const Layout layout(x);

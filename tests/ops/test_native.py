@@ -5,6 +5,7 @@ The other tests see it through the public ops; this one sees the reference's raw
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -232,6 +233,58 @@ print(peak() - before)
 
 X = torch.zeros(2, 3, 4, 4)
 P = torch.zeros(2, 3)
+
+
+class MallInfo(ctypes.Structure):
+    """What glibc's mallinfo2 tells."""
+
+    _fields_ = (
+        ("arena", ctypes.c_size_t),
+        ("ordblks", ctypes.c_size_t),
+        ("smblks", ctypes.c_size_t),
+        ("hblks", ctypes.c_size_t),
+        ("hblkhd", ctypes.c_size_t),  # bytes in mappings of their own
+        ("usmblks", ctypes.c_size_t),
+        ("fsmblks", ctypes.c_size_t),
+        ("uordblks", ctypes.c_size_t),  # bytes in use beside them
+        ("fordblks", ctypes.c_size_t),
+        ("keepcost", ctypes.c_size_t),
+    )
+
+
+def allocated() -> int:
+    """Bytes that are allocated in this process and not freed."""
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallinfo2"):
+        pytest.skip("this C library does not count what is allocated")
+    libc.mallinfo2.restype = MallInfo
+    info = libc.mallinfo2()
+    return int(info.uordblks) + int(info.hblkhd)
+
+
+@pytest.mark.parametrize(
+    ("raw", "args"),
+    [
+        ("instance_norm_stats", (X, 1e-5)),
+        ("instance_norm_fwd", (X, None, None, None, 1e-5, "relu")),
+        ("instance_norm_apply", (X, P, P, None, None, None, "leaky_relu")),
+        ("instance_norm_bwd", (X, X, P, P, None, None, None, "silu", False)),
+        ("gram_fwd", (X, None)),
+        ("gram_bwd", (torch.zeros(2, 3, 3), X, None, None)),
+        ("discriminator_loss_fwd", ([X], [X], "hinge", True)),
+        ("combined_loss_fwd", ([X], *[[]] * 9, torch.ones(6), "hinge", 1.0, True)),
+        ("from_pixels", (X.permute(0, 2, 3, 1).byte(), torch.float32, True, 1, 0.0, 1.0)),
+        ("to_pixels", (X, 1, 4, 4, 0.0, 1.0)),
+    ],
+)
+def test_calls_leave_no_memory_behind(raw: str, args: Any) -> None:
+    call = getattr(native, raw)
+    for _ in range(200):
+        call(*args)
+    before = allocated()
+    for _ in range(1000):
+        call(*args)
+    assert allocated() - before < 10_000  # a leak of the smallest block is three times that
 
 
 @pytest.mark.parametrize(
