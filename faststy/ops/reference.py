@@ -361,7 +361,8 @@ def pixel_shuffle(x: Tensor, scale: int) -> Tensor:
 
 def reflection_pad(x: Tensor, pad: int = 1) -> Tensor:
     """`[N, C, H, W]` to `[N, C, H + 2·pad, W + 2·pad]`, mirrored at the outermost pixels."""
-    return F.pad(x, (pad, pad, pad, pad), "reflect")
+    with without_autocast(x):  # which has it in float32 on a CPU, there and back again
+        return F.pad(x, (pad, pad, pad, pad), "reflect")
 
 
 def blur(x: Tensor) -> Tensor:

@@ -24,8 +24,8 @@ def reflection_pad(x: Tensor, pad: int = 1) -> Tensor:
         pad: from 0 to the smaller of H and W less one.
 
     Returns:
-        [N, C, H + 2·pad, W + 2·pad] with the dtype and the memory layout of `x`; on CUDA also under
-        autocast, and differentiable once.
+        [N, C, H + 2·pad, W + 2·pad] with the dtype and the memory layout of `x`, under autocast,
+        too; on CUDA differentiable once.
 
     Raises:
         TypeError, ValueError: a wrong dtype, rank or pad.

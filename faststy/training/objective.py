@@ -45,7 +45,8 @@ def inner(taps: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _inside(x: Tensor, rows: int, columns: int) -> Tensor:
-    return x[..., rows : x.shape[-2] - rows, columns : x.shape[-1] - columns]
+    # By padding, whose gradient is one tensor in the layout of x; that of slices is two, planar.
+    return F.pad(x, (-columns, -columns, -rows, -rows))
 
 
 def _relative_distances(a: Tensor, b: Tensor) -> Tensor:
