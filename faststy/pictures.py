@@ -17,7 +17,7 @@ from typing import BinaryIO, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, ImageOps, ImageStat, UnidentifiedImageError
 
 from faststy.errors import FaststyError
 from faststy.files import mode_of, reason_of, target_at, write_bytes
@@ -98,6 +98,10 @@ class Picture:
     format: str | None = None
     name: str = "the picture"
 
+    def __post_init__(self) -> None:
+        if self.alpha is not None and self.alpha.size != self.rgb.size:
+            raise ValueError(f"alpha is {self.alpha.size}, rgb {self.rgb.size}; expected one size")
+
     @property
     def size(self) -> tuple[int, int]:
         """Width and height in pixels."""
@@ -109,14 +113,25 @@ class Picture:
 
     def scaled_down(self, short_side: int | None) -> Picture:
         """As :func:`scale_down`; colours that nobody sees do not mix with those that are seen."""
+        if short_side is None or min(self.size) <= short_side:
+            return self  # before anything is copied
         if self.alpha is None:
             return self.with_rgb(scale_down(self.rgb, short_side))
         whole = self.rgb.copy()
         whole.putalpha(self.alpha)
         small = scale_down(whole, short_side)
-        if small is whole:
-            return self
         return dataclasses.replace(self, rgb=small.convert("RGB"), alpha=small.getchannel("A"))
+
+    def filled(self) -> Picture:
+        """Opaque, with the colours that nobody sees set to the mean: the nets would see them."""
+        if self.alpha is None:
+            return self
+        rgb, seen = self.rgb, self.alpha.point([0] + 255 * [255])
+        if seen.getextrema() == (0, 255):  # else all or nothing is seen
+            mean = ImageStat.Stat(rgb, seen).mean
+            rgb = Image.new("RGB", rgb.size, tuple(map(round, mean)))
+            rgb.paste(self.rgb, mask=seen)
+        return dataclasses.replace(self, rgb=rgb, alpha=None)
 
     def in_srgb(self) -> Picture:
         """The same colours as numbers of sRGB, without a profile."""

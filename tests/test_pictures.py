@@ -655,6 +655,19 @@ def test_scaled_down_without_the_colours_that_nobody_sees():
     np.testing.assert_array_equal(np.asarray(opaque.rgb), np.asarray(scale_down(rgb, 15)))
 
 
+def test_a_transparent_picture_is_not_copied_where_nothing_is_scaled(monkeypatch):
+    picture = Picture(Image.new("RGB", (80, 60)), Image.new("L", (80, 60)))
+    monkeypatch.setattr(Image.Image, "copy", lambda image: pytest.fail("copied"))
+    assert picture.scaled_down(60) is picture
+    assert picture.scaled_down(None) is picture
+
+
+def test_alpha_is_as_large_as_the_picture():
+    picture = Picture(Image.new("RGB", (80, 60)), Image.new("L", (80, 60)))
+    with pytest.raises(ValueError, match=r"alpha is \(80, 60\), rgb \(40, 30\)"):
+        picture.with_rgb(Image.new("RGB", (40, 30)))
+
+
 def test_heat_map_grows_brighter():
     ramp = heat_map(np.linspace(0, 1, 256)[None])
     light = np.asarray(ramp.convert("L"))[0].astype(int)

@@ -289,9 +289,10 @@ def evaluate(
 
 
 def load_photo(path: Path, size: int | None) -> Picture:
-    """The photo as `evaluate` paints it. Raises FaststyError where it cannot be judged."""
-    picture = read_picture(path)
-    photo = picture.with_rgb(scale_down(picture.rgb, size))
+    """The photo as `evaluate` paints it, opaque, as the nets see it.
+
+    Raises FaststyError where it cannot be judged."""
+    photo = read_picture(path).scaled_down(size).filled()
     if min(photo.size) < SMALLEST:
         raise FaststyError(f"{path}: smaller than {SMALLEST} px")
     return photo

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageFilter, ImageStat
+from PIL import Image, ImageFilter
 from torch import Tensor
 
 from faststy import assets
@@ -183,7 +183,7 @@ class Stylizer:
             picture = _read(_for_reading(picture), "the picture")
         photo = picture.scaled_down(size)
         soft = None if mask is None else _soft_mask(mask, photo.size)
-        filled = _fill_transparent(photo)
+        filled = photo.filled().rgb
         limit = tiles.limit(memory, self.device)
 
         stroke = stroke_for(*filled.size) if stroke is None else stroke
@@ -422,19 +422,6 @@ def _for_reading(picture: PictureSource | Tensor) -> PictureSource:
     if picture.dtype != torch.uint8:
         raise ValueError(f"picture is {picture.dtype}; expected uint8, or float in 0...1")
     return np.ascontiguousarray(picture.permute(1, 2, 0).cpu().numpy())
-
-
-def _fill_transparent(photo: Picture) -> Image.Image:
-    """The photo with the colours that nobody sees set to its mean: the nets would see them."""
-    if photo.alpha is None:
-        return photo.rgb
-    seen = photo.alpha.point([0] + 255 * [255])
-    if seen.getextrema() != (0, 255):  # all or nothing is seen
-        return photo.rgb
-    mean = ImageStat.Stat(photo.rgb, seen).mean
-    filled = Image.new("RGB", photo.size, tuple(map(round, mean)))
-    filled.paste(photo.rgb, mask=seen)
-    return filled
 
 
 def _masked(photo: Frame, painted: Frame, mask: Image.Image | None) -> Frame:

@@ -139,6 +139,24 @@ def test_colours_are_judged_as_they_are_seen(model, folder, encoder, tmp_path):
     assert painting.in_srgb().rgb != painting.rgb
 
 
+@pytest.mark.parametrize("size", [None, 40])
+def test_transparent_photos_are_judged_by_what_is_seen(model, folder, encoder, tmp_path, size):
+    photo = Image.open(folder / "a.png")
+    grams = style_grams(folder / "style.png", 64, encoder, CPU)
+    hidden = np.zeros((72, 96), bool)
+    hidden[:, 40:] = True
+    found = []
+    for colour in ((0, 0, 0), (250, 20, 90)):
+        pixels = np.array(photo)
+        pixels[hidden] = colour
+        clear = np.dstack([pixels, np.where(hidden, 0, 255).astype(np.uint8)])
+        Image.fromarray(clear).save(tmp_path / "clear.png")
+        result = evaluate(model, [tmp_path / "clear.png"], {"rain": grams}, encoder, CPU, size=size)
+        found.append(replace(result.entries[0], seconds=0.0))
+    assert found[0] == found[1]
+    assert found[0].size == ((96, 72) if size is None else (53, 40))
+
+
 @pytest.mark.parametrize("height", [71, 96, 135])
 def test_the_encoder_sees_bands(encoder, monkeypatch, height):
     x = torch.rand(1, 3, height, 90).to(memory_format=torch.channels_last)

@@ -20,7 +20,6 @@ from faststy.stylization import tiles
 from faststy.stylization.realtime import Dials
 from faststy.stylization.stylizer import (
     Stylizer,
-    _fill_transparent,
     blend,
     mixing_weights,
     with_colors_of,
@@ -156,7 +155,7 @@ def test_filling_what_nobody_sees_takes_no_index_of_every_pixel():
     alpha = rng.integers(0, 3, (300, 400), np.uint8)
     photo = Picture(Image.fromarray(rgb), Image.fromarray(alpha))
     tracemalloc.start()
-    filled = _fill_transparent(photo)
+    filled = photo.filled().rgb
     _, most = tracemalloc.get_traced_memory()  # of Python and NumPy; Pillow holds the picture
     tracemalloc.stop()
     assert most < 300 * 400
