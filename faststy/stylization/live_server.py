@@ -1,7 +1,8 @@
 """Shows live painting as a web page on this computer, and to nobody else.
 
-Other users of this computer reach its ports, too. So the address holds a token, which the page gets
-as a cookie; whoever comes without is refused."""
+Other users of this computer reach its ports, too. So the address holds a token, which the page puts
+into each of its requests; whoever comes without is refused. It is no cookie: a browser would send
+that to all ports of this computer, theirs, too."""
 
 from __future__ import annotations
 
@@ -70,7 +71,6 @@ class LiveServer(ThreadingHTTPServer):
             ) from error
         self.token = secrets.token_urlsafe()
         self.url = f"http://{ADDRESS}:{self.server_port}/?token={self.token}"
-        self.cookie = f"faststy-{self.server_port}"  # its name: all ports share their cookies
         # Another name would be a foreign page that had its name changed to this computer.
         self.hosts = {f"{name}:{self.server_port}" for name in (ADDRESS, "localhost")}
         if self.server_port == 80:
@@ -104,8 +104,7 @@ class _Handler(BaseHTTPRequestHandler):
         place = urlsplit(self.path)
         if place.path in self.server.files:
             kind, data = self.server.files[place.path]
-            cookie = f"{self.server.cookie}={self.server.token}; HttpOnly; SameSite=Strict; Path=/"
-            self._answer(data, kind, more={"Set-Cookie": cookie} if place.path == "/" else None)
+            self._answer(data, kind)
         elif place.path == "/state":
             self._answer_json(self._state())
         elif place.path == "/frame":
@@ -121,7 +120,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "the request is too long")
             return
         body = self.rfile.read(int(length))
-        if self.path != "/dials":
+        if urlsplit(self.path).path != "/dials":
             self._refuse(HTTPStatus.NOT_FOUND, "there is no such page")
             return
         # A form of a foreign page cannot send this type.
@@ -155,10 +154,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _has_token(self) -> bool:
         """Whether it comes from who was told the address."""
-        parts = self.headers.get("Cookie", "").split("; ")
-        cookies = dict(part.partition("=")[::2] for part in parts)
         told = parse_qs(urlsplit(self.path).query).get("token", [])
-        told.append(cookies.get(self.server.cookie, ""))
         token = self.server.token.encode()
         return any(secrets.compare_digest(each.encode(), token) for each in told)
 

@@ -5,6 +5,7 @@ import importlib.util
 import io
 import itertools
 import json
+import re
 import socket
 import threading
 import time
@@ -74,9 +75,10 @@ def server():
         thread.join()
 
 
-def ask(server, method, path, body=None, **headers):
-    """Status, headers and body, for who knows the token."""
-    headers = {"Cookie": f"{server.cookie}={server.token}", **headers}
+def ask(server, method, path, body=None, knows=True, **headers):
+    """Status, headers and body, for who knows the token, or does not."""
+    if knows:
+        path += f"{'&' if '?' in path else '?'}token={server.token}"
     names = {name.replace("_", "-"): value for name, value in headers.items()}
     connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=20)
     try:
@@ -87,11 +89,10 @@ def ask(server, method, path, body=None, **headers):
         connection.close()
 
 
-def turn(server, dials, **headers):
+def turn(server, dials, knows=True, **headers):
     kind = {"Content_Type": "application/json", **headers}
-    return ask(
-        server, "POST", "/dials", dials if isinstance(dials, str) else json.dumps(dials), **kind
-    )
+    body = dials if isinstance(dials, str) else json.dumps(dials)
+    return ask(server, "POST", "/dials", body, knows, **kind)
 
 
 def test_it_listens_on_this_computer_only(server):
@@ -101,32 +102,35 @@ def test_it_listens_on_this_computer_only(server):
 
 def test_nobody_looks_without_the_token(server):
     """Other users of this computer can reach the port, too."""
-    name = f"faststy-{server.server_port}"
     for path in ("/", "/state", "/frame", "/style/1", "/frame?token=", "/frame?token=x", "/other"):
-        for cookie in ("", "a; b=c", f"{name}=", f"{name}={server.token}x", f"x={server.token}"):
-            status, headers, body = ask(server, "GET", path, Cookie=cookie)
+        for cookie in ("", f"token={server.token}", f"faststy-{server.server_port}={server.token}"):
+            status, _, body = ask(server, "GET", path, knows=False, Cookie=cookie)
             assert status == 403
-            assert "Set-Cookie" not in headers
             assert server.token.encode() not in body
             assert json.loads(body)["error"].startswith("open the whole address that faststy live")
-    assert turn(server, {"strength": 0.5}, Cookie="")[0] == 403
+    assert turn(server, {"strength": 0.5}, knows=False)[0] == 403
     assert server.live.dials["strength"] == 1.0
-    address = server.url.removeprefix(f"http://127.0.0.1:{server.server_port}")
-    status, headers, _ = ask(server, "GET", address, Cookie="")
-    assert status == 200
-    cookie, *options = headers["Set-Cookie"].split("; ")
-    assert cookie == f"{name}={server.token}"
-    assert sorted(options) == ["HttpOnly", "Path=/", "SameSite=Strict"]
-    assert ask(server, "GET", "/state", Cookie=f"other=1; {cookie}")[0] == 200
-    assert ask(server, "GET", f"/state?token={server.token}", Cookie="")[0] == 200
+    assert ask(server, "GET", f"/state?token={server.token}x", knows=False)[0] == 403
+    assert ask(server, "GET", f"/state?token={server.token}", knows=False)[0] == 200
     assert len(server.token) > 40
 
 
-def test_each_server_has_a_token_and_a_cookie_of_its_own(server):
-    """Ports of one address share their cookies."""
+def test_the_browser_keeps_nothing_that_it_would_tell_other_ports(server):
+    """They share their cookies, and may be another user's."""
+    for path in ("/", "/state", "/frame", "/style/1", "/other"):
+        assert "Set-Cookie" not in ask(server, "GET", path)[1]
+
+
+def test_each_request_of_the_page_holds_the_token():
+    page = live_server.PAGE.read_text("utf-8")
+    asked = re.findall(r"""["`](/(?:frame|dials|state|style)[^"`]*)""", page)
+    assert len(asked) == 4
+    assert all(re.search(r"[?&]\$\{token\}$", each) for each in asked)
+
+
+def test_each_server_has_a_token_of_its_own(server):
     with LiveServer(server.live, source="", thumbnails=[]) as other:
         assert other.token != server.token
-        assert other.cookie != server.cookie
 
 
 def test_the_page_the_state_and_the_thumbnails(server):
@@ -178,8 +182,7 @@ LINK = {
 
 
 def test_a_link_on_another_page_leads_here(server):
-    address = f"/?token={server.token}"  # a terminal may be such a page
-    status, headers, body = ask(server, "GET", address, None, **{**LINK, "Cookie": ""})
+    status, headers, body = ask(server, "GET", "/", **LINK)  # a terminal may be such a page
     assert status == 200
     assert body == live_server.PAGE.read_bytes()
     assert "frame-ancestors 'none'" in headers["Content-Security-Policy"]
@@ -295,9 +298,8 @@ def test_connections_are_bounded_and_silent_ones_are_closed(server, monkeypatch)
 
 def test_several_look_and_one_goes_away_in_the_middle(server):
     """Each sees new paintings, in order; who breaks off disturbs nobody and keeps no place."""
-    lines = ("GET /frame HTTP/1.1", f"Host: 127.0.0.1:{server.server_port}")
-    cookie = f"Cookie: {server.cookie}={server.token}"
-    request = "\r\n".join([*lines, cookie, "", ""]).encode()
+    lines = (f"GET /frame?token={server.token} HTTP/1.1", f"Host: 127.0.0.1:{server.server_port}")
+    request = "\r\n".join([*lines, "", ""]).encode()
     for _ in range(2 * live_server.MOST_CONNECTIONS):
         with socket.create_connection(("127.0.0.1", server.server_port), timeout=20) as gone:
             gone.sendall(request)
