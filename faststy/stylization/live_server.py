@@ -10,8 +10,10 @@ import json
 import os
 import re
 import secrets
+import socket
 import sys
 import threading
+from contextlib import suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -62,7 +64,8 @@ class LiveServer(ThreadingHTTPServer):
         self.live, self.source = live, source
         self.files = {"/": ("text/html; charset=utf-8", PAGE.read_bytes())}
         self.files |= {f"/style/{i}": ("image/jpeg", data) for i, data in enumerate(thumbnails)}
-        self._places = threading.BoundedSemaphore(MOST_CONNECTIONS)
+        self._guests: dict[Any, bool] = {}  # open connections: whether they have shown the token
+        self._changing = threading.Lock()
         try:
             super().__init__((ADDRESS, port), _Handler)
         except OSError as error:
@@ -77,16 +80,32 @@ class LiveServer(ThreadingHTTPServer):
             self.hosts |= {ADDRESS, "localhost"}
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        if not self._places.acquire(blocking=False):
-            self.shutdown_request(request)
-            return
+        with self._changing:
+            if len(self._guests) >= MOST_CONNECTIONS:
+                strangers = (guest for guest, is_known in self._guests.items() if not is_known)
+                oldest = next(strangers, None)
+                if oldest is None:
+                    self.shutdown_request(request)
+                    return
+                # Who has no token keeps nobody out who has it.
+                del self._guests[oldest]
+                with suppress(OSError):  # it just went away
+                    oldest.shutdown(socket.SHUT_RDWR)  # its thread ends, and closes it
+            self._guests[request] = False
         super().process_request(request, client_address)
+
+    def know(self, request: Any) -> None:
+        """This connection has shown the token."""
+        with self._changing:
+            if request in self._guests:
+                self._guests[request] = True
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         try:
             super().process_request_thread(request, client_address)
         finally:
-            self._places.release()
+            with self._changing:
+                self._guests.pop(request, None)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A browser that went away is no error."""
@@ -150,6 +169,7 @@ class _Handler(BaseHTTPRequestHandler):
                 "by its token the page is for nobody else",
             )
             return False
+        self.server.know(self.request)
         return True
 
     def _has_token(self) -> bool:

@@ -288,12 +288,30 @@ def test_connections_are_bounded_and_silent_ones_are_closed(server, monkeypatch)
     address = ("127.0.0.1", server.server_port)
     idle = [socket.create_connection(address, 10) for _ in range(live_server.MOST_CONNECTIONS)]
     time.sleep(0.2)
-    with socket.create_connection(address, 10) as one_more:
-        assert one_more.recv(1) == b""  # closed at once
+    assert len(server._guests) == live_server.MOST_CONNECTIONS
+    begin = time.monotonic()
+    assert ask(server, "GET", "/state")[0] == 200  # the owner takes the place of the first
+    assert idle.pop(0).recv(1) == b""
+    assert time.monotonic() - begin < 0.7
     for connection in idle:
         assert connection.recv(1) == b""  # closed after their time
         connection.close()
     assert ask(server, "GET", "/state")[0] == 200
+
+
+def test_who_has_shown_the_token_keeps_its_place(server):
+    known = [
+        http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=20)
+        for _ in range(live_server.MOST_CONNECTIONS)
+    ]
+    for _ in range(2):
+        for connection in known:
+            connection.request("GET", f"/style/0?token={server.token}")
+            assert connection.getresponse().read() == RED
+        with socket.create_connection(("127.0.0.1", server.server_port), 10) as one_more:
+            assert one_more.recv(1) == b""  # closed at once
+    for connection in known:
+        connection.close()
 
 
 def test_several_look_and_one_goes_away_in_the_middle(server):
