@@ -143,9 +143,9 @@ def command(
     several inputs lie in that folder under their own names. Formats that are read but not written
     become PNG. An input is never overwritten.
 
-    Pictures that cannot be read, or written under their name, are skipped and listed. Exit status:
-    0 when all were painted, 1 when some were skipped, 2 when nothing could be painted or written,
-    130 after Ctrl-C.
+    Pictures that cannot be read, or written under their name, are skipped and listed. A full disk
+    ends it. Exit status: 0 when all were painted, 1 when some were not, 2 when nothing could be
+    painted or written, 130 after Ctrl-C.
 
     \b
     faststy stylize photo.jpg --style ink
@@ -175,6 +175,7 @@ def command(
     summary = Summary(model, weights, str(stylizer.device))
     begin = time.perf_counter()
     stopped = False
+    failure: UnwritableError | None = None
     try:
         for job, progress in _with_progress(jobs):
             start = time.perf_counter()
@@ -220,10 +221,8 @@ def command(
                 _write(job.target, data)
                 if heat is not None:
                     _write(job.map_target, heat)
-            except UnwritableError:  # it ends the run: the next one would fare no better
-                raise
             except FaststyError as error:
-                if len(jobs) == 1:
+                if len(jobs) == 1 or isinstance(error, UnwritableError):
                     raise
                 summary.skipped.append({"input": job.name, "reason": str(error)})
                 continue
@@ -233,16 +232,26 @@ def command(
         stopped = True
         whole = len(summary.painted)
         tell(f"faststy: stopped; {whole} of {counted(len(jobs), 'picture')} painted")
+    except UnwritableError as error:  # the next one would fare no better
+        failure = error
     summary.seconds = round(time.perf_counter() - begin, 3)
 
     if summary.skipped:
         tell(f"faststy: skipped {len(summary.skipped)} of {counted(len(jobs), 'picture')}:")
         for entry in summary.skipped:
             tell(f"  {entry['reason']}")
+    if failure is not None:
+        summary.skipped.append({"input": job.name, "reason": str(failure)})
     if as_json:
         click.echo(json.dumps(vars(summary)))
     if stopped:
         sys.exit(STOPPED)
+    if failure is not None and not summary.painted:
+        raise failure
+    if failure is not None:
+        whole = len(summary.painted)
+        tell(f"faststy: {failure}; {whole} of {counted(len(jobs), 'picture')} painted")
+        sys.exit(1)
     if not summary.painted:
         raise FaststyError(f"none of {counted(len(jobs), 'picture')} could be painted")
     if is_terminal(sys.stderr) and not as_json:

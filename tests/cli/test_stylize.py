@@ -21,6 +21,7 @@ from PIL import Image
 from faststy import pictures
 from faststy.cli import main
 from faststy.cli.stylize import MemorySize
+from faststy.errors import UnwritableError
 from faststy.model_file import Model, ModelInfo, save_model
 from faststy.nn.generator import Generator, GeneratorConfig
 from faststy.nn.repairer import Repairer
@@ -409,6 +410,33 @@ def test_full_disk_ends_the_run(photos, model):
     assert "out/a.png: cannot be written (File too large)" in result.stderr
     assert result.stderr.count("\n") == 1
     assert files("out") == []
+
+
+def test_a_disk_that_is_full_after_some_pictures_tells_what_is_painted(
+    photos, model, faststy, monkeypatch
+):
+    def full(data, path):
+        if path.name == "b.jpg":
+            raise UnwritableError(f"{path}: cannot be written (No space left on device)")
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(data)
+
+    monkeypatch.setattr(pictures, "write_data", full)
+    Path("photos/broken.png").touch()
+    shutil.copy("c.gif", "photos/z.gif")
+    status, out, err = faststy("stylize", "photos", "-o", "out", "-m", model, "--json")
+    assert status == 1
+    values = json.loads(out)
+    assert [entry["output"] for entry in values["painted"]] == ["out/a.png"]
+    broken, unwritable = values["skipped"]
+    assert broken["input"] == "photos/broken.png"
+    reason = "out/sub/b.jpg: cannot be written (No space left on device)"
+    assert unwritable == {"input": "photos/sub/b.jpg", "reason": reason}
+    first, told, last = err.splitlines()
+    assert first == "faststy: skipped 1 of 4 pictures:"
+    assert told == f"  {broken['reason']}"
+    assert last == f"faststy: {reason}; 1 of 4 pictures painted"
+    assert files("out") == ["a.png"]
 
 
 def test_a_painting_that_cannot_be_written_is_skipped(photos, model, faststy):
