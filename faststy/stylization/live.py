@@ -281,10 +281,10 @@ def in_real_time(open_again: Callable[[], Clip]) -> Iterator[Frame]:
                 frame, shown = _of_square_pixels(newest, clip.aspect), time.monotonic()
                 clip.packets.clear()  # nobody hears the sound
                 yield frame
-        yield from hold(shown + pause)  # the last one has its time, too
         while count == 1 and frame is not None:
+            time.sleep(LONGEST_GAP)
             yield frame
-            time.sleep(pause)
+        yield from hold(shown + pause)  # the last one has its time, too
 
 
 def _of_square_pixels(frame: Frame, aspect: Fraction) -> Frame:
