@@ -130,8 +130,13 @@ def wide(found: Ratio) -> bool:
     return not found.high <= WIDE * found.low
 
 
+def wrong(guard: Guard, error: Exception) -> str:
+    """The line of a guard whose case raises."""
+    return f"WRONG     {guard}: {type(error).__name__}: {error}".splitlines()[0]
+
+
 def failing(guards: list[Guard], device: torch.device) -> tuple[int, int]:
-    """How many guards fail, and how many are undecided; each is said in a line.
+    """How many guards fail or are wrong, and how many are undecided; each is said in a line.
 
     Those that do not hold are measured again after all others, as what slows a machine down for a
     while slows all that is measured then.
@@ -140,7 +145,14 @@ def failing(guards: list[Guard], device: torch.device) -> tuple[int, int]:
     for attempt, seconds in enumerate(SECONDS, 1):
         guards, left = left, []
         for guard in guards:
-            found = ratio_of(guard, device, seconds)
+            try:
+                found = ratio_of(guard, device, seconds)
+            except FaststyError:  # the file names what is not there
+                raise
+            except Exception as error:  # one broken op must not hide what others became
+                print(wrong(guard, error), flush=True)
+                failed += 1
+                continue
             if isinstance(found, str):
                 absent = found.endswith((NOT_INSTALLED, NOT_HERE))
                 print(f"{'not here' if absent else 'FAILS':9} {guard}: {found}", flush=True)
@@ -208,7 +220,7 @@ def renew(
     the rest does not take it.
     """
     end = time.perf_counter() + seconds
-    guards, here, wrong = load(file), classes(device), 0
+    guards, here, broken = load(file), classes(device), 0
     guards += added(guards, device)
     wanted = expression(pattern)
     for number, guard in enumerate(guards):
@@ -217,11 +229,11 @@ def renew(
         try:
             guards[number] = renewed(guard, device)
         except Exception as error:  # one broken op must not cost all other floors
-            print(f"WRONG     {guard}: {type(error).__name__}: {error}".splitlines()[0], flush=True)
-            wrong += 1
+            print(wrong(guard, error), flush=True)
+            broken += 1
         else:
             save([g for g in guards if g.measured], file)
-    return 1 if wrong else 0
+    return 1 if broken else 0
 
 
 def main(argv: list[str] | None = None, file: Path = FILE) -> int:
@@ -255,7 +267,7 @@ def main(argv: list[str] | None = None, file: Path = FILE) -> int:
     if undecided:
         print(f"{undecided} of {len(held)} guards are not held: others use this machine too much")
     if failed:
-        print(f"{failed} of {len(held)} guards fail: a change made these slower")
+        print(f"{failed} of {len(held)} guards fail: a change made these slower, or wrong")
     return 1 if failed else 0
 
 

@@ -154,11 +154,25 @@ def test_only_guards_that_match(
         guard.main(["--filter", "("], file)
 
 
-def test_a_wrong_result_does_not_pass(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_result_does_not_pass_and_hides_no_other_guard(
+    file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     wrong: Any = suite.OPS["gram"]._replace(ours=lambda x: ops.gram(x) * 2)
     monkeypatch.setitem(suite.OPS, "gram", wrong)
-    with pytest.raises(_bench.Wrong):
-        guard.main([], file)
+    (kept,) = guard.load(file)
+    other = dataclasses.replace(kept, against="compiled")
+    guard.save([kept, other], file)
+    real = guard.ratio_of
+    monkeypatch.setattr(
+        guard,
+        "ratio_of",
+        lambda held, *rest: guard.Ratio(3.0, 2.0, 4.0) if held == other else real(held, *rest),
+    )
+    assert guard.main([], file) == 1
+    first, second, last = capsys.readouterr().out.splitlines()[1:]
+    assert first.startswith(f"WRONG     {kept}: Wrong: ")
+    assert second.startswith(f"holds     {other}")
+    assert last == "1 of 2 guards fail: a change made these slower, or wrong"
 
 
 def test_other_devices_and_missing_baselines(
