@@ -16,7 +16,7 @@ its suite. A baseline that is not installed, or not for this machine, is said; o
 no part of the case, fails. So does it where the C++ extension is missing, as most guards would not
 be held, unless that is asked for. Headlines that have no guard yet for this kind of device are
 added by --renew. What it has measured is on the disk.
-Exit status: 0, or 1 if a guard fails, or a result is wrong.
+Exit status: 0, or 1 if a guard fails, a result is wrong, or no guard matches --filter.
 """
 
 from __future__ import annotations
@@ -253,8 +253,12 @@ def main(argv: list[str] | None = None, file: Path = FILE) -> int:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     guards, here = load(args.file), classes(device)
     wanted = expression(args.filter)
-    held = [g for g in guards if g.device in here and wanted.search(str(g))]
-    print(f"{len(held)} of {len(guards)} guards are for this device", flush=True)
+    there = [g for g in guards if g.device in here]
+    held = [g for g in there if wanted.search(str(g))]
+    matching = f", {len(held)} of these match" if args.filter else ""
+    print(f"{len(there)} of {len(guards)} guards are for this device{matching}", flush=True)
+    if args.filter and not held and not args.renew:  # a case that was renamed holds nothing
+        return 1
     lack = lacking(guards, device)
     if lack and not args.without_extension and not args.renew:
         print(f"{lack}; --without-extension holds the others")

@@ -146,7 +146,10 @@ def test_only_guards_that_match(
     monkeypatch.setattr(guard, "AGAINST", {})
     monkeypatch.setattr(guard, "ratio_of", lambda *_: guard.Ratio(3.0, 2.0, 4.0))
     assert guard.main(["--filter", "gram.*eager"], file) == 0
-    assert "1 of 2 guards are for this device" in capsys.readouterr().out
+    assert "2 of 2 guards are for this device, 1 of these match" in capsys.readouterr().out
+    assert guard.main(["--filter", "gone"], file) == 1
+    told = capsys.readouterr().out
+    assert told == "2 of 2 guards are for this device, 0 of these match\n"
     assert guard.main(["--renew", "--filter", "gram.*eager"], file) == 0
     new, same = guard.load(file)
     assert (new.measured, same) == (3.0, other)
