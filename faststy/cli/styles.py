@@ -51,7 +51,7 @@ def command(model: Path | None, sheet: Path | None, out: Path | None, as_json: b
     if sheet is not None:
         target = sheet.with_name(f"{sheet.stem}_styles.jpg") if out is None else out
         _paint(path, sheet, target)
-        click.echo(target, err=as_json)
+        click.echo(printable(str(target)), err=as_json)
     elif model is None and not as_json:
         click.echo("Paint in one:       faststy stylize PHOTO --style NAME", err=True)
         click.echo("Train any picture:  faststy train PICTURE", err=True)

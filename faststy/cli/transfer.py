@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from faststy.cli import _options
+from faststy.cli import _options, printable
 from faststy.errors import FaststyError
 from faststy.files import check_output
 
@@ -121,4 +121,4 @@ def command(
         values = {"out": str(out), "size": list(source.size), "seconds": round(seconds, 2)}
         click.echo(json.dumps(values))
     else:
-        click.echo(f"{out}  {source.size[0]} x {source.size[1]} in {seconds:.0f} s")
+        click.echo(f"{printable(str(out))}  {source.size[0]} x {source.size[1]} in {seconds:.0f} s")

@@ -85,6 +85,12 @@ def test_a_sheet(place, faststy, out):
     assert sheet.width * sheet.height > 3 * 40 * 60
 
 
+def test_the_name_of_a_sheet_reaches_the_terminal_without_escape_sequences(place, faststy):
+    flags = ("-m", "model.safetensors", "--sheet", "photo.jpg", "-o", "a\x1b[31m.jpg")
+    assert faststy(*flags) == (0, "a\\x1b[31m.jpg\n", "")
+    assert (place / "a\x1b[31m.jpg").exists()
+
+
 def test_a_sheet_and_json(place, faststy):
     flags = ("-m", "model.safetensors", "--sheet", "photo.jpg", "--json")
     status, out, err = faststy(*flags)

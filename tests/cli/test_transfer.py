@@ -41,6 +41,13 @@ def test_a_painting_of_the_photos_size(place, told):
     assert np.abs(painted - photo).mean() > 1
 
 
+def test_the_name_of_a_painting_reaches_the_terminal_without_escape_sequences(place, told):
+    status, out, _ = told("photo.png", "style.png", "-o", "a\x1b[31m.png", "--steps", "1")
+    assert status == 0
+    assert out.startswith("a\\x1b[31m.png  56 x 40 in ")
+    assert (place / "a\x1b[31m.png").exists()
+
+
 def test_json_and_a_smaller_size(place, told):
     flags = ("-o", "new/painted.jpg", "--steps", "1", "--size", "20", "--json")
     status, out, _ = told("photo.png", "style.png", *flags)
