@@ -56,15 +56,18 @@ def write_film(
     layout: str = "mono",
     metadata: dict[str, str] | None = None,
     format: str | None = None,
+    clock: float = 0,
 ) -> Path:
     """A tiny film: red, green, blue and white quadrants, darker from frame to frame.
 
     `times` are in hundredths of a second. `colors` are matrix, range, primaries and transfer.
+    `clock` is added to the times, in seconds.
     """
     import av
 
     width, height = size
-    with av.open(str(path), "w", format=format) as file:
+    options = {"output_ts_offset": str(clock)} if clock else {}
+    with av.open(str(path), "w", format=format, options=options) as file:
         file.metadata.update(metadata or {})
         video = file.add_stream(
             codec, rate=rate, options={"crf": "6", "g": "5", "preset": "ultrafast"}

@@ -31,8 +31,8 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from faststy.errors import FaststyError
 from faststy.files import mode_of, reason_of
 from faststy.pictures import frames_in, list_pictures, read_picture, scale_down
+from faststy.stylization.timeline import Packet, Timeline
 
-Packet: TypeAlias = "av.Packet[av.stream.Stream]"
 IsLate: TypeAlias = Callable[[Fraction], bool]
 
 # Tags that are no UTF-8 refuse no film; from 19 on PyAV sees to it.
@@ -55,8 +55,8 @@ LONGEST = 1e9
 _UNSPECIFIED = 2  # matrix of a frame
 _DISCARDED = 48  # AVDISCARD_ALL of FFmpeg: what holds chapters, for instance
 _NO_TIMES = 0x80  # AVFMT_NOTIMESTAMPS of FFmpeg: packets and nothing else, as .h264
+_JOINABLE = 0x200  # AVFMT_TS_DISCONT of FFmpeg: recordings one behind the other are a film, as .ts
 _POLL = 0.1  # seconds from one look at the wish to stop to the next, while a pipe gives nothing
-_BACK = 1  # seconds that times go back where they start again; less is disorder
 _COPIED = ("audio", "subtitle")
 _FILMS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".ts", ".mts", ".wmv", ".flv")
 # Their headers say how long they are; elsewhere the duration is a guess.
@@ -275,11 +275,9 @@ class VideoClip(Clip):
         self.length = None if end is None else end - start
         self._start = start
         self._is_timeless = bool(self._file.format.flags & _NO_TIMES)
+        self._is_joinable = bool(self._file.format.flags & _JOINABLE)
         self._goes_on = False  # after the end
         self._undecodable = 0
-        self._shifts = [Fraction(0)]  # seconds, of each part of a joined file
-        # By stream: the part, its last time, and that of the part before.
-        self._parts: dict[int, tuple[int, int, int | None]] = {}
         self._seen = -start  # how far the packets of any stream went
         self._decoded = self._decode()
         first = self._seek() if start else next(self._decoded, None)
@@ -407,50 +405,31 @@ class VideoClip(Clip):
         """Packets until all streams are past the end, then None, which empties the decoder."""
         streams = [s for s in self._file.streams if s.type in _COPIED]
         running = {self._stream.index, *(s.index for s in streams if s.type == "audio")}
-        self._parts, self._shifts, self._seen = {}, [Fraction(0)], -self._start
+        self._seen = -self._start
+        timeline = Timeline(is_joinable=self._is_joinable)
+        for packet, is_damaged in timeline.mended(self._read(streams)):
+            time = self._time(packet)
+            if time is None or self.length is None or time < self.length:
+                self._undecodable += is_damaged and (not self._start or (time or 0) >= 0)
+                yield packet
+                continue
+            self._goes_on |= packet.stream is self._stream
+            running.discard(packet.stream.index)  # other streams may lie behind in the file
+            if not running or time > self.length + 10:
+                break
+        yield None
+
+    def _read(self, streams: list[av.stream.Stream]) -> Iterator[Packet]:
+        """Packets as they are in the file, of the video and `streams`."""
         try:
             for packet in self._file.demux(self._stream, *streams):
-                if packet.size == 0:
-                    continue
-                self._join(packet)
-                time = self._time(packet)
-                if time is None or self.length is None or time < self.length:
+                if packet.size:
                     yield packet
-                    continue
-                self._goes_on |= packet.stream is self._stream
-                running.discard(packet.stream.index)  # other streams may lie behind in the file
-                if not running or time > self.length + 10:
-                    break
         except IndexError:
             pass  # PyAV at the end, of a stream that appeared on the way
         except (av.FFmpegError, OSError) as error:
             if not self._stop.is_set():  # which ends a pipe anywhere
                 self.damage = f"it is damaged or cut off ({reason_of(error)})"
-        yield None
-
-    def _join(self, packet: Packet) -> None:
-        """Moves times that start again, as where recordings were joined, to the end of the others.
-
-        All streams move alike, each from where its own times go back: they may lie one behind the
-        other in the file. Where the times then go on as before, they were damaged, and no others.
-        """
-        index, newest, unit = packet.stream.index, len(self._shifts) - 1, packet.time_base
-        time, back = packet.dts, round(_BACK / unit)
-        part, last, end = self._parts.get(index, (newest, time or 0, None))
-        if time is not None and packet.stream.type != "subtitle":  # a part may have none of these
-            if time < last - back:
-                part, end = part + 1, last
-                if part > newest:
-                    first = time if packet.pts is None else packet.pts
-                    self._shifts.append(self._seen + self.offset - first * unit)
-            elif end is not None and time > last + back and 0 <= time - end <= back:
-                part, end = part - 1, None
-                if all(other < newest for i, (other, *_) in self._parts.items() if i != index):
-                    del self._shifts[newest:]
-            self._parts[index] = part, time, end
-        shift = round(self._shifts[part] / unit)
-        packet.dts = None if time is None else time + shift
-        packet.pts = None if packet.pts is None else packet.pts + shift
 
     def _time(self, packet: Packet) -> Fraction | None:
         """Seconds from the start; by `dts`, which never goes back, where there is one."""

@@ -17,7 +17,8 @@ from av.video.reformatter import VideoReformatter
 
 from faststy.errors import FaststyError
 from faststy.files import reason_of
-from faststy.stylization.clips import Clip, Packet
+from faststy.stylization.clips import Clip
+from faststy.stylization.timeline import Packet
 
 if TYPE_CHECKING:
     from av.container.core import Chapter

@@ -328,6 +328,63 @@ def test_times_that_start_again_go_on(film, tmp_path, name, codec, audio, suffix
     assert report.frames == pytest.approx(25, abs=3)
 
 
+@pytest.mark.parametrize("clocks", [(0, 26), (26, 0), (0, 5000), (61, 0), (50_000, 0)])
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_recordings_that_were_joined_may_have_any_clock(film, tmp_path, clocks, suffix):
+    """One that is 60 s or more behind FFmpeg takes for one that went round, 26 h ahead."""
+    parts = [film(f"{i}.ts", frames=50, audio="aac", clock=c) for i, c in enumerate(clocks)]
+    (tmp_path / "a.ts").write_bytes(b"".join(part.read_bytes() for part in parts))
+    report = paint_video(Echo(), tmp_path / "a.ts", tmp_path / f"b{suffix}")
+    assert (report.frames, report.damage) == (100, None)
+    times = [time for time, _ in frames_of(tmp_path / f"b{suffix}")]
+    assert len(times) == 100
+    assert np.diff(times).min() > 0.03
+    assert np.diff(times).max() < 0.2
+    assert times[-1] == pytest.approx(4, abs=0.2)
+    samples, _ = sound_of(tmp_path / f"b{suffix}")
+    assert len(samples) / 48000 == pytest.approx(4, abs=0.1)
+
+
+def move_stamp(data, stream, seconds):
+    """Moves the times of the packet in the middle of one of the streams of a .ts, in place."""
+    heads = []
+    for packet in range(0, len(data), 188):
+        head = packet + 4 + (1 + data[packet + 4] if data[packet + 3] & 0x20 else 0)
+        if data[packet + 1] & 0x40 and data[head : head + 4] == bytes((0, 0, 1, stream)):
+            heads.append(head)
+    head = heads[len(heads) // 2]
+    for at in range(head + 9, head + 9 + 5 * (data[head + 7] >> 6).bit_count(), 5):
+        a, b, c, d, e = data[at : at + 5]
+        stamp = (a >> 1 & 7) << 30 | b << 22 | c >> 1 << 15 | d << 7 | e >> 1
+        stamp = (stamp + seconds * 90_000) % 2**33
+        data[at : at + 5] = (
+            a & 0xF1 | stamp >> 30 << 1,
+            stamp >> 22 & 255,
+            (stamp >> 15 & 127) << 1 | 1,
+            stamp >> 7 & 255,
+            (stamp & 127) << 1 | 1,
+        )
+
+
+@pytest.mark.parametrize("seconds", [3600, 30, -30])
+@pytest.mark.parametrize("stream", [0xC0, 0xE0], ids=["audio", "video"])
+@pytest.mark.parametrize("suffix", [".mp4", ".webm"])
+def test_one_damaged_time_moves_nothing_else_and_is_told(film, tmp_path, stream, seconds, suffix):
+    source = film("a.ts", frames=100, audio="aac")
+    data = bytearray(source.read_bytes())
+    move_stamp(data, stream, seconds)
+    source.write_bytes(data)
+    report = paint_video(Echo(), source, tmp_path / f"b{suffix}")
+    assert report.frames == 100
+    assert re.fullmatch(r"\d of its frames or packets are damaged", report.damage)
+    times = [time for time, _ in frames_of(tmp_path / f"b{suffix}")]
+    np.testing.assert_allclose(times, times[0] + np.arange(100) / 25, atol=0.002)
+    samples, start = sound_of(tmp_path / f"b{suffix}")
+    assert start == pytest.approx(0, abs=0.05)
+    assert len(samples) / 48000 == pytest.approx(4, abs=0.1)
+    assert paint_video(Echo(), source, tmp_path / f"b{suffix}", start=3).damage is None
+
+
 @pytest.mark.parametrize("damage", [b"\0\0", b"\xff\xf1\x50\x80\x2f\x7f\xff"])
 def test_damaged_sound_does_not_cost_the_video(film, tmp_path, damage):
     source = film("a.ts", frames=50, audio="aac")
