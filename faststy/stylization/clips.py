@@ -57,6 +57,7 @@ _DISCARDED = 48  # AVDISCARD_ALL of FFmpeg: what holds chapters, for instance
 _NO_TIMES = 0x80  # AVFMT_NOTIMESTAMPS of FFmpeg: packets and nothing else, as .h264
 _JOINABLE = 0x200  # AVFMT_TS_DISCONT of FFmpeg: recordings one behind the other are a film, as .ts
 _POLL = 0.1  # seconds from one look at the wish to stop to the next, while a pipe gives nothing
+_MOST_WAITING = 1000  # packets from one keyframe to the next
 _COPIED = ("audio", "subtitle")
 _FILMS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".ts", ".mts", ".wmv", ".flv")
 # Their headers say how long they are; elsewhere the duration is a guess.
@@ -325,7 +326,8 @@ class VideoClip(Clip):
 
     def _seek(self) -> tuple[Fraction, av.VideoFrame] | None:
         """Goes to the start; the first frame from there on."""
-        if self._is_timeless:  # FFmpeg would look for the time up to the end
+        # FFmpeg would look for the time up to the end, or find that of another part.
+        if self._is_timeless or self._is_joinable:
             return next(self._decoded, None)
         first = None
         for back in (0, 10):  # seconds: formats without an index may go too far
@@ -373,7 +375,7 @@ class VideoClip(Clip):
         """
         time = (-self._start if self._is_timeless else 0) - 1 / self.rate
         earlier: av.VideoFrame | None = None
-        for packet in self._demux():
+        for packet in self._from_keyframe():
             if packet is not None and packet.stream is not self._stream:
                 self._keep(packet)
                 continue
@@ -400,6 +402,27 @@ class VideoClip(Clip):
         if earlier is not None and self._goes_on:
             yield Fraction(0), earlier
         self._judge()
+
+    def _from_keyframe(self) -> Iterator[Packet | None]:
+        """Packets without those of the video that no frame from the start on needs."""
+        packets = self._demux()
+        waiting: list[Packet] = []
+        for packet in packets if self._start and not self._is_timeless else ():
+            if packet is not None and packet.stream is not self._stream:
+                yield packet
+                continue
+            stamp = None if packet is None else packet.dts if packet.pts is None else packet.pts
+            if packet is None or (stamp or 0) * packet.time_base >= self.offset:
+                yield from waiting
+                yield packet
+                break
+            if len(waiting) == _MOST_WAITING:  # there are hardly any keyframes
+                yield from waiting
+                waiting = []
+            if packet.is_keyframe:
+                waiting = []
+            waiting.append(packet)
+        yield from packets
 
     def _demux(self) -> Iterator[Packet | None]:
         """Packets until all streams are past the end, then None, which empties the decoder."""

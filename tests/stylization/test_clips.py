@@ -138,6 +138,36 @@ def test_a_part(film, name, start, end, expected):
     assert clip.damage is None
 
 
+@pytest.mark.parametrize("clock", [0, 26])
+def test_a_part_of_a_film_that_was_joined(film, tmp_path, clock):
+    """FFmpeg would go to such a time in any of the recordings."""
+    parts = [film(f"{i}.ts", frames=60, rate=5, audio="aac", clock=i * clock) for i in range(3)]
+    data = b"".join(part.read_bytes() for part in parts)
+    (tmp_path / "a.ts").write_bytes(data)
+    whole, times, _ = read(tmp_path / "a.ts")
+    assert len(whole) == 180
+    assert times[-1] == pytest.approx(36, abs=0.5)
+    for start in (5, 10, 13, 20, 25, 33):
+        for source in (tmp_path / "a.ts", io.BytesIO(data)):
+            frames, found, clip = read(source, start=start)
+            first = next(i for i, time in enumerate(times) if time >= start)
+            first += len(whole) - first - len(frames)  # or the one that is still seen
+            assert times[first] == pytest.approx(start, abs=0.4)
+            np.testing.assert_array_equal(frames, whole[first:])
+            assert found[-1] == pytest.approx(times[-1] - start, abs=1e-3)
+            assert clip.damage is None
+            sound = [packet.pts * packet.time_base - clip.offset for packet in clip.packets]
+            assert max(sound) - min(sound) == pytest.approx(36 - start, abs=0.5)
+
+
+@pytest.mark.parametrize("name", ["a.mkv", "a.ts"])
+def test_keyframes_that_are_far_apart_do_not_pile_up_packets(film, monkeypatch, name):
+    path = film(name, frames=20)
+    expected = read(path, start=0.5)[0]
+    monkeypatch.setattr(clips, "_MOST_WAITING", 2)
+    np.testing.assert_array_equal(read(path, start=0.5)[0], expected)
+
+
 def test_size_is_that_of_the_short_side_and_never_enlarges(film):
     path = film("a.mov", frames=1, turn=90)
     frames, _, clip = read(path, size=24)
