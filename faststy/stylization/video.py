@@ -28,7 +28,7 @@ class VideoReport:
     """What became of a video.
 
     Attributes:
-        frames: how many were painted.
+        frames: how many were painted and written.
         seconds: how long that took, from the first frame on, with the encoder's end.
         width, height: of the frames that were written.
         rate: frames per second of the video.
@@ -37,7 +37,7 @@ class VideoReport:
         left_out: what of the input is not in it, in words: streams of sound and subtitles, with the
             reason, all other streams, transparency, more than 8 bits per colour, pictures missing
             from a row.
-        damage: what of the input could not be read, or None.
+        damage: what of the input could not be read, or of its painting written, or None.
         stopped: it was stopped before its end.
     """
 
@@ -150,10 +150,12 @@ def paint_video(
                 "use a smaller size"
             ) from error
         damage = clip.damage
+        if damage is None and video.lost_frames:
+            damage = f"{video.lost_frames} of its painted frames could not be written"
         if damage is None and video.lost:
             damage = f"{video.lost} packets of its sound or subtitles are damaged"
         return VideoReport(
-            frames=count,
+            frames=count - video.lost_frames,
             seconds=time.perf_counter() - begin,
             width=video.size[0],
             height=video.size[1],

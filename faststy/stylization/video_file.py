@@ -66,6 +66,7 @@ class VideoFile:
             reason, in words.
         lost: how many of their packets were damaged, so that they could not be decoded, or the
             format could not hold them; complete once it is finished.
+        lost_frames: how many painted frames the format could not hold; known once it is finished.
 
     >>> video = VideoFile(file, "painted.mp4", clip)
     >>> video.write(picture, time)
@@ -102,7 +103,8 @@ class VideoFile:
         self._others: dict[int, _Copied | _Encoded] = {}
         self._audio: list[str] = []
         self.left_out: list[str] = []
-        self.lost = 0
+        self.lost, self.lost_frames = 0, 0
+        self._frames = 0
         try:
             self._video = self._add_video(codec, crf)
             if clip.width % 2 or clip.height % 2:
@@ -166,19 +168,23 @@ class VideoFile:
             self.lost += other.lost
         with self._counting_lost():
             self._container.close()
-        if self.lost and not self._can_be_read():
-            raise FaststyError(
-                f"{self.name}: its end could not be written with the sound or subtitles of "
-                f"{self._clip.name}; use .mkv"
-            )
+        if self.lost:
+            # What fails is not always what was given last: packets of all streams wait in turn.
+            written = self._frames_written()
+            if not written:
+                raise FaststyError(
+                    f"{self.name}: its end could not be written with the sound or subtitles of "
+                    f"{self._clip.name}; use .mkv"
+                )
+            self.lost_frames = self._frames - written
+            self.lost -= self.lost_frames
 
-    def _can_be_read(self) -> bool:
-        """Whether what was written is a video."""
+    def _frames_written(self) -> int:
+        """How many frames are in what was written; none where that is no video."""
         self._file.seek(0)
-        with suppress(av.FFmpegError, StopIteration), av.open(self._file, "r") as written:
-            next(written.demux(video=0))
-            return True
-        return False
+        with suppress(av.FFmpegError, IndexError), av.open(self._file, "r") as written:
+            return sum(packet.size > 0 for packet in written.demux(video=0))
+        return 0
 
     def abandon(self) -> None:
         """Lets go of the file, whatever state it is in."""
@@ -289,6 +295,7 @@ class VideoFile:
 
     def _add(self, packets: Iterable[Packet]) -> None:
         for packet in packets:
+            self._frames += packet.stream is self._video
             with self._counting_lost():
                 self._container.mux(packet)
 

@@ -4,6 +4,7 @@ import errno
 import os
 import re
 import threading
+from collections import Counter
 from fractions import Fraction
 
 import av
@@ -398,6 +399,45 @@ def test_damaged_sound_does_not_cost_the_video(film, tmp_path, damage):
     assert report.damage == "1 packets of its sound or subtitles are damaged"
     assert len(frames_of(tmp_path / "b.mp4")) == 50
     assert sound_of(tmp_path / "b.mp4")[0].size / 48000 == pytest.approx(2, abs=0.2)
+
+
+def test_frames_that_cannot_be_written_are_told_apart_from_sound(film, tmp_path, monkeypatch):
+    from faststy.stylization import video_file
+
+    class Choosy:
+        """PyAV with a file that does not take two frames, nor some packets of sound."""
+
+        def __init__(self, file):
+            self._file, self._given = file, Counter()
+
+        def __getattr__(self, name):
+            return getattr(self._file, name)
+
+        def mux(self, packet):
+            kind = packet.stream.type
+            self._given[kind] += 1
+            if self._given[kind] in self.refused[kind]:
+                raise av.error.InvalidDataError(1, "refused")
+            self._file.mux(packet)
+
+    class Av:
+        def __getattr__(self, name):
+            return getattr(av, name)
+
+        def open(self, file, mode="r", **options):
+            opened = av.open(file, mode, **options)
+            return Choosy(opened) if mode == "w" else opened
+
+    monkeypatch.setattr(video_file, "av", Av())
+    source = film("a.mkv", frames=50, audio="aac")
+    for refused, damage in [
+        ({"video": (5, 9), "audio": (7, 8, 9)}, "2 of its painted frames could not be written"),
+        ({"video": (), "audio": (7, 8, 9)}, "3 packets of its sound or subtitles are damaged"),
+    ]:
+        Choosy.refused = refused
+        report = paint_video(Echo(), source, tmp_path / "b.mp4")
+        assert report.damage == damage
+        assert report.frames == len(frames_of(tmp_path / "b.mp4")) == 50 - len(refused["video"])
 
 
 def test_damaged_sound_that_is_changed_is_told(film, tmp_path):
