@@ -52,6 +52,9 @@ SLOWEST, FASTEST = 0.01, 1000
 LONGEST = 1e9
 """Seconds, the latest start and end: 31 years, which FFmpeg's 64 bits of microseconds hold."""
 
+MOST_PASSED = 16_000_000
+"""Bytes of sound and subtitles after which they are taken, though no frame came."""
+
 _UNSPECIFIED = 2  # matrix of a frame
 _DISCARDED = 48  # AVDISCARD_ALL of FFmpeg: what holds chapters, for instance
 _NO_TIMES = 0x80  # AVFMT_NOTIMESTAMPS of FFmpeg: packets and nothing else, as .h264
@@ -99,6 +102,7 @@ class Clip(ABC):
         offset: seconds that lie before the start, in the times of `packets`.
         length: seconds from the start to where the part was to end; None: no end was asked for.
         packets: of the other streams, that passed by and were not yet taken.
+        on_packets: takes them, in the thread that reads, where a frame lets them wait for long.
         times: of the frames that were given and not yet taken, in seconds from the start.
     """
 
@@ -116,6 +120,7 @@ class Clip(ABC):
     stream: av.VideoStream | None = None
     offset: Fraction = Fraction(0)
     length: Fraction | None = None
+    on_packets: Callable[[], None] | None = None
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -279,6 +284,7 @@ class VideoClip(Clip):
         self._is_joinable = bool(self._file.format.flags & _JOINABLE)
         self._goes_on = False  # after the end
         self._undecodable = 0
+        self._passed = 0  # bytes, since packets were taken
         self._seen = -start  # how far the packets of any stream went
         self._decoded = self._decode()
         first = self._seek() if start else next(self._decoded, None)
@@ -465,8 +471,13 @@ class VideoClip(Clip):
 
     def _keep(self, packet: Packet) -> None:
         time = self._time(packet)
-        if time is not None and not (self._start and time < 0):
-            self.packets.append(packet)
+        if time is None or (self._start and time < 0):
+            return
+        self.packets.append(packet)
+        self._passed += packet.size
+        if self._passed > MOST_PASSED and self.on_packets is not None:
+            self._passed = 0
+            self.on_packets()
 
     def _judge(self) -> None:
         """Says in `damage` what was missing."""

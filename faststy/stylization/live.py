@@ -274,12 +274,13 @@ def in_real_time(open_again: Callable[[], Clip]) -> Iterator[Frame]:
     while True:
         count = 0
         with closing(open_again()) as clip:
+            clip.on_packets = clip.packets.clear  # nobody hears the sound
             begin = shown = time.monotonic()
             pause = 1 / float(clip.rate)
             for newest in clip.frames(is_late):
                 yield from hold(begin + float(clip.times.popleft()))
                 frame, shown = _of_square_pixels(newest, clip.aspect), time.monotonic()
-                clip.packets.clear()  # nobody hears the sound
+                clip.packets.clear()
                 yield frame
         while count == 1 and frame is not None:
             time.sleep(LONGEST_GAP)

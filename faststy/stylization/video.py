@@ -125,6 +125,7 @@ def paint_video(
             half_life=HALF_LIFE * float(clip.rate),
         )
         video = VideoFile(file, str(target), clip, codec=codec, crf=crf)
+        clip.on_packets = video.take_packets
         count, begin = 0, time.perf_counter()
         try:
             with closing(painted):

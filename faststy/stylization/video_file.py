@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from fractions import Fraction
@@ -105,6 +106,8 @@ class VideoFile:
         self.left_out: list[str] = []
         self.lost, self.lost_frames = 0, 0
         self._frames = 0
+        self._writing = threading.RLock()
+        self._is_closed = False
         try:
             self._video = self._add_video(codec, crf)
             if clip.width % 2 or clip.height % 2:
@@ -143,7 +146,7 @@ class VideoFile:
 
     def write(self, picture: npt.NDArray[np.uint8], time: Fraction) -> None:
         """Appends a frame, uint8 ``[H, W, 3]``, at `time` seconds, and sound up to there."""
-        self._take_packets()
+        self.take_packets()
         width, height = self.size
         pixels = np.ascontiguousarray(picture[:height, :width])
         video, colors = self._video, self._clip.colors
@@ -159,15 +162,26 @@ class VideoFile:
         frame.pts, frame.time_base = self._last, unit
         self._add(video.encode(frame))
 
+    def take_packets(self) -> None:
+        """Appends the sound and subtitles that wait; any thread may do so."""
+        with self._writing:
+            while self._clip.packets and not self._is_closed:
+                packet = self._clip.packets.popleft()
+                other = self._others.get(packet.stream.index)
+                if other is not None:
+                    self._add(other.take(packet, self._clip.offset))
+
     def finish(self) -> None:
         """Writes the end of the video."""
-        self._take_packets()
-        self._add(self._video.encode(None))
-        for other in self._others.values():
-            self._add(other.rest())
-            self.lost += other.lost
-        with self._counting_lost():
-            self._container.close()
+        with self._writing:
+            self.take_packets()
+            self._is_closed = True
+            self._add(self._video.encode(None))
+            for other in self._others.values():
+                self._add(other.rest())
+                self.lost += other.lost
+            with self._counting_lost():
+                self._container.close()
         if self.lost:
             # What fails is not always what was given last: packets of all streams wait in turn.
             written = self._frames_written()
@@ -188,7 +202,8 @@ class VideoFile:
 
     def abandon(self) -> None:
         """Lets go of the file, whatever state it is in."""
-        with suppress(Exception):
+        with self._writing, suppress(Exception):
+            self._is_closed = True
             self._container.close()
 
     def _add_video(self, codec: str, crf: int | None) -> av.VideoStream:
@@ -286,17 +301,10 @@ class VideoFile:
             return _Encoded(stream, self._container)
         return f"{reason}, nor can it be changed"
 
-    def _take_packets(self) -> None:
-        while self._clip.packets:
-            packet = self._clip.packets.popleft()
-            other = self._others.get(packet.stream.index)
-            if other is not None:
-                self._add(other.take(packet, self._clip.offset))
-
     def _add(self, packets: Iterable[Packet]) -> None:
         for packet in packets:
-            self._frames += packet.stream is self._video
-            with self._counting_lost():
+            with self._writing, self._counting_lost():
+                self._frames += packet.stream is self._video
                 self._container.mux(packet)
 
     @contextmanager

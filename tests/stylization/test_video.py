@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from faststy.errors import FaststyError, UnwritableError
+from faststy.stylization import clips
 from faststy.stylization.clips import FASTEST, SLOWEST, open_clip
 from faststy.stylization.video import HALF_LIFE, paint_video
-from faststy.stylization.video_file import ENCODERS, FORMATS
+from faststy.stylization.video_file import ENCODERS, FORMATS, VideoFile
 
 
 class Echo:
@@ -438,6 +439,35 @@ def test_frames_that_cannot_be_written_are_told_apart_from_sound(film, tmp_path,
         report = paint_video(Echo(), source, tmp_path / "b.mp4")
         assert report.damage == damage
         assert report.frames == len(frames_of(tmp_path / "b.mp4")) == 50 - len(refused["video"])
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".mp4", ".webm"])
+def test_sound_after_the_last_frame_does_not_pile_up(film, tmp_path, monkeypatch, suffix):
+    with (
+        av.open(str(film("v.mkv", frames=100))) as pictures,
+        av.open(str(film("s.mkv", frames=1000, audio="aac"))) as sound,
+        av.open(str(tmp_path / "a.mkv"), "w") as both,
+    ):
+        streams = [pictures.streams.video[0], sound.streams.audio[0]]
+        copies = [both.add_stream_from_template(stream) for stream in streams]
+        for stream, copy in zip(streams, copies, strict=True):
+            for packet in stream.container.demux(stream):
+                if packet.dts is not None:
+                    packet.stream = copy
+                    both.mux(packet)
+    waited, take = [], VideoFile.take_packets
+
+    def noted(video):
+        waited.append(sum(packet.size for packet in video._clip.packets))
+        take(video)
+
+    monkeypatch.setattr(clips, "MOST_PASSED", 20_000)
+    monkeypatch.setattr(VideoFile, "take_packets", noted)
+    report = paint_video(Echo(), tmp_path / "a.mkv", tmp_path / f"b{suffix}")
+    assert (report.frames, report.damage) == (100, None)
+    assert sum(waited) > 200_000  # bytes
+    assert max(waited) < 60_000
+    assert sound_of(tmp_path / f"b{suffix}")[0].size / 48000 == pytest.approx(40, abs=0.1)
 
 
 def test_damaged_sound_that_is_changed_is_told(film, tmp_path):
