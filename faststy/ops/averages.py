@@ -8,24 +8,24 @@ import torch
 from torch import Tensor
 
 from faststy.ops import checks, reference
-from faststy.ops.autograd import once_differentiable
-from faststy.ops.dispatch import by_kernels, define
+from faststy.ops.autograd import differentiated_again
+from faststy.ops.dispatch import by_raw_op, define
 from faststy.ops.reference import CHANNELS_LAST, PLANAR, layout
 
 
 def averages(x: Tensor, count: int = 2) -> list[Tensor]:
     """The averages of each 2x2 pixels, of each 4x4 and so on: `count` smaller pictures.
 
-    `torch.nn.functional.avg_pool2d(x, 2)`, `(x, 4)` …, which they are but for two on CUDA; there
-    both are made in one pass, and their gradients in another.
+    `torch.nn.functional.avg_pool2d(x, 2)`, `(x, 4)` …; two of them are made in one pass, and their
+    gradients in another.
 
     Args:
         x: [N, C, H, W] float16, bfloat16, float32 or float64, in either memory layout; H and W of
             at least 2 to the power of `count`.
 
     Returns:
-        [N, C, H // 2, W // 2], [N, C, H // 4, W // 4] … with the dtype and, on CUDA, the memory
-        layout of `x`; there differentiable once.
+        [N, C, H // 2, W // 2], [N, C, H // 4, W // 4] … with the dtype and the memory layout of
+        `x`.
 
     Raises:
         TypeError, ValueError: a wrong dtype, rank, size or count.
@@ -36,7 +36,7 @@ def averages(x: Tensor, count: int = 2) -> list[Tensor]:
     h, w = x.shape[2:]
     if min(h, w) < 2**count:
         raise ValueError(f"x: expected H and W of at least {2**count}, got {[h, w]}")
-    if count != 2 or not by_kernels(x, x.shape[1:].numel()):
+    if count != 2 or not by_raw_op("averages", x, x.shape[1:].numel()):
         return [reference.average(x, 2**i) for i in range(1, count + 1)]
     return list(_Averages.apply(x))  # type: ignore[no-untyped-call]
 
@@ -44,14 +44,17 @@ def averages(x: Tensor, count: int = 2) -> list[Tensor]:
 class _Averages(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-        ctx.size, ctx.channels_last = x.shape[2:], layout(x) == CHANNELS_LAST
+        ctx.shape, ctx.channels_last = x.shape, layout(x) == CHANNELS_LAST
         half, quarter = torch.ops.faststy.averages_fwd(x)
         return half, quarter
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dhalf: Tensor, dquarter: Tensor) -> tuple[Tensor | None, ...]:
-        arguments = (dhalf, dquarter, *ctx.size, ctx.channels_last)
+        if differentiated_again():
+            anywhere = dhalf.new_zeros(ctx.shape).requires_grad_()  # the gradient is the same
+            both = [reference.average(anywhere, scale) for scale in (2, 4)]
+            return torch.autograd.grad(both, anywhere, (dhalf, dquarter), create_graph=True)
+        arguments = (dhalf, dquarter, *ctx.shape[2:], ctx.channels_last)
         return (torch.ops.faststy.averages_bwd(*arguments),)
 
 

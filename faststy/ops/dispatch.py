@@ -179,6 +179,18 @@ def by_kernels(x: Tensor, values: int = 0) -> bool:
     return (_impl() == "triton" or (IMPL == "auto" and x.is_cuda)) and values < 2**30
 
 
+def by_raw_op(op: str, x: Tensor, values: int) -> bool:
+    """Whether the raw op `op` takes what torch has, too: as `by_kernels`, or by the extension.
+
+    On a CPU torch is slow in channels_last; compilers and exports know its own.
+    """
+    if by_kernels(x, values):
+        return True
+    suited = reference.layout(x) == reference.CHANNELS_LAST and x.dtype != torch.float64
+    suited &= x.device.type == "cpu" and not torch.compiler.is_compiling()
+    return suited and by_extension(op, x)
+
+
 def by_extension(op: str, x: Tensor) -> bool:
     """Whether the extension takes `op`, which torch has, too, on tensors like `x`."""
     device = x.device.type

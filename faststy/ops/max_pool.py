@@ -8,24 +8,23 @@ import torch
 from torch import Tensor
 
 from faststy.ops import checks, reference
-from faststy.ops.autograd import once_differentiable
-from faststy.ops.dispatch import by_kernels, define
+from faststy.ops.autograd import differentiated_again, gradients
+from faststy.ops.dispatch import by_raw_op, define
 from faststy.ops.reference import layout
 
 
 def max_pool(x: Tensor) -> Tensor:
     """The maximum of each 2x2 pixels; at odd sizes the last row or column is left out.
 
-    `torch.nn.functional.max_pool2d(x, 2)`, which it is but on CUDA; there torch keeps an index of
-    eight bytes per maximum.
+    `torch.nn.functional.max_pool2d(x, 2)`, which keeps an index of eight bytes per maximum.
 
     Args:
         x: [N, C, H, W] float16, bfloat16, float32 or float64, in either memory layout; H and W of
             at least 2.
 
     Returns:
-        [N, C, H // 2, W // 2] with the dtype and the memory layout of `x`; on CUDA differentiable
-        once. The gradient goes to the first of equal maxima.
+        [N, C, H // 2, W // 2] with the dtype and the memory layout of `x`. The gradient goes to the
+        first of equal maxima.
 
     Raises:
         TypeError, ValueError: a wrong dtype, rank or size.
@@ -34,7 +33,7 @@ def max_pool(x: Tensor) -> Tensor:
     h, w = x.shape[2:]
     if min(h, w) < 2:
         raise ValueError(f"x: expected H and W of at least 2, got {[h, w]}")
-    if not by_kernels(x, x.shape[1:].numel()):
+    if not by_raw_op("max_pool", x, x.shape[1:].numel()):
         return reference.max_pool(x)
     return _MaxPool.apply(x)  # type: ignore[no-any-return, no-untyped-call]
 
@@ -46,8 +45,9 @@ class _MaxPool(torch.autograd.Function):
         return torch.ops.faststy.max_pool_fwd(x)  # type: ignore[no-any-return]
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        if differentiated_again():
+            return gradients(reference.max_pool, ctx.saved_tensors, dy)
         return (torch.ops.faststy.max_pool_bwd(dy, *ctx.saved_tensors),)
 
 

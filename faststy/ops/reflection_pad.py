@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from faststy.ops import checks, reference
-from faststy.ops.autograd import once_differentiable
-from faststy.ops.dispatch import by_kernels, define
+from faststy.ops.autograd import differentiated_again, gradients
+from faststy.ops.dispatch import by_raw_op, define
 from faststy.ops.reference import CHANNELS_LAST, PLANAR, layout
 
 
 def reflection_pad(x: Tensor, pad: int = 1) -> Tensor:
     """`x` with `pad` rows and columns more on each side, mirrored at its outermost ones.
 
-    `torch.nn.functional.pad(x, [pad] * 4, "reflect")`, which it is but on CUDA; there torch pads in
-    NCHW alone, and adds gradients in no fixed order.
+    `torch.nn.functional.pad(x, [pad] * 4, "reflect")`, which is slow in channels_last; on CUDA it
+    pads in NCHW alone, and adds gradients in no fixed order.
 
     Args:
         x: [N, C, H, W] float16, bfloat16, float32 or float64, in either memory layout.
@@ -25,7 +26,7 @@ def reflection_pad(x: Tensor, pad: int = 1) -> Tensor:
 
     Returns:
         [N, C, H + 2·pad, W + 2·pad] with the dtype and the memory layout of `x`, under autocast,
-        too; on CUDA differentiable once.
+        too.
 
     Raises:
         TypeError, ValueError: a wrong dtype, rank or pad.
@@ -34,7 +35,7 @@ def reflection_pad(x: Tensor, pad: int = 1) -> Tensor:
     _, c, h, w = x.shape
     if not 0 <= pad < min(h, w):
         raise ValueError(f"pad: expected 0 to less than H and W, {[h, w]}, got {pad}")
-    if not by_kernels(x, c * (h + 2 * pad) * (w + 2 * pad)):
+    if not by_raw_op("reflection_pad", x, c * (h + 2 * pad) * (w + 2 * pad)):
         return reference.reflection_pad(x, pad)
     return _ReflectionPad.apply(x, pad)  # type: ignore[no-any-return, no-untyped-call]
 
@@ -42,12 +43,15 @@ def reflection_pad(x: Tensor, pad: int = 1) -> Tensor:
 class _ReflectionPad(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, pad: int) -> Tensor:
-        ctx.pad, ctx.channels_last = pad, layout(x) == CHANNELS_LAST
+        ctx.shape, ctx.pad, ctx.channels_last = x.shape, pad, layout(x) == CHANNELS_LAST
         return torch.ops.faststy.reflection_pad_fwd(x, pad)  # type: ignore[no-any-return]
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        if differentiated_again():
+            anywhere = dy.new_zeros(ctx.shape).requires_grad_()  # the gradient is the same
+            pad = partial(reference.reflection_pad, pad=ctx.pad)
+            return *gradients(pad, (anywhere,), dy), None
         return torch.ops.faststy.reflection_pad_bwd(dy, ctx.pad, ctx.channels_last), None
 
 

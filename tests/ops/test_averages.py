@@ -40,7 +40,7 @@ def check(x: Tensor, dys: list[Tensor]) -> None:
     for a, b in zip((*ours, dx), (*expected, gradient), strict=True):
         torch.testing.assert_close(a.detach().cpu().double(), b.detach(), atol=bound, rtol=bound)
         assert a.dtype == x.dtype
-        if dispatch.by_kernels(x):
+        if dispatch.by_raw_op("averages", x, 1):
             assert a.is_contiguous(memory_format=reference.layout(x))
 
 
@@ -126,6 +126,19 @@ def test_empty_batch(device: torch.device) -> None:
     (half.sum() + quarter.sum()).backward()
     assert x.grad is not None
     assert x.grad.shape == x.shape
+
+
+def test_second_derivative(device: torch.device) -> None:
+    """Of what is differentiable once by itself."""
+    torch.manual_seed(9)
+    x = random((2, 4, 8, 9), device, torch.float32, torch.channels_last)
+    found = []
+    for average in (ops.averages, lambda x: [reference.average(x, s) for s in (2, 4)]):
+        leaf = x.clone().requires_grad_()
+        loss = sum(y.pow(3).sum() for y in average(leaf))
+        (dx,) = torch.autograd.grad(loss, leaf, create_graph=True)
+        found.append((dx, *torch.autograd.grad(dx.square().sum(), leaf)))
+    torch.testing.assert_close(*found)
 
 
 def test_opcheck(device: torch.device) -> None:
