@@ -40,7 +40,10 @@ class PlainConv(nn.Module):
     weight: Tensor
     scale: Tensor | None
     bias: Tensor | None
+    norm_weight: Tensor
+    norm_bias: Tensor
 
+    @torch.no_grad()
     def __init__(
         self,
         layer: nn.Module,
@@ -54,7 +57,8 @@ class PlainConv(nn.Module):
         self.normalised = norm is not None
         if norm is not None:  # which subtracts a bias again
             self.eps = norm.eps
-            self.norm_weight, self.norm_bias = style @ norm.weight, style @ norm.bias
+            self.register_buffer("norm_weight", style @ norm.weight, persistent=False)
+            self.register_buffer("norm_bias", style @ norm.bias, persistent=False)
         weight = weight.contiguous(memory_format=weight_layout(weight))
         self.register_buffer("weight", weight)
         # Not in half precision: where a mean is large, the two cancel each other.
@@ -177,8 +181,9 @@ class PlainGenerator(nn.Module):
         """The moments of the last frame or batch, when they were looked at."""
         return {name: conv.seen for name, conv in self.norms.items() if conv.seen is not None}
 
+    @torch.no_grad()
     def fix(self, moments: Moments) -> None:
-        """Normalise by `moments` from now on."""
+        """Normalise by `moments` from now on. Raises ValueError once folded."""
         scales, biases = self._affine(moments)
         convs = self.norms.values()
         # In place, where a CUDA graph looks.
@@ -187,6 +192,8 @@ class PlainGenerator(nn.Module):
 
     def _affine(self, moments: Moments) -> tuple[list[Tensor], list[Tensor]]:
         """What makes norms of scales and biases, [C] each; [N, C] for moments [N, 2, C]."""
+        if self.stem.scale is None:
+            raise ValueError("this generator is folded: its statistics cannot change")
         convs = self.norms.values()
         mean, variance = torch.cat([moments[name] for name in self.norms], dim=-1).unbind(-2)
         weight = torch.cat([conv.norm_weight for conv in convs])
@@ -229,6 +236,8 @@ class PlainGenerator(nn.Module):
         Returns:
             [N, 3, H, W] RGB in the dtype of the weights, channels_last. The photo's 0...255 are
             0...1; results are not clamped to it.
+        Raises:
+            ValueError: statistics, by `collect` or `moments`, for a generator that is folded.
         """
         height, width = frames.shape[1:3]
         painted = ops.blur_cells(self._cells(frames, look, collect, moments), 2)

@@ -1,5 +1,7 @@
 """The nets for painting give what the nets that were trained give."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -65,6 +67,34 @@ def test_what_is_seen_are_the_moments_of_each_norm():
     torch.testing.assert_close(plain.seen["stem_norm"], first["stem_norm"], atol=1e-5, rtol=1e-4)
     plain(frames)
     assert plain.seen == {}
+
+
+def test_folded_for_good():
+    plain, frames = PlainGenerator(make_generator(), STYLE), make_frames(2, 32, 40)
+    plain(frames, collect=True)
+    moments = plain.seen
+    of_each = {name: torch.stack([m, m]) for name, m in moments.items()}
+    plain.fold()
+    painted = plain(frames)
+    for change in (
+        lambda: plain.fix(moments),
+        lambda: plain(frames, collect=True),
+        lambda: plain.paint(frames, moments=of_each),
+    ):
+        with pytest.raises(ValueError, match="folded: its statistics cannot change"):
+            change()
+    assert torch.equal(plain(frames), painted)
+
+
+def test_nothing_of_a_net_in_training_is_held():
+    plain = PlainGenerator(make_generator().requires_grad_(), STYLE)
+    plain(make_frames(1, 32, 40), collect=True)
+    plain.fix(plain.seen)
+    assert not any(t.requires_grad for t in plain.buffers())
+    plain.fold()
+    copy.deepcopy(plain)  # refused where a tensor has a history
+    assert {t.device.type for t in plain.to("meta").buffers()} == {"meta"}
+    assert {c.norm_weight.device.type for c in plain.norms.values()} == {"meta"}
 
 
 def test_fixed_statistics_do_not_depend_on_the_frame():

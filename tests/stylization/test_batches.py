@@ -195,8 +195,6 @@ def test_what_is_recorded_asks_no_number_of_the_gpu(stylizer, dials, size):
     painter._make_net(painter._settings.style)
     net = painter._net.to("meta")
     painter._repairer = PlainRepairer(painter.stylizer.model.repairer, torch.float16).to("meta")
-    for conv in net.norms.values():
-        conv.norm_weight, conv.norm_bias = conv.norm_weight.to("meta"), conv.norm_bias.to("meta")
     moments = {name: torch.empty(2, len(c.weight), device="meta") for name, c in net.norms.items()}
     painter._aim, painter._statistics = NormStatistics(moments), NormStatistics(moments)
     frames = torch.empty((*size, 3), dtype=torch.uint8, device="meta")
