@@ -68,7 +68,7 @@ class InstanceNorm2d(nn.InstanceNorm2d):
             raise ValueError(f"x: expected {expected}, got {list(x.shape)}")
         if x.ndim == 3:
             one = None if residual is None else residual[None]
-            return self(x[None], activation=activation, residual=one)[0]  # type: ignore[no-any-return]
+            return self.forward(x[None], activation=activation, residual=one)[0]
         if x.shape[1] != self.num_features:
             warnings.warn(
                 f"x has {x.shape[1]} channels, num_features is {self.num_features}", stacklevel=2

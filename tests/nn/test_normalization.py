@@ -77,6 +77,18 @@ def test_activation_and_residual() -> None:
     assert "activation='relu'" in repr(norm)
 
 
+def test_hooks_see_a_single_picture_once() -> None:
+    """As in torch: of one shape, and what a hook returns is not handed to it again."""
+    x = torch.randn(3, 8, 8)
+    found = []
+    for norm in (nn.InstanceNorm2d(3), InstanceNorm2d(3)):
+        norm.register_forward_pre_hook(lambda _, args: found.append(args[0].shape))
+        norm.register_forward_hook(lambda _, args, y: y * 2)
+        found.append(norm(x))
+    assert found[0] == found[2] == x.shape
+    torch.testing.assert_close(found[3], found[1])
+
+
 def test_one_style_or_a_mixture() -> None:
     torch.manual_seed(1)
     norm = ConditionalInstanceNorm2d(3, 4)
