@@ -150,7 +150,7 @@ class ConditionalInstanceNorm2d(nn.Module):
         styles, features = self.weight.shape
         if x.ndim != 4 or x.shape[1] != features:
             raise ValueError(f"x: expected [N, {features}, H, W], got {list(x.shape)}")
-        n = len(x)
+        n = x.shape[0]
         if tuple(style.shape) not in ((styles,), (n, styles)):
             expected = f"[{styles}] or [N, {styles}] = [{n}, {styles}] mixing weights"
             raise ValueError(f"style: expected {expected}, got {list(style.shape)}")

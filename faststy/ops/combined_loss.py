@@ -97,7 +97,7 @@ def combined_loss(
         if picture is None or picture.shape[1] != 3:
             got = "none" if picture is None else list(picture.shape)
             raise ValueError(f"colour: picture: expected [N, 3, H, W], got {got}")
-        _check(colours, "colour: colours", [(4, 4), (len(picture), 4, 4)], weights)
+        _check(colours, "colour: colours", [(4, 4), (picture.shape[0], 4, 4)], weights)
     if repair is not None:
         a, b, where = repair
         _check_features(a, b, "repair", weights)
@@ -269,7 +269,7 @@ def _dense(x: Tensor, like: Tensor | None = None) -> Tensor:
 
 def _colour_targets(colours: Tensor, picture: Tensor) -> Tensor:
     targets = colours.detach().to(loss_dtype([picture]))
-    return targets.expand(len(picture), 4, 4).contiguous()
+    return targets.expand(picture.shape[0], 4, 4).contiguous()
 
 
 # --------------------------------------------------------------------------- raw ops

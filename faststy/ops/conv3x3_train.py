@@ -107,7 +107,7 @@ def _fits(x: Tensor, weight: Tensor, learns: bool) -> bool:
         return False
     else:
         suited = dtype == x.dtype == torch.float32 and x.is_contiguous(memory_format=CHANNELS_LAST)
-        suited &= len(x) * x.shape[2:].numel() >= LEAST
+        suited &= x.shape[0] * x.shape[2:].numel() >= LEAST
     return suited and by_extension("conv3x3_train", x)
 
 
@@ -172,7 +172,7 @@ class _FrozenConv3x3(torch.autograd.Function):
 
 
 def _fwd_fake(x: Tensor, weight: Tensor, bias: Tensor | None, reflect: bool, relu: bool) -> Tensor:
-    return _empty(x, len(x), len(weight), *x.shape[2:])
+    return _empty(x, x.shape[0], len(weight), *x.shape[2:])
 
 
 def _input_grad_fake(dy: Tensor, turned: Tensor, gate: Tensor | None, padded: bool) -> Tensor:

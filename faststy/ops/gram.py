@@ -111,7 +111,7 @@ def _gram_loss_fwd_fake(
     x: Tensor, mean: Tensor | None, target: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     gram = _gram_fwd_fake(x, mean)
-    return gram.new_empty(()), gram, gram.new_empty(len(x))
+    return gram.new_empty(()), gram, gram.new_empty(x.shape[0])
 
 
 define("gram_fwd(Tensor x, Tensor? mean) -> Tensor", _gram_fwd_fake)

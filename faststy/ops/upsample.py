@@ -99,7 +99,7 @@ def _blur_fake(x: Tensor, scale: int) -> Tensor:
 
 
 def _frames_fake(x: Tensor, scale: int, height: int, width: int) -> Tensor:
-    shape = (len(x), height, width, x.shape[1] // scale**2)
+    shape = (x.shape[0], height, width, x.shape[1] // scale**2)
     return torch.empty(shape, dtype=torch.uint8, device=x.device)
 
 

@@ -256,3 +256,11 @@ def test_all_features_and_gradients_stay_channels_last(layouts):
     photo = torch.rand(2, 3, 32, 48)
     met = layouts(scrambled().train(), lambda net, x: net(x).square().sum(), photo)
     assert {"fine1 input", "head output", "gradient at fine1 input", "rise output"} <= met
+
+
+def test_export_for_any_batch():
+    generator = Generator(GeneratorConfig(8, 1)).eval()
+    batch = {0: torch.export.Dim("n", min=2, max=64)}
+    exported = torch.export.export(generator, (torch.rand(2, 3, 16, 16),), dynamic_shapes=(batch,))
+    x = torch.rand(5, 3, 16, 16)
+    torch.testing.assert_close(exported.module()(x), generator(x))
