@@ -253,12 +253,17 @@ Tensor flat(const Tensor& x, const Layout& layout) {
   return torch::stable::view(x, sizes);
 }
 
-// out = a · b of each sample. Autocast leaves this form of bmm alone.
+// out = a · b of each sample. Autocast leaves this form of bmm alone; autograd refuses it for what
+// requires gradients.
 void bmm(const Tensor& a, const Tensor& b, const Tensor& out) {
   using torch::stable::detail::from;
   std::array<StableIValue, 3> stack{from(a), from(b), from(out)};
-  TORCH_ERROR_CODE_CHECK(
-      torch_call_dispatcher("aten::bmm", "out", stack.data(), TORCH_ABI_VERSION));
+  const bool grad_mode = aoti_torch_grad_mode_is_enabled();
+  aoti_torch_grad_mode_set_enabled(false);
+  const AOTITorchError error =
+      torch_call_dispatcher("aten::bmm", "out", stack.data(), TORCH_ABI_VERSION);
+  aoti_torch_grad_mode_set_enabled(grad_mode);
+  TORCH_ERROR_CODE_CHECK(error);
   torch::stable::detail::to<Tensor>(stack[0]);  // owned by us
 }
 

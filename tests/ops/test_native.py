@@ -129,6 +129,13 @@ def test_gram(shape: Any, layout: torch.memory_format, dtype: torch.dtype) -> No
             assert dx.is_contiguous(memory_format=reference.layout(x))
 
 
+def test_gradients_of_grams_whose_features_require_them() -> None:
+    x, symmetric = torch.randn(2, 3, 8, 8, requires_grad=True), torch.randn(2, 3, 3)
+    dx = native.gram_bwd(symmetric, x, None, None)
+    assert torch.equal(dx, native.gram_bwd(symmetric, x.detach(), None, None))
+    assert torch.is_grad_enabled()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("r", [1, 2, 3])
