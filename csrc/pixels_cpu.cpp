@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
+#include <numeric>
 #include <optional>
 #include <vector>
 
@@ -103,12 +104,14 @@ Tensor from_pixels(Tensor frames, ScalarType dtype, bool channels_last, int64_t 
   // What the nets read: whole cells of RGB, whose bytes are put in order before they are converted.
   const bool in_cells = channels_last && c == 3 && (r == 2 || r == 4) && height % r == 0 &&
                         width % r == 0 && strides[2] == 3 && strides[3] == 1;
-  const float scale = static_cast<float>((high - low) / 255);
+  const float scale = static_cast<float>((high - low) / 255), offset = static_cast<float>(low);
+  std::array<uint8_t, 256> every_byte;
+  std::iota(every_byte.begin(), every_byte.end(), uint8_t(0));
 
   with_dtype(dtype, [&](auto zero) {
     using T = decltype(zero);
-    std::array<T, 256> of_byte;
-    for (int i = 0; i < 256; ++i) of_byte[i] = static_cast<float>(i * ((high - low) / 255) + low);
+    std::array<T, 256> of_byte;  // by the loop that converts cells, so that the bits are the same
+    if (!in_cells) from_bytes(every_byte.data(), of_byte.data(), 256, scale, offset);
     T* to = static_cast<T*>(x.mutable_data_ptr());
     for_each(n * h, k * w, [&](int64_t line) {
       const int64_t sample = line / h, row = line % h;
@@ -121,7 +124,7 @@ Tensor from_pixels(Tensor frames, ScalarType dtype, bool channels_last, int64_t 
           lines[i] = bytes + sample * strides[0] + (row * r + i) * strides[1];
         }
         (r == 2 ? to_cells<2> : to_cells<4>)(lines, w, room.data());
-        from_bytes(room.data(), out, w * k, scale, static_cast<float>(low));
+        from_bytes(room.data(), out, w * k, scale, offset);
         return;
       }
       for (int64_t i = 0; i < r; ++i) {

@@ -155,6 +155,18 @@ def test_pixels(r: int, channels_last: bool, dtype: torch.dtype) -> None:
             assert int(off.max()) == 0
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_pixel_is_the_same_bits_in_any_cell(dtype: torch.dtype) -> None:
+    """Whole cells are converted by another loop than the rest."""
+    frames = torch.arange(256, dtype=torch.uint8).repeat(3).view(1, 16, 16, 3)
+    for low, high in ((-1.0, 1.0), (0.0, 1.0), (-2.1, 2.6)):
+        whole = native.from_pixels(frames, dtype, True, 4, low, high)
+        ragged = native.from_pixels(frames[:, :15], dtype, True, 4, low, high)
+        planar = native.from_pixels(frames, dtype, False, 4, low, high)
+        assert torch.equal(whole[:, :, :3], ragged[:, :, :3])
+        assert torch.equal(whole, planar)
+
+
 @pytest.mark.parametrize("dtype", TOLERANCES)
 @pytest.mark.parametrize(("n", "c", "h", "w"), [*SHAPES[2:], (2, 16, 9, 9), (1, 131, 1, 40)])
 def test_parts_of_channels_last(n: int, c: int, h: int, w: int, dtype: torch.dtype) -> None:
