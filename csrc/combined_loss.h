@@ -208,6 +208,21 @@ inline Type type_of(const std::string& name, const Tensor& x) {
   }
 }
 
+inline bool channels_last(const Tensor& x) {
+  if (x.dim() != 4) return false;
+  int64_t expected = 1;
+  for (const int64_t dim : {1, 3, 2, 0}) {
+    if (x.size(dim) != 1 && x.stride(dim) != expected) return false;
+    expected *= x.size(dim);
+  }
+  return true;
+}
+
+// What is read and written number by number, in the order of memory.
+inline void check_dense(const std::string& name, const Tensor& x) {
+  STD_TORCH_CHECK(x.is_contiguous() || channels_last(x), name, ": expected a dense tensor");
+}
+
 struct Plan {
   std::vector<Segment> segments;
   std::vector<Tensor> gradients;
@@ -301,7 +316,7 @@ struct Plan {
   static double at_least_one(double count) { return count < 1 ? 1 : count; }
 
   Segment& add(const std::string& name, Kind kind, const Tensor& x, int32_t term) {
-    STD_TORCH_CHECK(x.is_contiguous() || channels_last(x), name, ": expected a dense tensor");
+    check_dense(name, x);
     STD_TORCH_CHECK(x.device() == device_, name, ": on another device");
     Segment s{};
     s.kind = kind;
@@ -326,16 +341,6 @@ struct Plan {
     STD_TORCH_CHECK(other.device() == x.device(), name, ": on another device");
     STD_TORCH_CHECK(x.is_contiguous() ? other.is_contiguous() : channels_last(other), name,
                     ": has another memory layout");
-  }
-
-  static bool channels_last(const Tensor& x) {
-    if (x.dim() != 4) return false;
-    int64_t expected = 1;
-    for (const int64_t dim : {1, 3, 2, 0}) {
-      if (x.size(dim) != 1 && x.stride(dim) != expected) return false;
-      expected *= x.size(dim);
-    }
-    return true;
   }
 
   static void shape(Segment& s, const Tensor& x) {

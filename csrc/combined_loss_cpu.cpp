@@ -441,6 +441,7 @@ Losses discriminator_loss_fwd(const Tensors& real, const Tensors& fake, StringHa
 void combined_loss_scale_(Tensors gradients, Tensor scale) {
   STD_TORCH_CHECK(scale.scalar_type() == ScalarType::Float && scale.numel() == 1,
                   "scale: expected one float32 number");
+  for (const Tensor& gradient : gradients) check_dense("gradients", gradient);
   const float factor = *static_cast<const float*>(scale.data_ptr());
   if (factor == 1.f) return;
   for (const Tensor& gradient : gradients) {

@@ -791,6 +791,7 @@ void combined_loss_scale_(Tensors gradients, Tensor scale) {
       const Tensor& x = gradients[begin + i];
       STD_TORCH_CHECK(x.device() == scale.device(), named("gradients", begin + i),
                       ": on another device");
+      check_dense(named("gradients", begin + i), x);
       scaled.data[i] = x.data_ptr();
       scaled.count[i] = x.numel();
       scaled.type[i] = static_cast<int8_t>(type_of(named("gradients", begin + i), x));

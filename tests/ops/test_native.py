@@ -328,6 +328,7 @@ def test_calls_leave_no_memory_behind(raw: str, args: Any) -> None:
         ("from_pixels", (X.byte(), torch.int8, True, 1, 0.0, 1.0), "dtype: expected"),
         ("to_pixels", (X, 2, 8, 8, 0.0, 1.0), "shuffle: expected"),
         ("to_pixels", (X, 1, 5, 4, 0.0, 1.0), "size: expected"),
+        ("combined_loss_scale_", ([X[..., ::2]], torch.tensor(2.0)), "gradients: .* dense"),
     ],
 )
 def test_bad_input_is_an_error_and_no_crash(raw: str, args: Any, message: str) -> None:
