@@ -184,7 +184,8 @@ class _CombinedLoss(torch.autograd.Function):
             counts: tuple[int, ...] = ctx.settings[2]
             return (None,) * (5 + sum(counts))
         if torch.compiler.is_compiling():
-            gradients = [gradient * dtotal.to(gradient.dtype) for gradient in ctx.gradients]
+            # Not in half precision: a loss scale may be beyond it.
+            gradients = [(g.to(dtotal.dtype) * dtotal).to(g.dtype) for g in ctx.gradients]
         else:
             # Scaled in place, so a second backward pass, of a retained graph, needs new ones.
             gradients, ctx.gradients = ctx.gradients, None

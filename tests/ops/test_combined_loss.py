@@ -480,6 +480,23 @@ def test_compile(device: torch.device) -> None:
             torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_compiled_scale_beyond_half_precision(device: torch.device, dtype: torch.dtype) -> None:
+    """As GradScaler's: 65536 is infinite in float16."""
+    leaf = torch.randn(4, 1, 64, 64, device=device).to(dtype).requires_grad_()
+
+    def net(x: Tensor, scale: float) -> Tensor:
+        return (
+            ops.combined_loss(torch.ones(6, device=device), logits=[x], form="lsgan").total * scale
+        )
+
+    torch._dynamo.reset()
+    compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
+    expected, found = (torch.autograd.grad(f(leaf, 2.0**17), leaf)[0] for f in (net, compiled))
+    assert expected.isfinite().all()
+    assert torch.equal(found, expected)
+
+
 # --------------------------------------------------------------------------- threads and devices
 
 
