@@ -132,8 +132,8 @@ class _InstanceNorm(torch.autograd.Function):
             dresidual = dy if ctx.has_residual else None
         return (
             dx,
-            None if weight is None else _sum_to(dweight, weight),
-            None if bias is None else _sum_to(dbias, bias),
+            _sum_to(dweight, weight) if ctx.needs_input_grad[1] else None,
+            _sum_to(dbias, bias) if ctx.needs_input_grad[2] else None,
             dresidual,
             *[None] * 4,
         )
