@@ -44,9 +44,9 @@ def conv3x3(
         moments: whether mean and variance of what was convolved are wanted.
 
     Returns:
-        [N, K, H, W], channels_last, without gradient; and the mean and variance of what was
-        convolved, before scale and bias, over N, H and W: [2, K], or [0, K] if not wanted, float32
-        (float64 for float64).
+        [N, K, H, W], channels_last, with the dtype of the inputs, under autocast, too, without
+        gradient; and the mean and variance of what was convolved, before scale and bias, over N, H
+        and W: [2, K], or [0, K] if not wanted, float32 (float64 for float64).
 
     Raises:
         TypeError, ValueError: a wrong dtype, rank, shape, device or activation.

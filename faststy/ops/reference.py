@@ -402,7 +402,8 @@ def conv3x3_train_fwd(
     """Borders that reflect, or zeros beyond them; then ReLU, if asked."""
     bias = None if bias is None else bias.to(weight.dtype)
     x = F.pad(x, (1, 1, 1, 1), "reflect") if reflect else F.pad(x, (1, 1, 1, 1))
-    y = F.conv2d(x, weight, bias)
+    with without_autocast(x):
+        y = F.conv2d(x, weight, bias)
     return (F.relu_(y) if relu else y).contiguous(memory_format=CHANNELS_LAST)
 
 
@@ -415,14 +416,17 @@ def conv3x3_train_input_grad(
     """
     if gate is not None:
         dy = torch.where(gate > 0, dy, 0)
-    return F.conv2d(dy, turned, padding=1 + padded).contiguous(memory_format=CHANNELS_LAST)
+    with without_autocast(dy):
+        dx = F.conv2d(dy, turned, padding=1 + padded)
+    return dx.contiguous(memory_format=CHANNELS_LAST)
 
 
 def conv3x3_train_weight_grad(dy: Tensor, x: Tensor) -> Tensor:
     """[K, C, 3, 3], at least float32, of a convolution whose borders reflect."""
     x = F.pad(x, (1, 1, 1, 1), "reflect").to(wide(x.dtype))
     shape = (dy.shape[1], x.shape[1], 3, 3)
-    dw: Tensor = conv2d_weight(x, shape, dy.to(x.dtype))  # type: ignore[no-untyped-call]
+    with without_autocast(x):
+        dw: Tensor = conv2d_weight(x, shape, dy.to(x.dtype))  # type: ignore[no-untyped-call]
     return dw.contiguous(memory_format=CHANNELS_LAST)
 
 
@@ -440,7 +444,8 @@ def conv3x3_fwd(
 ) -> tuple[Tensor, Tensor]:
     """`f(conv(inputs) · scale + bias + residual)`, f(z) = z, or slope · z where z is negative."""
     x = torch.cat(inputs, dim=1) if len(inputs) > 1 else inputs[0]
-    y = F.conv2d(F.pad(x, (1, 1, 1, 1), "reflect"), weight)
+    with without_autocast(x):
+        y = F.conv2d(F.pad(x, (1, 1, 1, 1), "reflect"), weight)
     found = y.new_empty((0, len(weight)), dtype=wide(y.dtype))
     if moments:
         mean = y.mean((0, 2, 3), dtype=wide(y.dtype))

@@ -8,10 +8,12 @@ import torch
 import torch.nn.functional as F
 
 from faststy import ops
+from faststy.ops import reference
 from faststy.ops.conv3x3 import few_enough
 from faststy.ops.dispatch import LIMITS
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+LAST = torch.channels_last
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 6e-2, torch.float16: 1e-2}
 
 
@@ -149,6 +151,19 @@ def test_layouts_and_dtypes(dtype, device):
         y, _ = ops.conv3x3(x, weight, scale, bias, activation="relu", residual=added)
         tolerance = TOLERANCE[dtype]
         torch.testing.assert_close(y.double(), expected, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_autocast_changes_nothing(dtype, device):
+    inputs, weight, scale, bias, residual = arguments(1, (8,), 8, 9, 7, dtype, device)
+    x, residual = (t.contiguous(memory_format=LAST) for t in (*inputs, residual))
+    for raw in (torch.ops.faststy.conv3x3_fwd, reference.conv3x3_fwd):
+        plain = raw([x], weight, scale, bias, residual, 0.0, True)
+        with torch.autocast(device.type, torch.bfloat16):
+            found = raw([x], weight, scale, bias, residual, 0.0, True)
+        assert found[0].dtype == dtype
+        assert torch.equal(found[0], plain[0])
+        assert torch.equal(found[1], plain[1])
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 from faststy import ops
-from faststy.ops import conv3x3_train, dispatch
+from faststy.ops import conv3x3_train, dispatch, reference
 from faststy.ops.conv3x3 import weight_layout
 
 CASES = [
@@ -163,6 +163,20 @@ def test_autocast_and_empty_batches(device):
     assert y.dtype == torch.bfloat16
     none = torch.empty(0, 3, 5, 5, device=device, dtype=torch.bfloat16)
     assert ops.frozen_conv3x3(none, weight, bias).shape == (0, 4, 5, 5)
+
+
+def test_the_reference_keeps_dtypes_under_autocast(device):
+    x, dy, w = (torch.randn(2, 4, *side, device=device) for side in ((6, 7), (6, 7), (3, 3)))
+    w = w.repeat(2, 1, 1, 1)
+    calls = (
+        lambda: reference.conv3x3_train_fwd(x, w, None, True, False),
+        lambda: reference.conv3x3_train_input_grad(dy, w, None, True),
+        lambda: reference.conv3x3_train_weight_grad(dy, x),
+    )
+    for call in calls:
+        plain = call()
+        with torch.autocast(device.type, torch.bfloat16):
+            assert torch.equal(call(), plain)
 
 
 def test_opcheck(device):
