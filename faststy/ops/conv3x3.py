@@ -48,6 +48,9 @@ def conv3x3(
         gradient; and the mean and variance of what was convolved, before scale and bias, over N, H
         and W: [2, K], or [0, K] if not wanted, float32 (float64 for float64).
 
+        On a CPU what is not finite spreads over tiles of 4x4 pixels, and very large values overflow
+        sooner than in torch.
+
     Raises:
         TypeError, ValueError: a wrong dtype, rank, shape, device or activation.
     """

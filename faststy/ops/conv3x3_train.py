@@ -73,7 +73,7 @@ def frozen_conv3x3(
 
     Returns:
         [N, K, H, W], or half the size; differentiable with respect to `x`, where the extension
-        computes it once.
+        computes it once. On a CPU what is not finite spreads as in `conv3x3`.
 
     Raises:
         TypeError, ValueError: a wrong dtype, rank, shape or device.
