@@ -61,6 +61,7 @@ NATIVE_FLOAT32 = (
 # What it also computes on a CUDA device, before Triton does, and of which arguments, by raw op.
 NATIVE_FIRST = ("conv3x3", "conv3x3_train", "conv3x3_train_weight_grad", "from_pixels")
 LIMITS: dict[str, Callable[..., bool]] = {}
+LARGEST = 2**30  # values of a sample that kernels take: within it their offsets are int32
 HALVES = (torch.float16, torch.bfloat16)
 CAPABILITY = 8  # of CUDA devices, major: what the extension is compiled for
 # Bytes of a multiprocessor's shared memory that convolutions ask for: an A100 has them and an H100,
@@ -176,7 +177,7 @@ def by_kernels(x: Tensor, values: int = 0) -> bool:
 
     On a CPU torch's do well, and tests and exports know them; larger samples pass int32 offsets.
     """
-    return (_impl() == "triton" or (IMPL == "auto" and x.is_cuda)) and values < 2**30
+    return (_impl() == "triton" or (IMPL == "auto" and x.is_cuda)) and values < LARGEST
 
 
 def by_raw_op(op: str, x: Tensor, values: int) -> bool:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 from faststy import ops
@@ -240,6 +241,20 @@ def test_a_bias_that_learns_is_not_frozen(device):
     bias = torch.zeros(4, device=device, requires_grad=True)
     ops.frozen_conv3x3(x, torch.randn(4, 3, 3, 3, device=device), bias).sum().backward()
     torch.testing.assert_close(bias.grad, torch.full_like(bias, 1600.0))
+
+
+@pytest.mark.parametrize(
+    ("c", "side", "fits"), [(48, 512, True), (48, 6800, False), (16, 12000, False)]
+)
+def test_on_a_gpu_pictures_are_those_that_kernels_can_count(monkeypatch, c, side, fits):
+    """Borders and biases of the backward pass are Triton's, with offsets in int32."""
+    monkeypatch.setattr(conv3x3_train, "by_extension", lambda op, x: True)
+    with FakeTensorMode():
+        x, weight = (
+            torch.empty(*size, device="cuda", dtype=torch.bfloat16)
+            for size in ((1, c, side, side), (16, c, 3, 3))
+        )
+        assert conv3x3_train._fits(x, weight, True) == fits
 
 
 @pytest.mark.gpu
