@@ -38,6 +38,7 @@ class Discriminator(nn.Module):
 
     def __init__(self, styles: int = 1, channels: int = 24, scales: int = 3) -> None:
         super().__init__()
+        self.styles = styles
         self.scales = nn.ModuleList(PatchDiscriminator(channels, styles) for _ in range(scales))
         self.norms = nn.ModuleList(SpectralNorm(weights) for weights in self._weights())
 
@@ -48,8 +49,12 @@ class Discriminator(nn.Module):
         the smallest scale, 32 px for three; where they are less than a patch, the zeros around the
         picture are judged, too.
 
-        Returns one logit map [N, 1, h, w] per scale. Raises RuntimeError for smaller pictures.
+        Returns one logit map [N, 1, h, w] per scale. Raises RuntimeError for smaller pictures,
+        ValueError for a style of another shape.
         """
+        if style.shape != (x.shape[0], self.styles):
+            expected = f"[N, {self.styles}] = [{x.shape[0]}, {self.styles}]"
+            raise ValueError(f"style: expected {expected}, got {list(style.shape)}")
         x = x * 2 - 1
         normalised = [norm(w) for norm, w in zip(self.norms, self._weights(), strict=True)]
         logits, seen = [], [x]

@@ -198,6 +198,8 @@ class Generator(nn.Module):
 def check_pictures(x: Tensor, name: str) -> None:
     if x.ndim != 4 or x.shape[1] != 3:
         raise ValueError(f"{name}: expected RGB pictures [N, 3, H, W], got {list(x.shape)}")
+    if not x.shape[2] or not x.shape[3]:
+        raise ValueError(f"{name}: expected H and W of at least 1, got {list(x.shape)}")
 
 
 def pad_to_cells(x: Tensor) -> Tensor:

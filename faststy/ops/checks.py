@@ -26,6 +26,14 @@ def floating(x: Tensor, name: str) -> None:
         raise TypeError(f"{name}: expected {supported}, got {x.dtype}")
 
 
+def listed(values: object, name: str, count: int | None = None) -> None:
+    """`values` must be a list or a tuple, of `count` elements if that is given."""
+    if not isinstance(values, Sequence):
+        raise TypeError(f"{name}: expected tensors in a list, got {type(values).__name__}")
+    if count is not None and len(values) != count:
+        raise ValueError(f"{name}: expected {count} tensors, got {len(values)}")
+
+
 def at_least_one(number: int, name: str) -> None:
     """A scale or a count."""
     if number < 1:

@@ -81,16 +81,23 @@ def combined_loss(
     """
     _check_form(form)
     _check(weights, "weights", [(6,)], weights)
+    checks.listed(logits, "adversarial: logits")
     for i, x in enumerate(logits):
-        _check(x, f"adversarial: logits[{i}]", None, weights, dtype=logits[0].dtype)
-    for i, (g, target) in enumerate(grams):
+        _check(x, f"adversarial: logits[{i}]", None, weights, partner=logits[0])
+    checks.listed(grams, "style: grams")
+    for i, pair in enumerate(grams):
         name = f"style: grams[{i}]"
+        checks.listed(pair, name, 2)
+        g, target = pair
         _check(g, name, None, weights, ndim=3)
         n, c = g.shape[:2]
         _check(g, name, [(n, c, c)], weights)
-        _check(target, f"{name} target", [(n, c, c), (c, c)], weights, dtype=g.dtype)
-    for i, (a, b) in enumerate(features):
-        _check_features(a, b, f"content: features[{i}]", weights)
+        _check(target, f"{name} target", [(n, c, c), (c, c)], weights, partner=g)
+    checks.listed(features, "content: features")
+    for i, pair in enumerate(features):
+        name = f"content: features[{i}]"
+        checks.listed(pair, name, 2)
+        _check_features(*pair, name, weights)
     if picture is not None:
         _check(picture, "variation: picture", None, weights, ndim=4)
     if colours is not None:
@@ -99,10 +106,11 @@ def combined_loss(
             raise ValueError(f"colour: picture: expected [N, 3, H, W], got {got}")
         _check(colours, "colour: colours", [(4, 4), (picture.shape[0], 4, 4)], weights)
     if repair is not None:
+        checks.listed(repair, "repair", 3)
         a, b, where = repair
         _check_features(a, b, "repair", weights)
         n, _, h, w = a.shape
-        _check(where, "repair: map", [(n, 1, h, w)], weights, dtype=a.dtype)
+        _check(where, "repair: map", [(n, 1, h, w)], weights, partner=a)
 
     pairs = [(a, b.detach()) for a, b in features]
     if normalized:
@@ -147,12 +155,11 @@ def discriminator_loss(
     """
     _check_form(form)
     for name, logits in (("real", real), ("fake", fake)):
-        if not isinstance(logits, Sequence):
-            raise TypeError(f"{name}: expected tensors in a list, got {type(logits).__name__}")
+        checks.listed(logits, name)
         if not logits:
             raise ValueError(f"{name}: expected the logits of at least one scale, got none")
         for i, x in enumerate(logits):
-            _check(x, f"{name}[{i}]", None, real[0], dtype=real[0].dtype, of="real[0]")
+            _check(x, f"{name}[{i}]", None, real[0], partner=real[0], of="real[0]")
     return _losses(form, None, [[_dense(x) for x in real], [_dense(x) for x in fake]], [])
 
 
@@ -239,10 +246,11 @@ def _check(
     like: Tensor,
     *,
     ndim: int | None = None,
-    dtype: torch.dtype | None = None,
+    partner: Tensor | None = None,
     of: str = "weights",
 ) -> None:
-    """`t` must be floating point, in one of `shapes`, on the device of `like`, which is `of`."""
+    """`t` must be floating point, in one of `shapes`, on the device of `like`, which is `of`, and
+    of the dtype of `partner`, which may be itself."""
     checks.floating(t, name)
     if ndim is not None and t.ndim != ndim:
         expected = "[N, C, H, W]" if ndim == 4 else "[N, C, C]"
@@ -252,13 +260,13 @@ def _check(
         raise ValueError(f"{name}: expected {expected}, got {list(t.shape)}")
     if t.device != like.device:
         raise ValueError(f"{name}: expected on {like.device} as {of} is, got {t.device}")
-    if dtype is not None and t.dtype != dtype:
-        raise TypeError(f"{name}: expected {dtype} as its partners are, got {t.dtype}")
+    if partner is not None and t.dtype != partner.dtype:
+        raise TypeError(f"{name}: expected {partner.dtype} as its partners are, got {t.dtype}")
 
 
 def _check_features(a: Tensor, b: Tensor, name: str, like: Tensor) -> None:
     _check(a, name, None, like, ndim=4)
-    _check(b, f"{name} reference", [tuple(a.shape)], like, dtype=a.dtype)
+    _check(b, f"{name} reference", [tuple(a.shape)], like, partner=a)
 
 
 def _dense(x: Tensor, like: Tensor | None = None) -> Tensor:

@@ -82,9 +82,10 @@ def to_pixels(
 
 def _checked(name: str, factor: int, value_range: tuple[float, float]) -> tuple[float, float]:
     checks.at_least_one(factor, name)
-    low, high = value_range
-    if low == high:
+    pair = isinstance(value_range, tuple | list) and len(value_range) == 2
+    if not pair or value_range[0] == value_range[1]:
         raise ValueError(f"value_range: expected two different values, got {value_range}")
+    low, high = value_range
     return float(low), float(high)
 
 

@@ -33,8 +33,10 @@ def reflection_pad(x: Tensor, pad: int = 1) -> Tensor:
     """
     checks.features(x)
     _, c, h, w = x.shape
-    if not 0 <= pad < min(h, w):
-        raise ValueError(f"pad: expected 0 to less than H and W, {[h, w]}, got {pad}")
+    if isinstance(pad, float) or not 0 <= pad < min(h, w):
+        raise ValueError(
+            f"pad: expected a whole number from 0 to less than H and W, {[h, w]}, got {pad}"
+        )
     if not by_raw_op("reflection_pad", x, c * (h + 2 * pad) * (w + 2 * pad)):
         return reference.reflection_pad(x, pad)
     return _ReflectionPad.apply(x, pad)  # type: ignore[no-any-return, no-untyped-call]

@@ -52,9 +52,11 @@ def repair_apply(painted: Tensor, details: Tensor, heads: Tensor, strength: floa
         with `heads` interpolated.
 
     Raises:
-        TypeError, ValueError: another dtype, shape or device.
+        TypeError, ValueError: another dtype, shape or device, or a strength beyond 0 to 1.
     """
     _frames(painted, "painted")
+    if not 0 <= strength <= 1:
+        raise ValueError(f"strength: expected 0 to 1, got {strength}")
     n, height, width, _ = painted.shape
     shape = (n, 6, height // CELL, width // CELL)
     checks.shaped(heads, "heads", {"[N, 6, H/4, W/4]": shape}, painted)

@@ -1,3 +1,4 @@
+import pytest
 import torch
 import torch.nn.functional as F
 
@@ -54,3 +55,10 @@ def test_gradients_reach_picture_and_parameters():
     sum(F.softplus(scale).mean() for scale in net(x, torch.eye(2))).backward()
     assert x.grad.abs().amin((0, 1)).count_nonzero() > 0.9 * 64 * 64
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in net.parameters())
+
+
+def test_another_number_of_styles_is_refused():
+    net = Discriminator(styles=2, channels=4)
+    for style in (torch.ones(2, 3), torch.ones(3, 2), torch.ones(2)):
+        with pytest.raises(ValueError, match=r"style: expected \[N, 2\] = \[2, 2\], got"):
+            net(torch.rand(2, 3, 64, 64), style)

@@ -158,6 +158,12 @@ def test_other_pictures_are_refused(shape):
         scrambled()(torch.rand(shape))
 
 
+@pytest.mark.parametrize("shape", [(2, 3, 0, 16), (1, 3, 16, 0)])
+def test_pictures_without_pixels_are_refused(shape):
+    with pytest.raises(ValueError, match="x: expected H and W of at least 1, got"):
+        scrambled()(torch.rand(shape))
+
+
 def test_gradients_reach_every_parameter():
     net = scrambled(styles=2).requires_grad_(True)
     net.train()  # where values are not clamped, gradients flow everywhere

@@ -622,6 +622,12 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
         r"repair: map: expected \[2, 1, 4, 4\], got \[2, 3, 4, 4\]",
     ),
     ({"repair": (X, X[..., 1:], X)}, ValueError, r"repair reference: expected \[2, 3, 4, 4\]"),
+    ({"logits": [None]}, TypeError, r"logits\[0\]: expected a tensor, got NoneType"),
+    ({"logits": X}, TypeError, "adversarial: logits: expected tensors in a list, got Tensor"),
+    ({"grams": [EYE]}, TypeError, r"style: grams\[0\]: expected tensors in a list, got Tensor"),
+    ({"features": (X, X)}, TypeError, r"content: features\[0\]: expected tensors in a list"),
+    ({"features": [(X, X, X)]}, ValueError, r"features\[0\]: expected 2 tensors, got 3"),
+    ({"repair": (X, X)}, ValueError, "repair: expected 3 tensors, got 2"),
 ]
 
 
@@ -634,6 +640,8 @@ def test_bad_input(wrong: dict[str, Any], error: type[Exception], message: str) 
 def test_bad_logits_of_a_discriminator() -> None:
     with pytest.raises(ValueError, match="fake: expected the logits of at least one scale"):
         ops.discriminator_loss([X], [])
+    with pytest.raises(TypeError, match=r"real\[0\]: expected a tensor, got NoneType"):
+        ops.discriminator_loss([None], [X])  # type: ignore[list-item]
     with pytest.raises(TypeError, match="real: expected tensors in a list, got Tensor"):
         ops.discriminator_loss(X, X)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"fake\[1\]: expected on cpu as real\[0\] is, got meta"):

@@ -120,6 +120,8 @@ PICTURE, X = torch.zeros(4, 4, 3, dtype=torch.uint8), torch.zeros(1, 12, 4, 4)
         (lambda: ops.from_pixels(PICTURE, torch.int8), TypeError, "dtype: .*got torch.int8"),
         (lambda: ops.from_pixels(PICTURE, unshuffle=0), ValueError, "unshuffle: .*got 0"),
         (lambda: ops.from_pixels(PICTURE, value_range=(1, 1)), ValueError, "value_range: "),
+        (lambda: ops.from_pixels(PICTURE, value_range=1.0), ValueError, "value_range: .*got 1.0"),
+        (lambda: ops.from_pixels(PICTURE, value_range=(0, 1, 2)), ValueError, "value_range: "),
         (lambda: ops.to_pixels(X, shuffle=4), ValueError, "x: .*multiples of 16, got 12"),
         (lambda: ops.to_pixels(X, shuffle=2, size=(9, 8)), ValueError, r"size: .*\(8, 8\)"),
         (lambda: ops.to_pixels(X, size=(-1, 3)), ValueError, r"size: .*got \(-1, 3\)"),

@@ -214,7 +214,8 @@ def test_cuda_graph() -> None:
         (torch.zeros(3, 4, 4), 1, ValueError, r"x: expected \[N, C, H, W\], got \[3, 4, 4\]"),
         (torch.zeros(1, 3, 4, 4).int(), 1, TypeError, "x: expected float16.*got torch.int32"),
         (torch.zeros(1, 3, 4, 1), 1, ValueError, r"pad: expected .*H and W, \[4, 1\], got 1"),
-        (torch.zeros(1, 3, 4, 4), -1, ValueError, "pad: expected 0 to .* got -1"),
+        (torch.zeros(1, 3, 4, 4), -1, ValueError, "pad: expected a whole number .* got -1"),
+        (torch.zeros(1, 3, 4, 4), 1.5, ValueError, "pad: expected a whole number .* got 1.5"),
     ],
 )
 def test_bad_input(x: Tensor, pad: int, error: type[Exception], message: str) -> None:

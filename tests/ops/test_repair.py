@@ -116,3 +116,6 @@ def test_mistakes() -> None:
         ops.repair_hints(good, frames(1, 8, 12))
     with pytest.raises(ValueError, match=r"heads: expected \[N, 6, H/4, W/4\] = \[1, 6, 2, 2\]"):
         ops.repair_apply(good, torch.zeros(1, 2, 8, 8), torch.zeros(1, 4, 2, 2), 1.0)
+    for strength in (-0.1, 1.1, float("nan")):
+        with pytest.raises(ValueError, match="strength: expected 0 to 1, got"):
+            ops.repair_apply(good, torch.zeros(1, 2, 8, 8), torch.zeros(1, 6, 2, 2), strength)
