@@ -9,14 +9,16 @@ GPU.
 
 from __future__ import annotations
 
-from functools import cache
-from typing import Literal, NamedTuple
+from collections.abc import Callable
+from functools import cache, wraps
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from faststy.kernels import autotune
 
+Planner = TypeVar("Planner", bound=Callable[..., Any])
 Strides = tuple[int, int, int]
 Step = tuple[int, int, int]  # of a split plan: first unit, how many are finished, how many summed
 
@@ -163,6 +165,7 @@ PIECE = 16  # bytes: the most that one instruction of a thread moves
 PIECES_TILE = 1024  # values that a program pads, blurs or pools
 AVERAGED_PIECES = 128  # of each of the 16 pixels of a cell that a program averages: one a thread
 POINTWISE_TILE = 2048  # values of which a program changes each by itself
+PLANS = 1000  # that are remembered at most: pictures come in many sizes
 BIAS_WAVES = 8  # programs per multiprocessor that sum up a gradient of a bias: small ones
 
 
@@ -207,6 +210,26 @@ class GramPlan(NamedTuple):
     num_stages: int
 
 
+_plans: dict[tuple[Any, ...], Any] = {}
+
+
+def remembered(plan: Planner) -> Planner:
+    """`plan`, made once for all `x` of one dtype, shape, strides and device: before a kernel of a
+    small map it would take as long as the kernel."""
+
+    @wraps(plan)
+    def recall(x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        key = (plan, x.dtype, x.shape, x.stride(), x.device, args, *kwargs.items())
+        made = _plans.get(key)
+        if made is None:
+            if len(_plans) >= PLANS:
+                _plans.clear()
+            made = _plans[key] = plan(x, *args, **kwargs)
+        return made
+
+    return recall  # type: ignore[return-value]
+
+
 def rows(kernel: str, x: Tensor) -> tuple[NormRow, ...] | tuple[GramRow, ...] | tuple[ConvRow, ...]:
     """The rows of `kernel`, as "gram_bwd", for `x` [N, C, H, W]; the first is the default."""
     if kernel in NORM_PLANAR:
@@ -229,6 +252,7 @@ def norm_row(kernel: str, x: Tensor) -> NormRow:
     return row
 
 
+@remembered
 def plane_plan(x: Tensor, strides: Strides, row: NormRow, read: int = 1) -> Plan:
     """The plan for ops that read planes of `read` tensors like `x` [N, C, H, W] twice.
 
@@ -261,6 +285,7 @@ def plane_plan(x: Tensor, strides: Strides, row: NormRow, read: int = 1) -> Plan
     return _plan("split", x, row, block_c, max(tile // block_c, 1), row.num_warps, group)
 
 
+@remembered
 def one_pass_plan(x: Tensor, strides: Strides) -> Plan:
     """A split plan of one group, for ops that read `x` [N, C, H, W] once."""
     row = norm_rows("instance_norm_fwd", x)[0]
@@ -302,6 +327,7 @@ def _channels_last(strides: Strides) -> bool:
     return strides[1] < strides[2]
 
 
+@remembered
 def gram_rows(x: Tensor, backward: bool = False) -> tuple[GramRow, ...]:
     """The rows for `x` [N, C, H, W]: the default, and what autotune also measures."""
     c, hw = x.shape[1], x.shape[2] * x.shape[3]
@@ -329,9 +355,13 @@ def gram_plan(x: Tensor, backward: bool = False) -> GramPlan:
     Backward, the pixels need no sum, and block_k channels are summed at a time: all, where a row of
     blocks of the matrix fits into shared memory and stays there.
     """
-    n, c, hw = x.shape[0], x.shape[1], x.shape[2] * x.shape[3]
     kernel = "gram_bwd" if backward else "gram_fwd"
-    row = autotune.fastest(kernel, x, gram_rows(x, backward))
+    return _gram_plan(x, autotune.fastest(kernel, x, gram_rows(x, backward)), backward)
+
+
+@remembered
+def _gram_plan(x: Tensor, row: GramRow, backward: bool) -> GramPlan:
+    n, c, hw = x.shape[0], x.shape[1], x.shape[2] * x.shape[3]
     block_c, block_p, num_warps, num_stages, waves = row
     if x.element_size() == 4:
         block_p //= 2  # keeps the shared memory the same
@@ -381,6 +411,7 @@ def conv_kernel(k: int) -> str:
     return f"conv3x3_k{max(power_of_2(k), 16)}"
 
 
+@remembered
 def conv_rows(x: Tensor, k: int) -> tuple[ConvRow, ...]:
     """The rows for tensors like `x` [N, C, H, W] and `k` channels: the default, and others."""
     table = CONV_FLOAT32 if x.element_size() == 4 else CONV_TABLE

@@ -4,6 +4,7 @@ interpreter (TRITON_INTERPRET=1), or on a GPU."""
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -22,6 +23,14 @@ from faststy.kernels import conv3x3, gram, instance_norm, tuning  # noqa: E402
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
 
 
+@pytest.fixture(autouse=True)
+def forget_plans() -> Iterator[None]:
+    """Those of other tables and devices than a test's own."""
+    tuning._plans.clear()
+    yield
+    tuning._plans.clear()
+
+
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a.double() - b).norm() / b.norm().clamp_min(1e-12))
 
@@ -35,6 +44,27 @@ def split_everything(monkeypatch: pytest.MonkeyPatch, l2: float = 0.0, values: i
     for table in ("NORM_PLANAR", "NORM_FLOAT32", "NORM_CHANNELS_LAST"):
         monkeypatch.setattr(tuning, table, rows)
     monkeypatch.setattr(tuning, "MIN_STEPS", 1)
+
+
+def test_plans_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.empty(2, 48, 9, 7, device=DEVICE)
+    plans = (
+        lambda x: tuning.plane_plan(
+            x, tuning.planes(x)[1], tuning.NORM_PLANAR["instance_norm_fwd"][0]
+        ),
+        lambda x: tuning.one_pass_plan(x, tuning.planes(x)[1]),
+        tuning.gram_plan,
+        lambda x: tuning.gram_plan(x, backward=True),
+        lambda x: tuning.conv_rows(x, 48),
+    )
+    for plan in plans:
+        made = plan(x)
+        assert plan(torch.empty_like(x)) is made
+        for other in (x[:1], x.half(), x.contiguous(memory_format=torch.channels_last)):
+            assert plan(other) is not made
+    monkeypatch.setattr(tuning, "PLANS", len(tuning._plans))
+    tuning.gram_plan(x[..., 1:])
+    assert 0 < len(tuning._plans) < tuning.PLANS
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
