@@ -1,4 +1,5 @@
-"""Backward passes of backward passes: by the reference, or not at all, which is said."""
+"""Autograd Functions: none where nobody asks for gradients, and their backward passes of backward
+passes by the reference, or not at all, which is said."""
 
 from __future__ import annotations
 
@@ -8,9 +9,40 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import Function, forward_ad
 
 Gradients = tuple[Tensor | None, ...]
 MESSAGE = b"a second derivative of a faststy op: use the same op of faststy.ops.reference"
+
+
+def apply(function: type[Function], *args: Any) -> Any:
+    """`function.apply(*args)`; without gradients its forward alone: a graph takes as long as a
+    small map."""
+    if _differentiated(args):
+        return function.apply(*args)  # type: ignore[no-untyped-call]
+    return function.forward(_Forgetful(), *args)
+
+
+def _differentiated(args: tuple[Any, ...]) -> bool:
+    """Whether derivatives of what is made of `args` may be asked for."""
+    # Forward mode and the transforms of torch.func: a Function says that it does not know them.
+    if forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
+        return True
+    if torch.is_grad_enabled():
+        for arg in args:
+            if isinstance(arg, Tensor) and arg.requires_grad:
+                return True
+    return False
+
+
+class _Forgetful:
+    """A ctx that saves nothing."""
+
+    def save_for_backward(self, *tensors: Tensor | None) -> None: ...
+
+    def mark_non_differentiable(self, *tensors: Tensor) -> None: ...
+
+    def set_materialize_grads(self, value: bool) -> None: ...
 
 
 def once_differentiable(backward: Callable[..., Gradients]) -> Callable[..., Gradients]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from faststy.ops import checks, reference
-from faststy.ops.autograd import differentiated_again
+from faststy.ops.autograd import apply, differentiated_again
 from faststy.ops.dispatch import by_raw_op, define
 from faststy.ops.reference import CHANNELS_LAST, PLANAR, layout
 
@@ -38,7 +38,7 @@ def averages(x: Tensor, count: int = 2) -> list[Tensor]:
         raise ValueError(f"x: expected H and W of at least {2**count}, got {[h, w]}")
     if count != 2 or not by_raw_op("averages", x, x.shape[1:].numel()):
         return [reference.average(x, 2**i) for i in range(1, count + 1)]
-    return list(_Averages.apply(x))  # type: ignore[no-untyped-call]
+    return list(apply(_Averages, x))
 
 
 class _Averages(torch.autograd.Function):

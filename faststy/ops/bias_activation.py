@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from faststy.ops import checks, reference
-from faststy.ops.autograd import once_differentiable
+from faststy.ops.autograd import apply, once_differentiable
 from faststy.ops.dispatch import by_kernels, define
 from faststy.ops.reference import layout, wide
 
@@ -36,7 +36,7 @@ def bias_activation(x: Tensor, bias: Tensor, activation: Activation | None = Non
     checks.activation(activation, ACTIVATIONS)
     if not by_kernels(x, x.shape[1:].numel()):
         return reference.bias_activation(x, bias, activation)
-    return _BiasActivation.apply(x, bias, activation or "none")  # type: ignore[no-any-return, no-untyped-call]
+    return apply(_BiasActivation, x, bias, activation or "none")  # type: ignore[no-any-return]
 
 
 class _BiasActivation(torch.autograd.Function):

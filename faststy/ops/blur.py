@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from faststy.ops import checks, reference
+from faststy.ops.autograd import apply
 from faststy.ops.dispatch import by_kernels, define
 from faststy.ops.reference import layout
 
@@ -27,7 +28,7 @@ def blur(x: Tensor) -> Tensor:
     checks.features(x)
     if not by_kernels(x, x.shape[1:].numel()):
         return reference.blur(x)
-    return _Blur.apply(x)  # type: ignore[no-any-return, no-untyped-call]
+    return apply(_Blur, x)  # type: ignore[no-any-return]
 
 
 class _Blur(torch.autograd.Function):
@@ -37,7 +38,7 @@ class _Blur(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Tensor:
-        return _Blur.apply(dy)  # type: ignore[no-any-return, no-untyped-call]
+        return apply(_Blur, dy)  # type: ignore[no-any-return]
 
 
 def _blur_fake(x: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from faststy.ops import checks
-from faststy.ops.autograd import once_differentiable
+from faststy.ops.autograd import apply, once_differentiable
 from faststy.ops.dispatch import define
 from faststy.ops.instance_norm import instance_norm
 from faststy.ops.reference import Pair, layout, loss_dtype
@@ -211,7 +211,7 @@ def _losses(
     count = sum(counts[: len(inputs)])
     gradients = torch.is_grad_enabled() and any(t.requires_grad for t in flat[:count])
     args = (form, variation, counts, count, gradients, *flat)
-    total, losses = _CombinedLoss.apply(*args)  # type: ignore[no-untyped-call]
+    total, losses = apply(_CombinedLoss, *args)
     return Losses(total, losses[:-2], losses[-1])
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from faststy.ops import checks
-from faststy.ops.autograd import once_differentiable
+from faststy.ops.autograd import apply, once_differentiable
 from faststy.ops.bias_activation import Activation, bias_activation
 from faststy.ops.conv3x3 import few_enough, weight_layout
 from faststy.ops.convolution import activate_, convolve
@@ -51,9 +51,9 @@ def reflected_conv3x3(
         return convolve(reflection_pad(x), weight, bias, activation)
     x = x.to(_precision(x, weight), memory_format=CHANNELS_LAST)
     if x.is_cuda and bias is not None and activation is not None:  # one pass, there and back
-        y = _ReflectedConv3x3.apply(x, weight, None)  # type: ignore[no-untyped-call]
+        y = apply(_ReflectedConv3x3, x, weight, None)
         return bias_activation(y, bias, activation)
-    y = _ReflectedConv3x3.apply(x, weight, bias)  # type: ignore[no-untyped-call]
+    y = apply(_ReflectedConv3x3, x, weight, bias)
     return activate_(y, activation)
 
 
@@ -82,7 +82,7 @@ def frozen_conv3x3(
     if weight.requires_grad or bias.requires_grad or not _fits(x, weight, False):
         return convolve(x, weight, bias, "relu" if relu else None, padding=1, pool=pool)
     x = x.to(weight.dtype, memory_format=CHANNELS_LAST)
-    y: Tensor = _FrozenConv3x3.apply(x, weight, bias, relu)  # type: ignore[no-untyped-call]
+    y: Tensor = apply(_FrozenConv3x3, x, weight, bias, relu)
     return max_pool(y) if pool else y
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from faststy.ops import checks, reference
-from faststy.ops.autograd import differentiated_again, gradients
+from faststy.ops.autograd import apply, differentiated_again, gradients
 from faststy.ops.dispatch import define
 from faststy.ops.reference import evenly_spaced, layout, wide
 
@@ -32,7 +32,7 @@ def gram(x: Tensor, center: bool = False) -> Tensor:
         TypeError, ValueError: `x` has another dtype or rank.
     """
     checks.features(x)
-    return _Gram.apply(evenly_spaced(x), center)  # type: ignore[no-any-return, no-untyped-call]
+    return apply(_Gram, evenly_spaced(x), center)  # type: ignore[no-any-return]
 
 
 def gram_loss(x: Tensor, target: Tensor, center: bool = False) -> Tensor:
@@ -54,7 +54,7 @@ def gram_loss(x: Tensor, target: Tensor, center: bool = False) -> Tensor:
     checks.shaped(target, "target", {"[C, C]": (c, c), "[N, C, C]": (n, c, c)}, like=x)
     if target.requires_grad:
         raise ValueError("target: expected a constant, got one that requires gradients: detach it")
-    return _GramLoss.apply(evenly_spaced(x), target, center)  # type: ignore[no-any-return, no-untyped-call]
+    return apply(_GramLoss, evenly_spaced(x), target, center)  # type: ignore[no-any-return]
 
 
 class _Gram(torch.autograd.Function):

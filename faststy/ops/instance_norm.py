@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from faststy.ops import checks, reference
-from faststy.ops.autograd import differentiated_again, gradients
+from faststy.ops.autograd import apply, differentiated_again, gradients
 from faststy.ops.dispatch import define
 from faststy.ops.reference import evenly_spaced, layout, wide
 
@@ -73,7 +73,7 @@ def instance_norm(
         checks.shaped(rstd, "statistics: rstd", shapes, like=x)
         mean, rstd = (s.detach().to(wide(x.dtype)).expand(n, c) for s in (mean, rstd))
     args = (evenly_spaced(x), weight, bias, residual, mean, rstd, eps, activation or "none")
-    return _InstanceNorm.apply(*args)  # type: ignore[no-any-return, no-untyped-call]
+    return apply(_InstanceNorm, *args)  # type: ignore[no-any-return]
 
 
 def instance_statistics(x: Tensor, eps: float = 1e-5) -> tuple[Tensor, Tensor]:

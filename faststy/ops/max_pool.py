@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from faststy.ops import checks, reference
-from faststy.ops.autograd import differentiated_again, gradients
+from faststy.ops.autograd import apply, differentiated_again, gradients
 from faststy.ops.dispatch import by_raw_op, define
 from faststy.ops.reference import layout
 
@@ -35,7 +35,7 @@ def max_pool(x: Tensor) -> Tensor:
         raise ValueError(f"x: expected H and W of at least 2, got {[h, w]}")
     if not by_raw_op("max_pool", x, x.shape[1:].numel()):
         return reference.max_pool(x)
-    return _MaxPool.apply(x)  # type: ignore[no-any-return, no-untyped-call]
+    return apply(_MaxPool, x)  # type: ignore[no-any-return]
 
 
 class _MaxPool(torch.autograd.Function):

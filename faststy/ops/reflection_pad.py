@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from faststy.ops import checks, reference
-from faststy.ops.autograd import differentiated_again, gradients
+from faststy.ops.autograd import apply, differentiated_again, gradients
 from faststy.ops.dispatch import by_raw_op, define
 from faststy.ops.reference import CHANNELS_LAST, PLANAR, layout
 
@@ -39,7 +39,7 @@ def reflection_pad(x: Tensor, pad: int = 1) -> Tensor:
         )
     if not by_raw_op("reflection_pad", x, c * (h + 2 * pad) * (w + 2 * pad)):
         return reference.reflection_pad(x, pad)
-    return _ReflectionPad.apply(x, pad)  # type: ignore[no-any-return, no-untyped-call]
+    return apply(_ReflectionPad, x, pad)  # type: ignore[no-any-return]
 
 
 class _ReflectionPad(torch.autograd.Function):

@@ -23,7 +23,7 @@ OPS: dict[str, Callable[[Tensor], object]] = {
             WEIGHTS, features=[(x, x.detach())], picture=x[:, :3], colours=MATRIX
         ).total
     ),
-    "discriminator_loss": lambda x: ops.discriminator_loss([x, x], [x]).total,
+    "discriminator_loss": lambda x: ops.discriminator_loss([x], [x]).total,
     "bias_activation": lambda x: ops.bias_activation(x, torch.ones(4), "relu"),
     "reflection_pad": ops.reflection_pad,
     "max_pool": ops.max_pool,
