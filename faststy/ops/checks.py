@@ -46,12 +46,17 @@ def within(size: tuple[int, int], full: tuple[int, int], name: str) -> None:
         raise ValueError(f"{name}: expected at most {full}, and none below 0, got {size}")
 
 
-def shaped(t: Tensor, name: str, shapes: Mapping[str, Sequence[int]], like: Tensor) -> None:
+def shaped(t: Tensor, name: str, shapes: Mapping[str, tuple[int, ...]], like: Tensor) -> None:
     """`t` must be floating point, on the device of `like`, in one of `shapes`, by their names."""
     floating(t, name)
-    if not any(tuple(t.shape) == tuple(shape) for shape in shapes.values()):
+    if t.shape not in shapes.values():
         expected = " or ".join(f"{spelled} = {list(shape)}" for spelled, shape in shapes.items())
         raise ValueError(f"{name}: expected {expected}, got {list(t.shape)}")
+    beside(t, name, like)
+
+
+def beside(t: Tensor, name: str, like: Tensor) -> None:
+    """`t` must be on the device of `like`."""
     if t.device != like.device:
         raise ValueError(f"{name}: expected on {like.device} as x is, got {t.device}")
 
@@ -61,8 +66,11 @@ def filters(weight: Tensor, channels: int, like: Tensor) -> int:
     floating(weight, "weight")
     if weight.ndim != 4:
         raise ValueError(f"weight: expected [K, {channels}, 3, 3], got {list(weight.shape)}")
-    k = len(weight)
-    shaped(weight, "weight", {f"[K, {channels}, 3, 3]": (k, channels, 3, 3)}, like)
+    k = weight.shape[0]
+    if weight.shape != (k, channels, 3, 3):
+        expected = f"[K, {channels}, 3, 3] = {[k, channels, 3, 3]}"
+        raise ValueError(f"weight: expected {expected}, got {list(weight.shape)}")
+    beside(weight, "weight", like)
     return k
 
 

@@ -59,14 +59,15 @@ def conv3x3(
         raise ValueError("inputs: expected a tensor, or several, got none")
     for part in parts:
         checks.features(part, "inputs")
-        if part.shape[:1] + part.shape[2:] != parts[0].shape[:1] + parts[0].shape[2:]:
+    like = parts[0]
+    n, channels, height, width = like.shape
+    for part in parts[1:]:
+        channels += part.shape[1]
+        if part.shape != (n, part.shape[1], height, width):
             shapes = [list(part.shape) for part in parts]
             raise ValueError(f"inputs: expected tensors of one batch and size, got {shapes}")
-    n, _, height, width = parts[0].shape
     if min(height, width) < 2:
         raise ValueError(f"inputs: expected two rows and columns or more, got {height} x {width}")
-    channels = sum(part.shape[1] for part in parts)
-    like = parts[0]
     k = checks.filters(weight, channels, like)
     for part in parts:
         if part.dtype != weight.dtype:

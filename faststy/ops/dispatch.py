@@ -96,11 +96,17 @@ def define(schema: str, fake: Callable[..., Any], limit: Callable[..., bool] | N
 
 def implementation(raw: str, args: tuple[Any, ...]) -> Callable[..., Any]:
     """The function for the raw op `raw` (as `gram_fwd`) on arguments, of which some are tensors."""
-    flat = [a for arg in args for a in (arg if isinstance(arg, list) else [arg])]
-    tensors = [a for a in flat if isinstance(a, Tensor)]
-    if not all(map(Tensor.numel, tensors)):  # there is nothing to do
-        return getattr(reference, raw)  # type: ignore[no-any-return]
-    dtypes = {t.dtype for t in tensors}
+    tensors: list[Tensor] = []
+    for arg in args:
+        if isinstance(arg, Tensor):
+            tensors.append(arg)
+        elif isinstance(arg, list):
+            tensors += arg
+    dtypes = set()
+    for t in tensors:
+        if not t.numel():  # there is nothing to do
+            return getattr(reference, raw)  # type: ignore[no-any-return]
+        dtypes.add(t.dtype)
     double, half = torch.float64 in dtypes, not dtypes.isdisjoint(HALVES)
     device = tensors[0].device.type
     fits = device != "cuda" or raw not in LIMITS or LIMITS[raw](*args)

@@ -50,7 +50,7 @@ def gram_loss(x: Tensor, target: Tensor, center: bool = False) -> Tensor:
         TypeError, ValueError: a wrong dtype, shape or device, or a target that needs gradients.
     """
     checks.features(x)
-    n, c = x.shape[:2]
+    n, c, _, _ = x.shape
     checks.shaped(target, "target", {"[C, C]": (c, c), "[N, C, C]": (n, c, c)}, like=x)
     if target.requires_grad:
         raise ValueError("target: expected a constant, got one that requires gradients: detach it")

@@ -51,7 +51,7 @@ def instance_norm(
         TypeError, ValueError: a wrong dtype, rank, shape, device or activation.
     """
     checks.features(x)
-    n, c = x.shape[:2]
+    n, c, _, _ = x.shape
     shapes = {"[C]": (c,), "[N, C]": (n, c)}
     if weight is not None:
         checks.shaped(weight, "weight", shapes, like=x)

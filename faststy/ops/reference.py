@@ -38,8 +38,8 @@ def layout(x: Tensor) -> torch.memory_format:
 
 def evenly_spaced(x: Tensor) -> Tensor:
     """`x`; a crop as a copy in its layout, which kernels would make in each pass."""
-    h, w = x.shape[2:]
-    crop = h > 1 and w > 1 and x.stride(2) != w * x.stride(3)
+    (_, _, h, w), (_, _, down, across) = x.shape, x.stride()
+    crop = h > 1 and w > 1 and down != w * across
     return x.contiguous(memory_format=layout(x)) if crop else x
 
 
