@@ -14,7 +14,7 @@ from faststy.nn.generator import Generator
 from faststy.nn.normalization import ConditionalInstanceNorm2d
 from faststy.training import objective
 from faststy.training.precision import in_precision
-from faststy.training.step import StyleTarget, Trainer
+from faststy.training.step import Trainer
 
 REPAIRER_PACE = 0.25  # of its learning rate: at all of it, it forgets more than it learns
 
@@ -54,7 +54,7 @@ def warm_start(trainer: Trainer, base: Model, photo: Tensor) -> list[str]:
         the names of the base's styles that the trainer's styles began as.
     """
     generator = base.generator.to(trainer.device)
-    nearest = [_nearest(trainer, generator, target, photo) for target in trainer.styles]
+    nearest = _nearest(trainer, generator, photo)
     state = generator.state_dict()
     for name, module in generator.named_modules():
         if isinstance(module, ConditionalInstanceNorm2d):
@@ -88,12 +88,15 @@ def grow(generator: Generator, state: Mapping[str, Tensor]) -> None:
 
 @torch.no_grad()
 @in_precision
-def _nearest(trainer: Trainer, generator: Generator, target: StyleTarget, photo: Tensor) -> int:
-    """The style of `generator` whose paintings are least distant from `target`."""
+def _nearest(trainer: Trainer, generator: Generator, photo: Tensor) -> list[int]:
+    """For each style of the trainer, that of `generator` whose paintings are nearest to it."""
     distances = []
     for style in torch.eye(generator.config.styles, device=trainer.device):
         painted = generator(photo, style)
         taps = objective.inner(trainer.encoder(painted))
-        distance = objective.style_loss(taps, target.grams)
-        distances.append(distance + objective.colour_loss(painted, target.colours))
-    return int(torch.stack(distances).argmin())
+        for target in trainer.styles:
+            distance = objective.style_loss(taps, target.grams)
+            distances.append(distance + objective.colour_loss(painted, target.colours))
+    table = torch.stack(distances).view(-1, len(trainer.styles))
+    nearest: list[int] = table.argmin(0).tolist()
+    return nearest

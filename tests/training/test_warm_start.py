@@ -65,6 +65,23 @@ def test_a_style_starts_as_the_nearest_of_the_base(tmp_path):
     assert found == [0.5 * rates[0], 0.5 * rates[1], 0.125 * rates[2]]
 
 
+def test_the_base_paints_once_however_many_styles_are_compared(tmp_path, monkeypatch):
+    encoder, base, targets = load_encoder(), base_of_flat_colours(), []
+    colours = ((30, 40, 220), (210, 50, 40), (40, 200, 60), (20, 20, 240))
+    for i, colour in enumerate(colours):
+        Image.new("RGB", (64, 64), colour).save(tmp_path / f"{i}.png")
+        targets.append(StyleTarget.of(Pictures.found(tmp_path / f"{i}.png", 64), encoder, CPU))
+    trainer = Trainer(
+        TrainConfig(style=tuple("abcd"), model="nano", size=64), encoder, targets, CPU
+    )
+    painted, forward = [], Generator.forward
+    monkeypatch.setattr(
+        Generator, "forward", lambda self, *given: painted.append(self) or forward(self, *given)
+    )
+    assert warm_start(trainer, base, torch.rand(2, 3, 64, 64)) == ["blue", "red", "green", "blue"]
+    assert len(painted) == len(NAMES)
+
+
 def test_the_repair_leaves_a_new_style_its_colours(tmp_path):
     """The base's colour correction was learned on other styles: one more of red, for these."""
     encoder, base = load_encoder(), base_of_flat_colours()
