@@ -331,7 +331,7 @@ class Trainer:
         the content term, a ratio of sums, its share of the energy of the features `content`."""
         shares = torch.full((len(ops.TERMS),), count / self.world.batch(count), device=self.device)
         if content is not None and count < self.world.batch(count):
-            energy = content.square().sum()
+            energy = content.float().square().sum()  # in bfloat16 the shares would not add up to 1
             shares[ops.TERMS.index("content")] = energy / self.world.sum(energy)
         return shares
 

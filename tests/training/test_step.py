@@ -10,10 +10,12 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from faststy import ops
 from faststy.nn.encoder import load_encoder
 from faststy.training import objective
 from faststy.training.config import TrainConfig
 from faststy.training.dataset import Pictures
+from faststy.training.distributed import Alone
 from faststy.training.picture_cache import load_tensor
 from faststy.training.step import EVEN, StyleTarget, Trainer
 
@@ -54,6 +56,21 @@ def make(encoder, targets):
         return Trainer(config, encoder, targets[:styles], CPU)
 
     return make
+
+
+def test_shares_of_the_content_term_add_up_to_one_in_bfloat16(encoder, targets):
+    features = torch.randn(4, 8, 24, 24, generator=torch.Generator().manual_seed(0)).bfloat16()
+
+    class Shared(Alone):
+        def batch(self, count):
+            return len(features)
+
+        def sum(self, part):
+            return features.float().square().sum()
+
+    trainer = Trainer(CONFIG, encoder, targets[:1], CPU, Shared())
+    parts = [trainer._shares(len(part), part) for part in (features[:1], features[1:])]
+    torch.testing.assert_close(sum(parts), torch.ones(len(ops.TERMS)), atol=1e-5, rtol=0)
 
 
 @pytest.fixture
