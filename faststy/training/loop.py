@@ -348,7 +348,8 @@ def _train(
         log.attempt(step, "report", lambda: write_report(run))
         return result()
     repaired = trainer.repairs() and sound
-    model = _model(trainer, config, photos, step, style_weight, repaired=repaired)
+    learned = sum(path not in skipped for path in photos.paths)
+    model = _model(trainer, config, learned, step, style_weight, repaired=repaired)
     try:
         save_model(model, model_path)
     except FaststyError as error:
@@ -403,7 +404,7 @@ def _spread(photos: Pictures, count: int) -> list[Tensor]:
 def _model(
     trainer: Trainer,
     config: TrainConfig,
-    photos: Pictures,
+    photos: int,
     steps: int,
     style_weight: float,
     *,
@@ -419,7 +420,7 @@ def _model(
         style_size=config.style_size,
         steps=steps,
         encoder=config.encoder.split(":")[0],
-        content=f"{len(photos)} photos" + ("" if config.content else " bundled with faststy"),
+        content=f"{photos} photos" + ("" if config.content else " bundled with faststy"),
         license=LICENSE,
         version=faststy.__version__,
     )

@@ -93,6 +93,7 @@ def test_a_run_passes_all_stages_and_leaves_everything(config, tmp_path, monkeyp
     model = load_model(result.model)
     assert model.info.styles == ["one"]
     assert model.info.steps == 10
+    assert model.info.content == "2 photos"  # without the broken one
     assert model.repairer is not None
     assert read_config(run / "config.toml") == config()
     photo, *others = np.split(np.asarray(Image.open(run / "preview.png"))[:80, :80], 1)
