@@ -43,8 +43,10 @@ def workers() -> int:
 
 
 def default_batch(device: str) -> int:
-    """Samples of a step where nobody says how many; `device` is a name. Raises FaststyError."""
-    usual = GPU_BATCH if device_named(device).type == "cuda" else BATCH
+    """Samples of a step where nobody says how many; `device` is a name, and is not touched."""
+    # Every worker asks, and one that touched cuda:0 would hold memory there.
+    cuda = torch.cuda.is_available() if device == "auto" else device.startswith("cuda")
+    usual = GPU_BATCH if cuda else BATCH
     return usual if workers() == 1 else max(usual, LEAST * workers())
 
 
@@ -176,7 +178,7 @@ def joined(batch: int, out: str, device: str) -> Iterator[Alone]:
 
     Raises:
         FaststyError: a batch that is too small for so many, or is not that of the other workers;
-            workers that do not find together.
+            workers that do not find together; a device that cannot be used.
     """
     size = workers()
     if size == 1:
@@ -185,7 +187,7 @@ def joined(batch: int, out: str, device: str) -> Iterator[Alone]:
     worker = Worker(told_rank(), size, batch, out)
     cuda = worker.device(device).startswith("cuda")
     if cuda:
-        torch.cuda.set_device(worker.device(device))
+        torch.cuda.set_device(device_named(worker.device(device)))
     try:
         backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
         torch.distributed.init_process_group(backend, timeout=PATIENCE)

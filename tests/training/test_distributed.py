@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from faststy.errors import FaststyError
 from faststy.nn.encoder import load_encoder
 from faststy.training import loop
-from faststy.training.config import BATCH, TrainConfig
+from faststy.training.config import BATCH, GPU_BATCH, TrainConfig
 from faststy.training.dataset import Pictures, generator, random_crops
 from faststy.training.distributed import Alone, Worker, default_batch, joined, told_rank
 from faststy.training.loop import train
@@ -251,6 +251,23 @@ def test_default_batch_alone_is_the_documented_one_and_enough_for_all_workers(mo
     for size in (1, 3):
         monkeypatch.setenv("WORLD_SIZE", str(size))
         assert default_batch("cpu") == (BATCH if size == 1 else 6)
+
+
+def test_the_default_batch_touches_no_device(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "empty", lambda *_, **__: pytest.fail("a device was touched"))
+    assert [default_batch(name) for name in ("auto", "cuda", "cuda:1")] == [GPU_BATCH] * 3
+    assert default_batch("cpu") == BATCH
+
+
+def test_a_worker_whose_gpu_is_not_there_says_so(monkeypatch):
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    config = TrainConfig(style=("one.png",), content="content", device="cuda")
+    with pytest.raises(FaststyError, match="device 'cuda:0' cannot be used"):
+        train(config)
 
 
 def test_a_run_of_the_defaults_makes_steps_of_one_crop(monkeypatch):
