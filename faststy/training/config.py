@@ -61,7 +61,8 @@ class TrainConfig:
         content_weight: of the content term.
         colour_weight: of the colour term, times λ.
         adversarial: form of the adversarial term: bce, hinge or lsgan.
-        adversarial_weight: of that term.
+        adversarial_weight: of that term in the adversarial stage. The repair has its own, and the
+            discriminator learns in both stages whatever it is.
         variation_weight: of the total variation term.
         stability_weight: of the small-motion term.
         lattice_weight: of the finest details within the stability term, against a grid.

@@ -36,6 +36,8 @@ def transfer(
 
     The objective is that of training: relative content, Gram style and colour terms, minimised by
     Adam at sizes that double from 128 px to the photo's own; each size starts from the one before.
+    Unlike there, the edges of the encoder's taps judge, too: without them colours at the edge of
+    the picture would be held by nothing, and stray.
 
     Args:
         photo: [1, 3, H, W] in 0...1, on the encoder's device.
