@@ -154,8 +154,13 @@ def train_repairer(config: TrainConfig, path: Path) -> None:
 
 def train_norms(config: TrainConfig, path: Path, style: str) -> None:
     """Train the norms of one style of the model at `path` on; what all styles share is held, and
-    the other styles with it. The picture of `style` is the only one of `config`."""
+    the other styles with it. The picture of `style` is the only one of `config`.
+
+    Raises FaststyError for a style that the model lacks.
+    """
     model = load_model(path)
+    if style not in model.info.styles:
+        raise FaststyError(f"{path}: has no style {style}, only {', '.join(model.info.styles)}")
     row = model.info.styles.index(style)
     photos, trainer = prepared(config)
     norms = norms_of(trainer.generator)

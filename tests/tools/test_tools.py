@@ -231,3 +231,11 @@ def test_a_model_without_a_repairer_has_none_to_train_on(place, train_styles):
     save_model(Model(Generator(config), None, info), place / "m.safetensors")
     with pytest.raises(SystemExit, match=r"error: m\.safetensors: has no repairer to train on"):
         train_styles("--repairer")
+
+
+def test_no_style_that_the_model_lacks_is_calmed(place, train_styles):
+    config = GeneratorConfig(channels=8, blocks=1, styles=2)
+    info = ModelInfo(["ink", "mine"], asdict(config))
+    save_model(Model(Generator(config), None, info), place / "m.safetensors")
+    with pytest.raises(SystemExit, match=r"m\.safetensors: has no style swirl, only ink, mine"):
+        train_styles("--calm", "swirl")
