@@ -32,6 +32,7 @@ from faststy.sweep.page import sweep_page
 from faststy.sweep.tradeoff import Mark, tradeoff_picture
 from faststy.tensors import device_named
 from faststy.training.config import TrainConfig
+from faststy.training.distributed import workers
 from faststy.training.folder import refuse_another, refuse_sources
 from faststy.training.log import Progress
 from faststy.training.loop import train
@@ -106,8 +107,13 @@ def sweep(
 
     Raises:
         FaststyError: nothing to train on, λ that cannot be used, a folder that holds something else
-            or has other settings.
+            or has other settings, several workers.
     """
+    if workers() > 1:
+        raise FaststyError(
+            "a sweep runs in one process, not under torchrun; start it without, or give each GPU a "
+            "faststy train of its own"
+        )
     out = Path(config.out)
     refuse_sources(out, config)
     record = _Record.opened(out, config, style_weights, resume=resume)

@@ -328,6 +328,17 @@ def test_what_cannot_be_swept_leaves_nothing_behind(config, tmp_path, settings, 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_sweep_by_several_workers_is_refused_and_leaves_nothing_behind(
+    config, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(module, "train", lambda *_, **__: pytest.fail("it began"))
+    with pytest.raises(FaststyError, match="a sweep runs in one process, not under torchrun"):
+        sweep(config(), [5.0])
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_budget_in_seconds_has_rounds_that_are_long_enough(config):
     ends = module._ends(config(steps=None, seconds=30.0))
     assert ends == [1.0]
