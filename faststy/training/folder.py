@@ -9,7 +9,7 @@ from pathlib import Path
 
 from faststy.errors import FaststyError
 from faststy.files import remove_leftovers, without_links, write_bytes
-from faststy.training.checkpoint import checkpoint_path
+from faststy.training.checkpoint import checkpoint_path, previous_path
 from faststy.training.config import TrainConfig, read_config
 
 # What may differ when a run goes on: its length, and where and how it is done.
@@ -94,6 +94,16 @@ def refuse_another(run: Path, config: TrainConfig, *, resume: bool) -> None:
                 f"{run}: this run has {name.replace('_', '-')} {old}, not {new}; "
                 "go on without that setting or choose another out folder"
             )
+
+
+def refuse_lost(run: Path) -> None:
+    """Do not begin anew, over its model, a run whose checkpoint is gone. Raises FaststyError."""
+    model, checkpoint = run / "model.safetensors", checkpoint_path(run)
+    if model.exists() and not checkpoint.exists() and not previous_path(checkpoint).exists():
+        raise FaststyError(
+            f"{run}: holds a model but no checkpoint to go on from; begin in another out folder, "
+            f"with base {model} if you like"
+        )
 
 
 def recorded_batch(run: Path) -> int | None:

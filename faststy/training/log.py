@@ -57,13 +57,17 @@ class Log:
 
         Without a path nothing is written, nor attempted.
         """
-        kept = []
+        kept: list[str] = []
+        self.undone = 0  # the last step that was dropped, or 0
         if path is not None and path.exists():
             # Not by splitlines: a name may have line breaks that JSON leaves as they are.
             for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
                 try:
-                    if json.loads(line)["step"] <= step:
+                    known = json.loads(line)["step"]
+                    if known <= step:
                         kept.append(line)
+                    else:
+                        self.undone = max(self.undone, known)
                 except (ValueError, KeyError, TypeError):
                     continue  # torn by a kill
         if path is not None:

@@ -45,6 +45,7 @@ from faststy.training.folder import (
     open_run,
     recorded_batch,
     refuse_another,
+    refuse_lost,
     refuse_sources,
 )
 from faststy.training.guards import Guards
@@ -158,6 +159,7 @@ def _train(
     model_path, checkpoint = run / "model.safetensors", checkpoint_path(run)
     refuse_sources(run, config)
     refuse_another(run, config, resume=resume)
+    refuse_lost(run)
     device = device_named(world.device(config.device))
     if device.type not in ("cpu", "cuda"):
         raise FaststyError(f"device {config.device!r} cannot train, only paint; use cpu or cuda")
@@ -229,6 +231,8 @@ def _train(
         claim.take()
     # Without a checkpoint even what was told of step 0 is told again.
     log = Log(run / "log.jsonl" if world.leads else None, position.step if found else -1)
+    if found is None and log.undone:
+        log.tell(0, f"no checkpoint was saved; after {log.undone} steps, the run begins anew")
     if damage is not None:
         log.tell(position.step, damage)
     if began_as is not None:

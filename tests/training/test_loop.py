@@ -388,6 +388,26 @@ def test_resuming_nothing_starts_anew(config):
     assert train(config(steps=2), resume=True).steps == 2
 
 
+def test_a_model_whose_checkpoint_is_gone_is_not_trained_over(config):
+    result = train(config(steps=3))
+    before = {p: p.read_bytes() for p in result.run.iterdir() if p.is_file()}
+    shutil.rmtree(result.run / "checkpoint")
+    with pytest.raises(FaststyError, match="holds a model but no checkpoint to go on from; begin"):
+        train(config(steps=2), resume=True)
+    assert {p: p.read_bytes() for p in result.run.iterdir()} == before
+    again = config(steps=2, base=str(result.model), out=f"{result.run}-again")
+    assert train(again).events[0].startswith("begins as 'one' of ")
+
+
+def test_a_run_without_a_checkpoint_begins_anew_and_says_so(config, monkeypatch):
+    monkeypatch.setattr(loop, "LOG_EVERY", 0.0)
+    train(config(), lambda p: p.step == 4 and stop())
+    shutil.rmtree(config().out + "/checkpoint")
+    result = train(config(), resume=True)
+    assert result.events[0] == "no checkpoint was saved; after 4 steps, the run begins anew"
+    assert [row["step"] for row in rows(result.run)] == list(range(1, 11))
+
+
 def test_a_run_goes_on_from_another_folder(config, pictures, tmp_path, monkeypatch):
     monkeypatch.chdir(pictures)
     train(config(steps=2, style=("one.png",), content="content"))
