@@ -14,6 +14,7 @@ from torch import Tensor
 
 from faststy.errors import FaststyError
 from faststy.files import write_text
+from faststy.tensors import is_out_of_memory
 
 
 @dataclass(frozen=True)
@@ -134,10 +135,15 @@ class Log:
             return False
         try:
             write()
-        except (FaststyError, OSError) as error:
+        except (FaststyError, OSError, MemoryError, RuntimeError) as error:
+            what = str(error)
+            if is_out_of_memory(error):
+                what = f"not enough memory for the {name}"  # PyTorch says it on several lines
+            elif isinstance(error, RuntimeError):
+                raise
             if name not in self._failing:
                 self._failing.add(name)
-                self.tell(step, f"step {step}: {error}{'' if self.over else '; training goes on'}")
+                self.tell(step, f"step {step}: {what}{'' if self.over else '; training goes on'}")
             return False
         if name in self._failing:
             self._failing.remove(name)

@@ -137,9 +137,13 @@ def train(
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
+        # Nothing is saved now: a step that is done by half is none of an undisturbed run.
+        kept = checkpoint_path(Path(config.out)).exists()
+        later = "resume the run (--resume, or resume=True) when there is more, or " if kept else ""
         raise FaststyError(
             f"not enough memory for steps of {batch} crops of {config.size} px with the "
-            f"{config.model} model; use a smaller batch, size or model and another out folder"
+            f"{config.model} model; {later}use a smaller batch, size or model and another out "
+            "folder"
         ) from error
 
 

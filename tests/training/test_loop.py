@@ -711,6 +711,58 @@ def test_too_little_memory_is_said_in_a_sentence(config, monkeypatch):
         train(config())
 
 
+def test_memory_that_runs_out_for_a_moment_costs_what_came_after_the_last_checkpoint(
+    config, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(loop, "LOG_EVERY", 0.0)
+    monkeypatch.setattr(chore, "SHARE", 1.0)
+    undisturbed = train(config(out=str(tmp_path / "whole"))).model.read_bytes()
+    real = Trainer._judged
+
+    def judged(self, *given):
+        if self.optimisers["discriminator"].count > 2:  # which has learned in this step already
+            raise MemoryError
+        return real(self, *given)
+
+    monkeypatch.setattr(Trainer, "_judged", judged)
+    with pytest.raises(FaststyError, match="64 px with the nano model; resume the run "):
+        train(config(checkpoint_every=1e-9))
+    monkeypatch.undo()
+    assert train(config(), resume=True).model.read_bytes() == undisturbed
+
+
+@pytest.mark.parametrize("error", [MemoryError, torch.OutOfMemoryError])
+def test_a_preview_without_memory_costs_the_preview(config, tmp_path, monkeypatch, error):
+    monkeypatch.setattr(loop, "LOG_EVERY", 0.0)
+    monkeypatch.setattr(loop, "PREVIEW_EVERY", 0.0)
+    monkeypatch.setattr(chore, "SHARE", 1e9)
+    undisturbed = train(config(out=str(tmp_path / "whole"))).model.read_bytes()
+    painted, paint = [], loop.paint_preview
+
+    def preview(*given):
+        painted.append(1)
+        if 2 <= len(painted) <= 4:
+            raise error("CUDA out of memory.\nTried to allocate 2.00 GiB")
+        paint(*given)
+
+    monkeypatch.setattr(loop, "paint_preview", preview)
+    result = train(config())
+    assert result.model.read_bytes() == undisturbed
+    assert result.events == (
+        "step 2: not enough memory for the preview; training goes on",
+        "step 5: the preview can be written again",
+    )
+
+
+def test_a_preview_that_is_wrong_is_no_lack_of_memory(config, monkeypatch):
+    def wrong(*given):
+        raise RuntimeError("sizes differ")
+
+    monkeypatch.setattr(loop, "paint_preview", wrong)
+    with pytest.raises(RuntimeError, match="sizes differ"):
+        train(config())
+
+
 @pytest.mark.parametrize(
     "name", ["model.safetensors", "log.jsonl", "report.html", "preview.png", "checkpoint/mine"]
 )
