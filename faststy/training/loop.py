@@ -265,6 +265,36 @@ def _train(
     saves, previews = Chore(config.checkpoint_every), Chore(PREVIEW_EVERY, at_once=True)
     reports = Chore(REPORT_EVERY, at_once=True)
     style_weights: list[float] = []  # since the last line of the log
+
+    def write_line(*, last: bool = False) -> None:
+        """Tell what was learned since the last line, to the log and to whoever watches."""
+        nonlocal last_step, last_log
+        now = time.monotonic()
+        speed = (step - last_step) * batch / max(now - last_log, 1e-6)
+        last_step, last_log = step, now
+        # After the last one the report is made anyway, and the preview once more at the very end.
+        shown = not last and previews.due()
+        shown = shown and log.attempt(step, "preview", previews.timed(show))
+        preview = run / "preview.png" if shown else None
+        means = log.means()
+        if (share := style_share(config, fmean(style_weights), means)) is not None:
+            means["style_share"] = share
+        style_weights.clear()
+        progress = Progress(
+            stage, step, min(fraction, until), seconds(), speed, style_weight, means, preview,
+            log.untold(), trainer.learning_rate(stage),
+        )  # fmt: skip
+        log.write(progress)
+        log.attempt(step, "TensorBoard events", partial(events.write, progress))
+        if not last and reports.due():
+            log.attempt(step, "report", reports.timed(grow))
+        if on_progress is not None:
+            try:
+                on_progress(progress)
+            except BaseException:  # a display that fails costs no steps
+                save_at_last()
+                raise
+
     draws, fraction = _ahead(draw, step, device), 0.0
     idle += seconds() - position.seconds
     if (told := schedule.complaint(idle)) is not None:
@@ -272,8 +302,8 @@ def _train(
     with stop_signals() as stopped, closing(draws), events.begin(run, step):
         while True:
             # What the end will cost is a guess that may fall; the run does not go back for it.
-            due = schedule.fraction(step, seconds(), idle, 2 * (previews.cost + reports.cost))
-            fraction = max(fraction, due)
+            done = schedule.fraction(step, seconds(), idle, 2 * (previews.cost + reports.cost))
+            fraction = max(fraction, done)
             fraction, interrupted = world.agree(fraction, stopped.is_set())
             if interrupted or (fraction >= until and step > 0):
                 break
@@ -301,32 +331,13 @@ def _train(
             if cache.trouble is not None and cache.trouble not in log.events:
                 log.tell(step, cache.trouble)
 
-            now = time.monotonic()
-            if world.leads and (now - last_log >= LOG_EVERY or step in (first + 1, config.steps)):
-                speed = (step - last_step) * batch / max(now - last_log, 1e-6)
-                last_step, last_log = step, now
-                shown = previews.due() and log.attempt(step, "preview", previews.timed(show))
-                preview = run / "preview.png" if shown else None
-                means = log.means()
-                if (share := style_share(config, fmean(style_weights), means)) is not None:
-                    means["style_share"] = share
-                style_weights.clear()
-                progress = Progress(
-                    stage, step, fraction, seconds(), speed, style_weight, means, preview,
-                    log.untold(), trainer.learning_rate(stage),
-                )  # fmt: skip
-                log.write(progress)
-                log.attempt(step, "TensorBoard events", partial(events.write, progress))
-                if reports.due():
-                    log.attempt(step, "report", reports.timed(grow))
-                if on_progress is not None:
-                    try:
-                        on_progress(progress)
-                    except BaseException:  # a display that fails costs no steps
-                        save_at_last()
-                        raise
+            due = time.monotonic() - last_log >= LOG_EVERY
+            if world.leads and (due or step == first + 1):
+                write_line()
             if saves.due():
                 log.attempt(step, "checkpoint", saves.timed(save))
+        if world.leads and step > last_step:
+            write_line(last=True)
     speed = (step - first) * batch / max(time.monotonic() - loop_began, 1e-6)
 
     def result() -> TrainResult:

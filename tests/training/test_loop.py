@@ -123,6 +123,28 @@ def test_terms_of_two_stages_are_not_mixed_and_the_last_step_is_logged(
     assert "content" not in logged[1]["terms"]
 
 
+def test_what_was_learned_last_is_logged_of_runs_that_end_otherwise(config, monkeypatch):
+    monkeypatch.setattr(loop, "LOG_EVERY", 1e9)
+    real, taken, told = Trainer.take, [], []
+
+    def take(self, drawn, style_weight):
+        taken.append(1)
+        if len(taken) == 5:
+            stop()
+        return real(self, drawn, style_weight)
+
+    monkeypatch.setattr(Trainer, "take", take)
+    stopped = train(config(), told.append)
+    assert (stopped.steps, [row["step"] for row in rows(stopped.run)]) == (5, [1, 5])
+    part = train(config(), told.append, resume=True, until=0.8)
+    assert [row["step"] for row in rows(part.run)] == [1, 5, 6, 8]
+    timed = train(config(steps=None, seconds=3.0, out=f"{config().out}-timed"), told.append)
+    assert rows(timed.run)[-1]["step"] == timed.steps > 1
+    assert f"{timed.steps:,} steps · " in (timed.run / "report.html").read_text(encoding="utf-8")
+    assert [p.step for p in told] == [1, 5, 6, 8, 1, timed.steps]
+    assert [p.fraction for p in told[1::2]] == [0.5, 0.8, 1.0]
+
+
 def test_the_speed_that_is_told_is_that_of_now(config, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "LOG_EVERY", 0.0)
     real, slow = Trainer.take, 0.5
