@@ -52,7 +52,7 @@ from faststy.training.guards import Guards
 from faststy.training.log import Log, Progress
 from faststy.training.pairs import Pairs
 from faststy.training.picture_cache import PictureCache, remove_cache
-from faststy.training.preview import paint_preview
+from faststy.training.preview import paint_preview, rows_of
 from faststy.training.report import write_report
 from faststy.training.schedule import Schedule
 from faststy.training.signals import stop_signals
@@ -67,7 +67,8 @@ LOG_EVERY = 0.5
 PHOTO_ZOOM = (1.0, 2.2)  # photos are shown to the generator scaled down by these factors
 PREVIEW_PHOTOS = 3
 START_PHOTOS = 8  # crops that the styles to begin as are compared on
-LAST_PHOTOS = 8  # that the model is judged on before it is saved, each as a whole
+LAST_PHOTOS = 8  # that the model is judged on before it is saved, each as a whole, in every style
+LOOK = 0.3  # of the time that a picture takes in a preview, where it is larger, takes one of these
 LICENSE = "The weights are yours; the style picture keeps the terms that it has."
 
 
@@ -264,6 +265,7 @@ def _train(
     last_log = loop_began
     saves, previews = Chore(config.checkpoint_every), Chore(PREVIEW_EVERY, at_once=True)
     reports = Chore(REPORT_EVERY, at_once=True)
+    look = LOOK * LAST_PHOTOS * len(styles) / rows_of(PREVIEW_PHOTOS, len(styles))  # previews
     style_weights: list[float] = []  # since the last line of the log
 
     def write_line(*, last: bool = False) -> None:
@@ -302,8 +304,8 @@ def _train(
     with stop_signals() as stopped, closing(draws), events.begin(run, step):
         while True:
             # What the end will cost is a guess that may fall; the run does not go back for it.
-            done = schedule.fraction(step, seconds(), idle, 2 * (previews.cost + reports.cost))
-            fraction = max(fraction, done)
+            last = (2 + look) * previews.cost + 2 * reports.cost
+            fraction = max(fraction, schedule.fraction(step, seconds(), idle, last))
             fraction, interrupted = world.agree(fraction, stopped.is_set())
             if interrupted or (fraction >= until and step > 0):
                 break
@@ -346,17 +348,15 @@ def _train(
             tuple(log.events), finished, interrupted,
         )  # fmt: skip
 
+    save_at_last()  # what comes now may be killed, or find no picture left
     finished = until >= 1 and not interrupted
     if finished:  # also when all steps were done before it was killed
-        try:
-            seen = [whole(photo, config.size).to(device) for photo in _spread(photos, LAST_PHOTOS)]
-        except FaststyError:  # no picture is left
-            save_at_last()
-            raise
+        seen = [whole(photo, config.size).to(device) for photo in _spread(photos, LAST_PHOTOS)]
         settled, sound = guards.settle(step, seen)
         for event in settled:
             log.tell(step, event)
-    save_at_last()
+        if settled:  # the nets may be those of an earlier step now
+            save_at_last()
     given: list[Pictures | Pairs] = [photos, *sources, *([] if pairs is None else [pairs])]
     own = {str(path): why for source in given for path, why in source.skipped.items()}
     parts = map(json.loads, world.gathered(json.dumps(own).encode()))

@@ -39,7 +39,7 @@ def paint_preview(
     """
     rows, count = [], generator.config.styles
     styles = torch.eye(count, device=device)
-    for i in range(max(len(photos), min(count, MOST_ROWS))):
+    for i in range(rows_of(len(photos), count)):
         photo, style = _square(photos[i % len(photos)]), styles[i % count][None]
         x = photo.to(device).float().div_(255)[None].contiguous(memory_format=torch.channels_last)
         painted = generator(x, style)
@@ -53,6 +53,10 @@ def paint_preview(
     about.add_text("Description", ", ".join(COLUMNS[: len(rows[0])]))
     with replacing(path) as file:
         sheet(rows).save(file, format="PNG", pnginfo=about)
+
+
+def rows_of(photos: int, styles: int) -> int:
+    return max(photos, min(styles, MOST_ROWS))
 
 
 def _square(photo: Tensor) -> Tensor:

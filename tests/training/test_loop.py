@@ -225,6 +225,42 @@ def test_photos_that_vanish_before_the_last_look_lose_nothing(config, tmp_path, 
     assert train(config(), resume=True).steps == 10  # all of them were done
 
 
+def test_killed_in_the_last_look_all_steps_are_done(config, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    def kill(*_):
+        raise Killed
+
+    undisturbed = train(config(out=f"{config().out}-whole")).model.read_bytes()
+    monkeypatch.setattr(loop.Guards, "settle", kill)
+    with pytest.raises(Killed):
+        train(config())
+    monkeypatch.undo()
+    monkeypatch.setattr(Trainer, "take", lambda *_: pytest.fail("a step was made again"))
+    assert train(config(), resume=True).model.read_bytes() == undisturbed
+
+
+def test_what_the_last_look_takes_is_kept_of_the_seconds(config, pictures, monkeypatch):
+    """It grows with the styles, more than the preview does."""
+    kept, real = [], loop.Schedule.fraction
+
+    def fraction(self, step, seconds, idle=0.0, last=0.0):
+        kept.append(last)
+        return real(self, step, seconds, idle, last)
+
+    monkeypatch.setattr(loop.Schedule, "fraction", fraction)
+    monkeypatch.setattr(loop.Chore, "timed", lambda self, work: work)  # all cost what was guessed
+    reserved = []
+    for count in (1, 3, 12):
+        kept.clear()
+        styles = (str(pictures / "one.png"),) * count
+        train(config(style=styles, steps=1, out=f"{config().out}-{count}", stages=STAGES[:1]))
+        reserved.append(kept[0])
+    cost = loop.Chore(1.0).cost
+    assert reserved == pytest.approx([4.8 * cost, 6.4 * cost, 6.4 * cost])
+
+
 def test_pairs_are_learnt(config, pictures, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "LOG_EVERY", 0.0)
     for name, source in (("before", "content/a.png"), ("after", "two.png")):
