@@ -19,7 +19,7 @@ from faststy.tensors import is_out_of_memory
 
 @dataclass(frozen=True)
 class Progress:
-    """What a display needs to know of a run, twice a second at most.
+    """What a display needs to know of a run, twice a second at most; after an hour less often.
 
     Attributes:
         stage: perceptual, adversarial or repair.

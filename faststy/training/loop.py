@@ -64,6 +64,7 @@ from faststy.training.warm_start import start
 PREVIEW_EVERY = 10.0  # seconds
 REPORT_EVERY = 30.0
 LOG_EVERY = 0.5
+LOG_OFTEN = 3600.0  # seconds of a run; then ever less often: the report reads all lines each time
 PHOTO_ZOOM = (1.0, 2.2)  # photos are shown to the generator scaled down by these factors
 PREVIEW_PHOTOS = 3
 START_PHOTOS = 8  # crops that the styles to begin as are compared on
@@ -333,8 +334,8 @@ def _train(
             if cache.trouble is not None and cache.trouble not in log.events:
                 log.tell(step, cache.trouble)
 
-            due = time.monotonic() - last_log >= LOG_EVERY
-            if world.leads and (due or step == first + 1):
+            due = LOG_EVERY * max(1.0, seconds() / LOG_OFTEN)
+            if world.leads and (time.monotonic() - last_log >= due or step == first + 1):
                 write_line()
             if saves.due():
                 log.attempt(step, "checkpoint", saves.timed(save))

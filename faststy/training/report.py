@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from html import escape
 from itertools import groupby
 from pathlib import Path
@@ -163,7 +164,7 @@ def _side_by_side(styles: list[Any], rows: list[Row]) -> str:
     pictures = []
     for style in styles[:4]:
         path = Path(str(style))
-        if image := embed_style(path, 640):
+        if image := _style_picture(path, _changed(path)):
             pictures.append(f"<figure>{image}<figcaption>{escape(path.name)}</figcaption></figure>")
     parts = []
     if pictures:
@@ -237,6 +238,20 @@ def _image(path: Path, longest: int, alt: str) -> str:
         return embed(path, longest, alt)
     except FaststyError:
         return ""
+
+
+@lru_cache(maxsize=8)
+def _style_picture(path: Path, changed: int) -> str:
+    """As `embed_style`, kept from report to report: a large picture takes half a second."""
+    return embed_style(path, 640)
+
+
+def _changed(path: Path) -> int:
+    """When a file or folder was changed; 0 where there is none."""
+    try:
+        return path.stat().st_mtime_ns
+    except (OSError, ValueError):
+        return 0
 
 
 def _description(path: Path) -> str:

@@ -123,6 +123,15 @@ def test_terms_of_two_stages_are_not_mixed_and_the_last_step_is_logged(
     assert "content" not in logged[1]["terms"]
 
 
+def test_the_longer_a_run_the_fewer_lines(config, monkeypatch):
+    """As the report reads them all, again and again."""
+    monkeypatch.setattr(loop, "LOG_EVERY", 1e-6)
+    assert len(rows(train(config()).run)) == 10
+    monkeypatch.setattr(loop, "LOG_OFTEN", 1e-9)  # seconds, which are long over
+    long = train(config(out=f"{config().out}-long"))
+    assert [row["step"] for row in rows(long.run)] == [1, 10]
+
+
 def test_what_was_learned_last_is_logged_of_runs_that_end_otherwise(config, monkeypatch):
     monkeypatch.setattr(loop, "LOG_EVERY", 1e9)
     real, taken, told = Trainer.take, [], []

@@ -1,5 +1,6 @@
 import json
 import math
+import os
 import re
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -9,6 +10,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from faststy.errors import FaststyError
+from faststy.training import report
 from faststy.training.report import _linear_axis, _log_axis, write_report
 
 UNCLOSED = {"meta", "img", "tr", "td", "th"}
@@ -191,6 +193,21 @@ def test_log_axis(low, high):
     assert all(8 <= y(v) <= 130 for v in (low, high, *ticks))
     middle = math.sqrt(low * high)
     assert y(middle) == pytest.approx((y(low) + y(high)) / 2)
+
+
+def test_a_style_picture_is_decoded_once_and_anew_when_it_changes(full, monkeypatch):
+    decoded, real = [], report.embed_style
+    monkeypatch.setattr(
+        report, "embed_style", lambda path, *given: decoded.append(path) or real(path, *given)
+    )
+    blue = page(full)
+    assert page(full) == blue
+    assert len(decoded) == 1
+    Image.new("RGB", (40, 40), "green").save(decoded[0])
+    os.utime(decoded[0], ns=(0, 1))  # however coarse the clock of the disk is
+    assert page(full) != blue
+    decoded[0].unlink()
+    assert page(full).count("data:image/") == 1
 
 
 def test_an_empty_run_says_so(tmp_path):
