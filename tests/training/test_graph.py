@@ -22,9 +22,9 @@ from faststy.training.graph import Recorder
 from faststy.training.step import WEIGHED, StyleTarget, Trainer
 
 CPU = torch.device("cpu")
-LEFT_TO_TORCH = [
-    import_module(f"faststy.ops.{name}")
-    for name in ("averages", "bias_activation", "blur", "max_pool", "reflection_pad")
+LEFT_TO_TORCH = [import_module(f"faststy.ops.{name}") for name in ("bias_activation", "blur")]
+POOLS = [
+    import_module(f"faststy.ops.{name}") for name in ("averages", "max_pool", "reflection_pad")
 ]
 aten = torch.ops.aten
 CONFIG = TrainConfig(style=("a",) * 2, model="nano", size=64, batch=4, steps=10, seed=36)
@@ -136,14 +136,15 @@ def test_a_step_neither_waits_nor_takes_from_the_host(
 def test_the_ops_of_a_gpu_neither_wait_nor_change_what_is_learned(
     monkeypatch, targets, stage, number
 ):
-    """Those that a CPU leaves to torch, by their definitions: where they are put, and how."""
+    """Those that torch has, too: where they are put, and how."""
     monkeypatch.setattr(PerceptualEncoder, "_check", lambda encoder, x: None)
     monkeypatch.setattr(conv3x3_train, "by_extension", lambda op, x: False)
     gradients, seen = [], set()
     for on_gpu in (False, True):
-        if on_gpu:
-            for module in (convolution, *LEFT_TO_TORCH):
-                monkeypatch.setattr(module, "by_kernels", lambda x, values=0: True)
+        for module in (convolution, *LEFT_TO_TORCH):
+            monkeypatch.setattr(module, "by_kernels", lambda x, values=0, on=on_gpu: on)
+        for module in POOLS:
+            monkeypatch.setattr(module, "by_raw_op", lambda op, x, values, on=on_gpu: on)
         trainer = made(targets)
         step = replace(drawn(trainer, stage, number), weights=torch.ones(len(WEIGHED)))
         with OnTheDevice([*all_tensors(trainer), *step.tensors().values()]) as watch:
