@@ -46,6 +46,17 @@ auto with_wide(const Tensor& x, const F& f) {
   return x.scalar_type() == ScalarType::Double ? f(double()) : f(float());
 }
 
+// Calls f with a zero of a dtype of at most float32.
+template <typename F>
+void with_dtype(ScalarType dtype, const F& f) {
+  switch (dtype) {
+    case ScalarType::Float: return f(float());
+    case ScalarType::Half: return f(torch::headeronly::Half());
+    case ScalarType::BFloat16: return f(torch::headeronly::BFloat16());
+    default: STD_TORCH_CHECK(false, "dtype: expected float16, bfloat16 or float32");
+  }
+}
+
 inline bool is_channels_last(const Tensor& t) {
   if (t.is_contiguous()) return false;
   int64_t expected = 1;
@@ -277,12 +288,8 @@ class View {
 
   template <typename F>
   void each_dtype(const F& f) const {
-    switch (dtype_) {
-      case ScalarType::Double: return f(double());
-      case ScalarType::Float: return f(float());
-      case ScalarType::Half: return f(torch::headeronly::Half());
-      default: return f(torch::headeronly::BFloat16());
-    }
+    if (dtype_ == ScalarType::Double) return f(double());
+    with_dtype(dtype_, f);
   }
 
   int64_t offset(const Tile& tile) const {

@@ -4,9 +4,6 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
 
 #include <algorithm>
 #include <array>
@@ -15,28 +12,12 @@
 #include <optional>
 #include <vector>
 
+#include "features.h"
 #include "parallel.h"
 #include "simd.h"
 
 namespace faststy {
 namespace {
-
-using torch::headeronly::BFloat16;
-using torch::headeronly::Half;
-using torch::headeronly::MemoryFormat;
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-
-// Calls f with a zero of a floating dtype.
-template <typename F>
-void with_dtype(ScalarType dtype, const F& f) {
-  switch (dtype) {
-    case ScalarType::Float: return f(float());
-    case ScalarType::Half: return f(Half());
-    case ScalarType::BFloat16: return f(BFloat16());
-    default: STD_TORCH_CHECK(false, "dtype: expected float16, bfloat16 or float32");
-  }
-}
 
 // Clamped, rounded with halves up, NaN to 0.
 template <typename T>

@@ -5,13 +5,11 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
 
 #include <algorithm>
 #include <array>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <tuple>
 #include <vector>
@@ -22,20 +20,6 @@
 
 namespace faststy {
 namespace {
-
-using torch::headeronly::BFloat16;
-using torch::headeronly::Half;
-
-// Calls f with a zero of the dtype of x.
-template <typename F>
-void with_dtype(const Tensor& x, const F& f) {
-  switch (x.scalar_type()) {
-    case ScalarType::Float: return f(float());
-    case ScalarType::Half: return f(Half());
-    case ScalarType::BFloat16: return f(BFloat16());
-    default: STD_TORCH_CHECK(false, "x: expected float16, bfloat16 or float32");
-  }
-}
 
 // Pictures as they lie in memory, [n, h, w, c]: planes are pictures of one channel.
 struct Pictures {
@@ -104,7 +88,7 @@ Tensor reflection_pad_bwd(Tensor dy, int64_t pad, bool channels_last) {
   dy = torch::stable::contiguous(dy, layout.format());
   Tensor dx = layout.empty(dy.scalar_type());
   const Pictures in(padded), out(layout);
-  with_dtype(dy, [&](auto zero) {
+  with_dtype(dy.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     const T* data = static_cast<const T*>(dy.data_ptr());
     T* result = static_cast<T*>(dx.data_ptr());
@@ -202,7 +186,7 @@ Tensor max_pool_fwd(Tensor x) {
   x = torch::stable::contiguous(x, layout.format());
   Tensor y = halved.empty(x.scalar_type());
   const Pictures in(layout), out(halved);
-  with_dtype(x, [&](auto zero) {
+  with_dtype(x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     const T* data = static_cast<const T*>(x.data_ptr());
     T* result = static_cast<T*>(y.data_ptr());
@@ -224,7 +208,7 @@ Tensor max_pool_bwd(Tensor dy, Tensor x) {
   dy = torch::stable::contiguous(dy, layout.format());
   Tensor dx = layout.empty(x.scalar_type());
   const Pictures in(layout), out(halved);
-  with_dtype(x, [&](auto zero) {
+  with_dtype(x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     const T *data = static_cast<const T*>(x.data_ptr()), *g = static_cast<const T*>(dy.data_ptr());
     T* result = static_cast<T*>(dx.data_ptr());
@@ -261,18 +245,6 @@ FASTSTY_CLONES void sum_line(const T* from, float* to, int64_t w, int64_t c, int
   }
 }
 
-template <typename T>
-FASTSTY_CLONES void scaled(const float* from, float by, T* to, int64_t count) {
-  if constexpr (sizeof(T) == 2) {
-    uint16_t* bits = &to->x;
-#pragma omp simd
-    for (int64_t i = 0; i < count; ++i) bits[i] = T(from[i] * by).x;
-  } else {
-#pragma omp simd
-    for (int64_t i = 0; i < count; ++i) to[i] = from[i] * by;
-  }
-}
-
 std::tuple<Tensor, Tensor> averages_fwd(Tensor x) {
   check_features(x, "x");
   const Layout layout(x), halved = sized(layout, layout.h / 2, layout.w / 2);
@@ -281,7 +253,7 @@ std::tuple<Tensor, Tensor> averages_fwd(Tensor x) {
   x = torch::stable::contiguous(x, layout.format());
   Tensor half = halved.empty(x.scalar_type()), quarter = quartered.empty(x.scalar_type());
   const Pictures in(layout), h(halved), q(quartered);
-  with_dtype(x, [&](auto zero) {
+  with_dtype(x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     const T* data = static_cast<const T*>(x.data_ptr());
     T *halves = static_cast<T*>(half.data_ptr()), *quarters = static_cast<T*>(quarter.data_ptr());
@@ -291,16 +263,18 @@ std::tuple<Tensor, Tensor> averages_fwd(Tensor x) {
       const int64_t sample = i / pairs, row = i % pairs;
       const T* lines = data + (sample * in.h + 4 * row) * line;
       for (int64_t r = 2 * row; r < std::min(2 * row + 2, h.h); ++r) {
-        const T* upper = lines + (2 * r - 4 * row) * line;
+        const T* upper = data + (sample * in.h + 2 * r) * line;
         std::vector<float> sum(h_line);
         sum_line(upper, sum.data(), h.w, h.c, 2);
         sum_line(upper + line, sum.data(), h.w, h.c, 2);
-        scaled(sum.data(), 1.f / 4, halves + (sample * h.h + r) * h_line, h_line);
+        for (float& value : sum) value /= 4;
+        narrow(sum.data(), halves + (sample * h.h + r) * h_line, h_line);
       }
       if (row == q.h) return;
       std::vector<float> sum(q_line);
       for (int64_t r = 0; r < 4; ++r) sum_line(lines + r * line, sum.data(), q.w, q.c, 4);
-      scaled(sum.data(), 1.f / 16, quarters + (sample * q.h + row) * q_line, q_line);
+      for (float& value : sum) value /= 16;
+      narrow(sum.data(), quarters + (sample * q.h + row) * q_line, q_line);
     });
   });
   return {half, quarter};
@@ -333,7 +307,7 @@ Tensor averages_bwd(Tensor dhalf, Tensor dquarter, int64_t height, int64_t width
   dquarter = torch::stable::contiguous(dquarter, layout.format());
   Tensor dx = layout.empty(dhalf.scalar_type());
   const Pictures out(layout), h(halved), q(quartered);
-  with_dtype(dx, [&](auto zero) {
+  with_dtype(dx.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     const T* halves = static_cast<const T*>(dhalf.data_ptr());
     const T* quarters = static_cast<const T*>(dquarter.data_ptr());

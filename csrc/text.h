@@ -9,7 +9,7 @@
 namespace faststy {
 
 // The text of an argument, which is the op's to delete. Ops take a StringHandle, not a std::string:
-// of what torch makes of that one, some 50 bytes a call are never freed (2.11 to 2.13).
+// of what torch makes of that one, some 50 bytes a call are never freed (seen in 2.13).
 inline std::string text(StringHandle handle) {
   const char* data = nullptr;
   size_t length = 0;

@@ -181,7 +181,7 @@ def _impl() -> str:
 def by_kernels(x: Tensor, values: int = 0) -> bool:
     """Whether kernels take an op that torch has, too, on samples of `values` values like `x`.
 
-    On a CPU torch's do well, and tests and exports know them; larger samples pass int32 offsets.
+    On a CPU torch's are taken, which tests and exports know; larger samples pass int32 offsets.
     """
     return (_impl() == "triton" or (IMPL == "auto" and x.is_cuda)) and values < LARGEST
 
