@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from contextlib import suppress
 from dataclasses import fields, replace
@@ -45,6 +46,22 @@ class Claim:
                     f"{self.run}: another process trains this run; wait for its end, "
                     "or choose another out folder"
                 ) from None
+
+
+def refuse_unmakeable(run: Path) -> None:
+    """Tell of a folder that cannot be made before anything is done: `open_run` makes it late.
+
+    Raises FaststyError.
+    """
+    there = next(folder for folder in (run, *run.absolute().parents) if folder.exists())
+    if not there.is_dir():
+        reason = errno.ENOTDIR
+    elif not os.access(there, os.W_OK | os.X_OK):
+        reason = errno.EACCES
+    else:
+        return
+    wish = "written into" if run.is_dir() else "made a folder"
+    raise FaststyError(f"{run}: cannot be {wish} ({os.strerror(reason)})")
 
 
 def refuse_sources(out: Path, config: TrainConfig) -> None:

@@ -47,6 +47,7 @@ from faststy.training.folder import (
     refuse_another,
     refuse_lost,
     refuse_sources,
+    refuse_unmakeable,
 )
 from faststy.training.guards import Guards
 from faststy.training.log import Log, Progress
@@ -163,6 +164,7 @@ def _train(
     if world.leads:
         claim.take()
     model_path, checkpoint = run / "model.safetensors", checkpoint_path(run)
+    refuse_unmakeable(run)
     refuse_sources(run, config)
     refuse_another(run, config, resume=resume)
     refuse_lost(run)

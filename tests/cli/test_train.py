@@ -292,6 +292,7 @@ def told(monkeypatch, capsys):
         (("style.png", "--pairs", "empty"), "no such folder; pairs are read from before/"),
         (("style.png", "--out", "text.jpg/run", "--steps", "1"), "text.jpg/run: cannot be made"),
         (("style.png", "--out", "text.jpg", "--steps", "1"), "text.jpg: cannot be made a folder"),
+        (("style.png", "--content", "empty", "--out", "text.jpg"), "text.jpg: cannot be made a"),
         (("style.png", "--size", "100"), "size is 100; it must be 64...1024, in steps of 8"),
         (("style.png", "--style-share", "1"), "style-share is 1.0; it must be between 0 and 1"),
         (("style.png", "--seed", "-1"), "seed is -1; it must be 0 or more"),
