@@ -57,11 +57,12 @@ def write_film(
     metadata: dict[str, str] | None = None,
     format: str | None = None,
     clock: float = 0,
+    reordered: int = 0,
 ) -> Path:
     """A tiny film: red, green, blue and white quadrants, darker from frame to frame.
 
     `times` are in hundredths of a second. `colors` are matrix, range, primaries and transfer.
-    `clock` is added to the times, in seconds.
+    `clock` is added to the times, in seconds. `reordered` frames in a row wait for a later one.
     """
     import av
 
@@ -70,7 +71,9 @@ def write_film(
     with av.open(str(path), "w", format=format, options=options) as file:
         file.metadata.update(metadata or {})
         video = file.add_stream(
-            codec, rate=rate, options={"crf": "6", "g": "5", "preset": "ultrafast"}
+            codec,
+            rate=rate,
+            options={"crf": "6", "g": "5", "preset": "ultrafast", "bf": str(reordered)},
         )
         video.width, video.height, video.pix_fmt = width, height, pixels
         context = video.codec_context

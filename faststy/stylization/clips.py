@@ -461,7 +461,7 @@ class VideoClip(Clip):
                 self.damage = f"it is damaged or cut off ({reason_of(error)})"
 
     def _time(self, packet: Packet) -> Fraction | None:
-        """Seconds from the start; by `dts`, which never goes back, where there is one."""
+        """Seconds from the start; by `dts`, where there is one."""
         stamps = [stamp for stamp in (packet.dts, packet.pts) if stamp is not None]
         if not stamps:
             return None

@@ -13,10 +13,14 @@ Packet: TypeAlias = "av.Packet[av.stream.Stream]"
 
 BACK, AHEAD = 1, 10
 """Seconds, the most from a packet to the next: less back is disorder, less ahead is a gap."""
+DEPTH = 17
+"""Packets, the most that a picture may wait for in a decoder, and the first that FFmpeg needs to
+guess their order where a format does not tell it."""
 MPEG_UNIT, MPEG_TIMES = Fraction(1, 90_000), 2**33
 """Seconds, and how many of them there are in .ts and .mpg before they begin anew at 0."""
-SURE = Fraction(1, 2)
-"""Seconds in which packets agree on new times: one that is damaged may be that of several."""
+SURE, MOST_HELD = Fraction(1, 2), 100
+"""Seconds in which packets agree on new times, and how many of them do, of a clock that stands:
+one that is damaged may be that of several."""
 
 
 @dataclass
@@ -33,6 +37,9 @@ class _Track:
 
     part: int
     last: Fraction  # time of its newest packet
+    is_guessed: bool = False  # FFmpeg does not know yet how its pictures are reordered
+    count: int = 0  # of its packets before this one
+    has_gaps: bool = False
     held: list[tuple[Packet, Fraction]] = field(default_factory=list)  # since its times jumped
 
 
@@ -45,7 +52,7 @@ class Timeline:
     """
 
     def __init__(self, *, is_joinable: bool) -> None:
-        """`is_joinable`: files of the format can be joined as they are, so that it has no gaps."""
+        """`is_joinable`: files of the format can be joined as they are; gaps are rare in it."""
         self._is_joinable = is_joinable
         self._parts = [_Part(Fraction(0), Fraction(0))]
         self._tracks: dict[int, _Track] = {}
@@ -61,13 +68,15 @@ class Timeline:
             yield from self._settled(track)
 
     def _next(self, packet: Packet) -> Iterator[tuple[Packet, bool]]:
-        if self._is_joinable and packet.time_base == MPEG_UNIT:
-            _unwrap(packet)
-        is_torn = self._is_joinable and _is_torn(packet)
-        if is_torn:
-            packet.pts = packet.dts
-        time = _time(packet)
         track = self._tracks.get(packet.stream.index)
+        is_torn = False
+        if self._is_joinable:
+            if packet.time_base == MPEG_UNIT:
+                _unwrap(packet, None if track is None else track.last)
+            is_torn = _is_torn(packet)
+            if is_torn:
+                packet.pts = packet.dts
+        time = _time(packet)
         if track is None:
             end = self._parts[-1].end
             begin = end if time is None else time
@@ -77,42 +86,58 @@ class Timeline:
                 begin = end - AHEAD
             track = _Track(len(self._parts) - 1, begin)
             self._tracks[packet.stream.index] = track
+        is_told = self._is_joinable or packet.stream.type == "audio" or track.count >= DEPTH
+        track.is_guessed, track.count = not is_told, track.count + 1
         if track.held:
             (_, first), (_, last) = track.held[0], track.held[-1]
             time = last if time is None else time
             if abs(time - last) < abs(time - track.last) and -BACK <= time - last <= AHEAD:
                 track.held.append((packet, time))
-                if time - first >= SURE:
+                if time - first >= SURE or len(track.held) == MOST_HELD:
                     yield from self._settled(track)
                 return
-            yield from self._settled(track, time if self._goes_on(track, time) else None)
+            yield from self._settled(track, time)
         time = track.last if time is None else time
-        if self._goes_on(track, time):
+        if self._goes_on(track, time) and not self._follows(track, time):
             yield self._placed(track, packet, time), is_torn
         else:
             track.held = [(packet, time)]
 
     def _goes_on(self, track: _Track, time: Fraction) -> bool:
+        if track.is_guessed:
+            return abs(time - track.last) <= DEPTH * AHEAD
         # A gap of one stream is none where others went on.
         end = max(track.last, self._parts[track.part].end)
         return track.last - BACK <= time <= end + AHEAD
 
-    def _settled(
-        self, track: _Track, back: Fraction | None = None
-    ) -> Iterator[tuple[Packet, bool]]:
-        """The packets that were held: those of a part that begins, or mended.
+    def _follows(self, track: _Track, time: Fraction) -> bool:
+        """Whether it goes back, if by little, to where another stream has begun a part."""
+        if time >= track.last:
+            return False
+        begun = track.part < len(self._parts) - 1 and abs(time - self._parts[-1].end) < AHEAD
+        return begun or bool(self._jumped_to(time))
 
-        `back` is the time of the next, where that goes on from what was before them.
+    def _settled(
+        self, track: _Track, after: Fraction | None = None
+    ) -> Iterator[tuple[Packet, bool]]:
+        """The packets that were held: those of a part that begins, of a gap's end, or mended.
+
+        `after` is the time of the next, where it does not go on from them.
         """
         if not track.held:
             return
-        held = track.held
-        is_gap = held[0][1] > track.last and not self._is_joinable
-        is_damaged = back is not None or (len(held) == 1 and not is_gap)
+        held, single = track.held, len(track.held) == 1
+        back = after if after is not None and self._goes_on(track, after) else None
+        goes_ahead = held[0][1] > track.last
+        # Each far ahead of the one before: slides. In a format that is joined several are a part.
+        is_slide = single and (track.has_gaps or (after is not None and after > held[0][1]))
+        is_gap = goes_ahead and back is None and (is_slide or not self._is_joinable)
+        is_damaged = back is not None or (single and not is_gap)
         if not is_damaged and not is_gap:
             track.part = self._part_of(track)
+        track.has_gaps |= is_gap
         track.held = []
-        if is_damaged and back is not None:
+        if back is not None:
             steps = sum(_step(packet) for packet, _ in held) + _step(held[0][0])
             track.last = max(track.last, back - steps)
         for packet, time in held:
@@ -143,25 +168,35 @@ class Timeline:
 
 
 def _time(packet: Packet) -> Fraction | None:
-    """By `dts`, which never goes back, where there is one."""
-    stamp = packet.pts if packet.dts is None else packet.dts
+    """By `dts`; by `pts` only where that does not leap, as it does where pictures are reordered."""
+    stamp = packet.dts
+    if stamp is None and packet.stream.type != "video":
+        stamp = packet.pts
     return None if stamp is None else stamp * packet.time_base
 
 
-def _unwrap(packet: Packet) -> None:
-    """Sound that begins just before 0, as FFmpeg writes it, has the last of all times."""
-    last = range(MPEG_TIMES - round(AHEAD / MPEG_UNIT), MPEG_TIMES)
-    if packet.dts is not None and packet.dts in last:
-        packet.dts -= MPEG_TIMES
-    if packet.pts is not None and packet.pts in last:
-        packet.pts -= MPEG_TIMES
+def _unwrap(packet: Packet, before: Fraction | None) -> None:
+    """Moves the last of all times to just before 0, where sound may begin, as FFmpeg writes it.
+
+    Not those that go on from the packet `before`: a recording that passes the last of times.
+    """
+    time = packet.pts if packet.dts is None else packet.dts
+    if time is None:
+        return
+    is_last = MPEG_TIMES - AHEAD / MPEG_UNIT <= time < MPEG_TIMES
+    goes_on = before is not None and abs(time * MPEG_UNIT - before) <= AHEAD
+    if is_last and not goes_on:
+        time -= MPEG_TIMES
+    packet.dts = None if packet.dts is None else time
+    if packet.pts is not None:  # the one nearest to it
+        packet.pts += round((time - packet.pts) / MPEG_TIMES) * MPEG_TIMES
 
 
 def _is_torn(packet: Packet) -> bool:
-    """Whether one of its times is damaged, as they are far apart."""
+    """Whether one of its times is damaged, as they are further apart than pictures can wait."""
     if packet.pts is None or packet.dts is None:
         return False
-    return abs(packet.pts - packet.dts) * packet.time_base > AHEAD
+    return abs(packet.pts - packet.dts) * packet.time_base > DEPTH * AHEAD
 
 
 def _begin(packet: Packet, time: Fraction) -> Fraction:

@@ -72,16 +72,23 @@ def test_a_recording_without_sound_between_others():
     assert damaged == 0
 
 
-@pytest.mark.parametrize("is_joinable", [True, False])
-@pytest.mark.parametrize("by", [3600, 11, -2, -1.2, -3600])
+@pytest.mark.parametrize(
+    ("is_joinable", "first", "by"),
+    [
+        *((True, first, by) for first in (10, 40) for by in (3600, 11, -2, -1.2, -3600)),
+        # Where dts is guessed, little disorder among the first packets is none.
+        *((False, 40, by) for by in (3600, 11, -2, -1.2, -3600)),
+        *((False, 10, by) for by in (3600, -3600)),
+    ],
+)
 @pytest.mark.parametrize("count", [1, 4])
-def test_times_that_come_back_were_damaged(is_joinable, by, count):
-    packets = recording(5000)
-    for each in packets[20 : 20 + 2 * count : 2]:
+def test_times_that_come_back_were_damaged(is_joinable, first, by, count):
+    packets = recording(5000, seconds=6)
+    for each in packets[2 * first : 2 * (first + count) : 2]:
         each.dts, each.pts = (time + round(1000 * by) for time in (each.dts, each.pts))
     times, damaged = laid_out(packets, is_joinable)
     for kind in ("video", "audio"):
-        np.testing.assert_allclose(times[kind], 5000 + np.arange(30) / 10, atol=1e-6)
+        np.testing.assert_allclose(times[kind], 5000 + np.arange(60) / 10, atol=1e-6)
     assert damaged == count
 
 
@@ -122,6 +129,46 @@ def test_the_clock_of_mpeg_goes_round():
     assert not any(is_damaged for _, is_damaged in mended)
 
 
+@pytest.mark.parametrize("late", [0, 0.2])
+def test_a_recording_may_pass_the_end_of_the_clock_of_mpeg(late):
+    """FFmpeg goes on beyond it."""
+    end = 2**33 / 90_000
+    packets = recording(end - 15, seconds=30)
+    for each in packets:
+        each.dts, each.pts = 90 * each.dts, 90 * (each.pts + round(1000 * late))
+        each.duration, each.time_base = 90 * each.duration, Fraction(1, 90_000)
+    stamps = [(each.dts, each.pts) for each in packets]
+    mended = [*Timeline(is_joinable=True).mended(packets)]
+    assert [(each.dts, each.pts) for each, _ in mended] == stamps
+    assert not any(is_damaged for _, is_damaged in mended)
+
+
+def test_what_overlaps_by_little_moves_with_its_recording():
+    first, video = recording(0, seconds=10), recording(8.7, seconds=10, kinds=("video",))
+    sound = recording(9.05, seconds=9.6, kinds=("audio",))
+    second = sorted(video + sound, key=lambda each: each.dts)
+    times, damaged = laid_out(first + second)
+    shifts = [times[kind][100] - begin for kind, begin in (("video", 8.7), ("audio", 9.05))]
+    assert shifts[0] == pytest.approx(1.3, abs=0.01)
+    assert shifts[1] == pytest.approx(1.3, abs=0.01)
+    assert damaged == 0
+
+
+def test_a_clock_that_stands_holds_nothing_up():
+    stuck = [packet("video", 9000) for _ in range(5000)]
+    timeline = Timeline(is_joinable=True)
+    taken = 0
+
+    def counted():
+        nonlocal taken
+        for each in recording(0) + stuck:
+            taken += 1
+            yield each
+
+    for number, _ in enumerate(timeline.mended(counted())):
+        assert taken - number <= 101
+
+
 def test_the_first_time_of_a_stream_may_be_damaged():
     packets = recording(7)
     packets[1].dts, packets[1].pts = (time + 3_600_000 for time in (packets[1].dts, packets[1].pts))
@@ -157,9 +204,32 @@ def test_a_gap_of_one_stream_is_no_new_recording():
     assert damaged == 0
 
 
-def test_slides_stand_as_long_as_they_do_in_formats_that_are_not_joined():
-    times, damaged = laid_out([packet("video", 60 * i) for i in range(4)], is_joinable=False)
+@pytest.mark.parametrize("is_joinable", [True, False])
+def test_slides_stand_as_long_as_they_do(is_joinable):
+    times, damaged = laid_out([packet("video", 60 * i) for i in range(4)], is_joinable)
     assert times["video"] == [0, 60, 120, 180]
+    assert damaged == 0
+
+
+def test_the_pictures_of_slides_may_be_reordered():
+    shown = [0, 36, 24, 12, 72, 60, 48]
+    slides = [packet("video", 12 * i, late=pts - 12 * i) for i, pts in enumerate(shown)]
+    sound = recording(0, seconds=84, kinds=("audio",))
+    times, damaged = laid_out(sorted(sound + slides, key=lambda each: each.dts))
+    assert times["video"] == shown
+    assert damaged == 0
+
+
+@pytest.mark.parametrize("first", [(None, None), (0, 4), (0, 20)])
+def test_the_first_dts_of_formats_without_them_may_be_any(first):
+    """FFmpeg guesses them from pts, until it knows how pictures are reordered."""
+    packets = [packet("video", 5 * i) for i in range(30)]
+    for each, dts in zip(packets, first, strict=False):
+        each.dts = None if dts is None else 1000 * dts
+    packets[3].dts = None
+    shown = [each.pts / 1000 for each in packets]
+    times, damaged = laid_out(packets, is_joinable=False)
+    assert times["video"] == shown
     assert damaged == 0
 
 

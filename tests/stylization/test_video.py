@@ -10,6 +10,7 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
+from av.video.frame import PictureType
 
 from faststy.errors import FaststyError, UnwritableError
 from faststy.stylization import clips
@@ -345,6 +346,27 @@ def test_recordings_that_were_joined_may_have_any_clock(film, tmp_path, clocks, 
     assert times[-1] == pytest.approx(4, abs=0.2)
     samples, _ = sound_of(tmp_path / f"b{suffix}")
     assert len(samples) / 48000 == pytest.approx(4, abs=0.1)
+
+
+@pytest.mark.parametrize("suffix", [".ts", ".mkv", ".mp4"])
+@pytest.mark.parametrize("seconds", [[0.5] * 20, [4] * 8, [0.04, 15, 0.04, 6, 6, 1, 0.04, 9, 9, 9]])
+def test_stills_whose_pictures_are_reordered_stand_as_long(film, tmp_path, suffix, seconds):
+    begins = np.cumsum([0, *seconds[:-1]])
+    source = film(
+        f"a{suffix}",
+        frames=len(seconds),
+        times=[round(100 * begin) for begin in begins],
+        rate=1,
+        audio="aac",
+        reordered=3,
+    )
+    assert any(PictureType(frame.pict_type) == PictureType.B for _, frame in frames_of(source))
+    report = paint_video(Echo(), source, tmp_path / "b.mp4")
+    assert report.damage is None
+    times = np.array([time for time, _ in frames_of(tmp_path / "b.mp4")])
+    np.testing.assert_allclose(times - times[0], begins, atol=0.002)
+    report = paint_video(Echo(), source, tmp_path / "c.mp4", start=times[5])
+    assert (report.frames, report.damage) == (len(seconds) - 5, None)
 
 
 def move_stamp(data, stream, seconds):
