@@ -25,14 +25,18 @@ def apply(function: type[Function], *args: Any) -> Any:
 
 def _differentiated(args: tuple[Any, ...]) -> bool:
     """Whether derivatives of what is made of `args` may be asked for."""
-    # Forward mode and the transforms of torch.func: a Function says that it does not know them.
-    if forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
+    if is_transformed():  # a Function says that it does not know that
         return True
     if torch.is_grad_enabled():
         for arg in args:
             if isinstance(arg, Tensor) and arg.requires_grad:
                 return True
     return False
+
+
+def is_transformed() -> bool:
+    """Whether forward mode or a transform of torch.func is at work."""
+    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
 
 
 class _Forgetful:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from faststy.errors import FaststyError
 from faststy.ops import reference
+from faststy.ops.autograd import is_transformed
 
 CHOICES = ("auto", "reference", "triton", "native")
 IMPL = os.environ.get("FASTSTY_IMPL", "auto").lower() or "auto"
@@ -189,13 +190,19 @@ def by_kernels(x: Tensor, values: int = 0) -> bool:
 def by_raw_op(op: str, x: Tensor, values: int) -> bool:
     """Whether the raw op `op` takes what torch has, too: as `by_kernels`, or by the extension.
 
-    On a CPU torch is slow in channels_last; compilers and exports know its own.
+    On a CPU torch is slow in channels_last.
     """
     if by_kernels(x, values):
         return True
     suited = reference.layout(x) == reference.CHANNELS_LAST and x.dtype != torch.float64
-    suited &= x.device.type == "cpu" and not torch.compiler.is_compiling()
+    suited &= x.device.type == "cpu" and not knows_torch_alone()
     return suited and by_extension(op, x)
+
+
+def knows_torch_alone() -> bool:
+    """Whether a compiler, an export or a transform is at work, which know torch's own ops."""
+    exports = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
+    return exports or is_transformed()
 
 
 def by_extension(op: str, x: Tensor) -> bool:

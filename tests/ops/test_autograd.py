@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from faststy import ops
-from faststy.ops import conv3x3_train, dispatch
+from faststy.ops import conv3x3_train
 
 MATRIX = torch.eye(4)
 FILTERS, BIASES = torch.rand(8, 4, 3, 3), torch.zeros(8)
@@ -24,6 +24,14 @@ OPS: dict[str, Callable[[Tensor], Tensor]] = {
     "discriminator_loss": lambda x: ops.discriminator_loss([x], [x + 1]).total,
     "reflected_conv3x3": lambda x: ops.reflected_conv3x3(x, FILTERS, activation="relu"),
     "frozen_conv3x3": lambda x: ops.frozen_conv3x3(x, FILTERS, BIASES),
+}
+# On a CPU torch computes these for those who know its own ops alone.
+TORCHS: dict[str, Callable[[Tensor], Tensor]] = {
+    "reflected_conv3x3": OPS["reflected_conv3x3"],
+    "frozen_conv3x3": OPS["frozen_conv3x3"],
+    "max_pool": ops.max_pool,
+    "averages": lambda x: ops.averages(x)[1],
+    "reflection_pad": ops.reflection_pad,
 }
 
 
@@ -60,11 +68,9 @@ def test_without_gradients_there_is_no_graph(
 
 
 @pytest.mark.parametrize("grad_mode", [True, False])
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", [op for op in OPS if op not in TORCHS])
 def test_forward_mode_is_refused(op: str, grad_mode: bool, x: Tensor) -> None:
     """Tangents would be lost without a word; grad mode has no say in them."""
-    if op.endswith("conv3x3") and dispatch.choose("conv3x3_train", "cpu").name == "reference":
-        pytest.skip("torch's convolutions have tangents")
     with torch.set_grad_enabled(grad_mode), forward_ad.dual_level():
         dual = forward_ad.make_dual(x, torch.ones_like(x))
         with pytest.raises(NotImplementedError, match="jvp"):
@@ -87,6 +93,26 @@ def test_transforms_are_refused(op: str, x: Tensor) -> None:
     ):
         with pytest.raises(RuntimeError, match="functorch transforms"):
             call()
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("op", TORCHS)
+def test_what_torch_has_is_transformed_and_exported_as_its_own(op: str, x: Tensor) -> None:
+    planes = x.contiguous()  # there torch takes them anyway
+    weight = torch.rand_like(TORCHS[op](x))
+    leaf = x.clone().requires_grad_()
+    expected = torch.autograd.grad(TORCHS[op](leaf), leaf, weight)[0]
+    found = torch.func.grad(lambda x: (TORCHS[op](x) * weight).sum())(x)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    found, tangent = torch.func.jvp(TORCHS[op], (x,), (weight.new_ones(x.shape),))
+    torch.testing.assert_close(found, TORCHS[op](planes), check_stride=False)
+    torch.testing.assert_close((tangent * weight).sum(), expected.sum(), atol=1e-3, rtol=1e-4)
+    torch.testing.assert_close(
+        torch.func.vmap(TORCHS[op])(torch.stack([x, x + 1]))[1], TORCHS[op](x + 1)
+    )
+    traced = torch.jit.trace(TORCHS[op], x, check_trace=False)
+    assert "faststy::" not in str(traced.inlined_graph)
+    torch.testing.assert_close(traced(x), TORCHS[op](x), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("op", OPS)
