@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -137,6 +138,21 @@ def reason_of(error: BaseException) -> str:
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
+def why_closed(folder: Path) -> str | None:
+    """Why nothing could be written into `folder`, if those that are missing were made; or None."""
+    try:
+        folder = folder.resolve()
+        for there in (folder, *folder.parents):
+            with suppress(FileNotFoundError, NotADirectoryError):
+                mode = there.stat().st_mode
+                break
+        if not stat.S_ISDIR(mode):
+            return "a part of the path is a file, not a folder"
+        return None if os.access(there, os.W_OK | os.X_OK) else "no permission"
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: links in a circle
+        return reason_of(error)
+
+
 def check_output(path: Path, inputs: Iterable[Path] = ()) -> None:
     """Find out before the work whether `path`, and the folders above it, can be written after it.
 
@@ -150,16 +166,10 @@ def check_output(path: Path, inputs: Iterable[Path] = ()) -> None:
             raise FaststyError(f"{path}: is a folder; name a file in it")
         if path.exists() and any(i.exists() and path.samefile(i) for i in inputs):
             raise FaststyError(f"{path}: is an input and will not be overwritten")
-        folder = path.resolve().parent
-        while not folder.exists():  # those that are missing will be made
-            folder = folder.parent
-        reason = None
-        if not folder.is_dir():
-            reason = "a part of the path is a file, not a folder"
-        elif not os.access(folder, os.W_OK | os.X_OK):
-            reason = "no permission"
     except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: links in a circle
-        reason = reason_of(error)
+        reason: str | None = reason_of(error)
+    else:
+        reason = why_closed(path.parent)
     if reason is not None:
         raise FaststyError(f"{path}: cannot be written ({reason})")
 

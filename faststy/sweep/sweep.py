@@ -33,7 +33,7 @@ from faststy.sweep.tradeoff import Mark, tradeoff_picture
 from faststy.tensors import device_named
 from faststy.training.config import TrainConfig
 from faststy.training.distributed import workers
-from faststy.training.folder import refuse_another, refuse_sources, refuse_unmakeable
+from faststy.training.folder import refuse_another, refuse_closed, refuse_sources
 from faststy.training.log import Progress
 from faststy.training.loop import train
 from faststy.training.picture_cache import remove_cache
@@ -115,7 +115,7 @@ def sweep(
             "faststy train of its own"
         )
     out = Path(config.out)
-    refuse_unmakeable(out)
+    refuse_closed(out)
     refuse_sources(out, config)
     record = _Record.opened(out, config, style_weights, resume=resume)
     runs = [

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from contextlib import suppress
 from dataclasses import fields, replace
 from pathlib import Path
 
 from faststy.errors import FaststyError
-from faststy.files import remove_leftovers, without_links, write_bytes
+from faststy.files import remove_leftovers, why_closed, without_links, write_bytes
 from faststy.training.checkpoint import checkpoint_path, previous_path
 from faststy.training.config import TrainConfig, read_config
 
@@ -48,20 +47,14 @@ class Claim:
                 ) from None
 
 
-def refuse_unmakeable(run: Path) -> None:
+def refuse_closed(run: Path) -> None:
     """Tell of a folder that cannot be made before anything is done: `open_run` makes it late.
 
     Raises FaststyError.
     """
-    there = next(folder for folder in (run, *run.absolute().parents) if folder.exists())
-    if not there.is_dir():
-        reason = errno.ENOTDIR
-    elif not os.access(there, os.W_OK | os.X_OK):
-        reason = errno.EACCES
-    else:
-        return
-    wish = "written into" if run.is_dir() else "made a folder"
-    raise FaststyError(f"{run}: cannot be {wish} ({os.strerror(reason)})")
+    reason = why_closed(run)
+    if reason is not None:
+        raise FaststyError(f"{run}: cannot be made a folder to write into ({reason})")
 
 
 def refuse_sources(out: Path, config: TrainConfig) -> None:

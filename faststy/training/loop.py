@@ -45,9 +45,9 @@ from faststy.training.folder import (
     open_run,
     recorded_batch,
     refuse_another,
+    refuse_closed,
     refuse_lost,
     refuse_sources,
-    refuse_unmakeable,
 )
 from faststy.training.guards import Guards
 from faststy.training.log import Log, Progress
@@ -128,6 +128,7 @@ def train(
     """
     if not 0 < until <= 1:
         raise FaststyError(f"until is {until!r}; it must be above 0, and 1 at most")
+    refuse_closed(Path(config.out))
     batch = config.batch or (recorded_batch(Path(config.out)) if resume else None)
     batch = batch or default_batch(config.device)
     config = replace(config, batch=batch)
@@ -164,7 +165,6 @@ def _train(
     if world.leads:
         claim.take()
     model_path, checkpoint = run / "model.safetensors", checkpoint_path(run)
-    refuse_unmakeable(run)
     refuse_sources(run, config)
     refuse_another(run, config, resume=resume)
     refuse_lost(run)

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from faststy.errors import FaststyError
-from faststy.training.folder import refuse_unmakeable
+from faststy.training.folder import refuse_closed
 
 
 def test_a_folder_that_cannot_be_made_is_told_whatever_is_missing_of_it(tmp_path, monkeypatch):
@@ -16,13 +16,15 @@ def test_a_folder_that_cannot_be_made_is_told_whatever_is_missing_of_it(tmp_path
         "os.access", lambda path, mode: "closed" not in str(path) and usable(path, mode)
     )
     for out in ("new", "new/run", ".", str(tmp_path), "../new"):
-        refuse_unmakeable(Path(out))
-    for out, sentence in (
-        ("file", "file: cannot be made a folder (Not a directory)"),
-        ("file/a/run", "file/a/run: cannot be made a folder (Not a directory)"),
-        ("closed/new/run", "closed/new/run: cannot be made a folder (Permission denied)"),
-        ("closed/run", "closed/run: cannot be written into (Permission denied)"),
-    ):
+        refuse_closed(Path(out))
+    for out, reason in {
+        "file": "a part of the path is a file, not a folder",
+        "file/a/run": "a part of the path is a file, not a folder",
+        "closed/new/run": "no permission",
+        "closed/run": "no permission",
+        "x" * 300: "File name too long",
+        "a\0b": "embedded null byte",
+    }.items():
         with pytest.raises(FaststyError) as told:
-            refuse_unmakeable(Path(out))
-        assert str(told.value) == sentence
+            refuse_closed(Path(out))
+        assert str(told.value) == f"{out}: cannot be made a folder to write into ({reason})"
