@@ -326,11 +326,19 @@ def test_a_video_takes_no_rate(film):
         read(film("a.mkv", frames=2), rate=25)
 
 
-def test_animations_in_webp_are_refused_with_a_reason(tmp_path):
+def test_animations_in_webp_are_read_or_refused_with_a_reason(tmp_path):
+    """PyAV reads them from 19 on."""
     frames = [Image.new("RGB", (32, 32), (90 * i, 0, 0)) for i in range(3)]
-    frames[0].save(tmp_path / "a.webp", save_all=True, append_images=frames[1:], duration=100)
-    with pytest.raises(FaststyError, match="animations in WebP cannot be read"):
-        read(tmp_path / "a.webp")
+    options = {"duration": [100, 300, 100], "lossless": True}
+    frames[0].save(tmp_path / "a.webp", save_all=True, append_images=frames[1:], **options)
+    if int(av.__version__.split(".")[0]) < 19:
+        with pytest.raises(FaststyError, match="animations in WebP cannot be read"):
+            read(tmp_path / "a.webp")
+        return
+    shown, times, clip = read(tmp_path / "a.webp")
+    assert [round(frame[..., 0].mean()) for frame in shown] == [0, 90, 180]
+    assert times == pytest.approx([0, 0.1, 0.4])
+    assert clip.damage is None
 
 
 def test_a_damaged_picture_ends_the_row_and_another_size_is_refused(tmp_path):

@@ -1,3 +1,4 @@
+import inspect
 import re
 import sys
 from dataclasses import fields
@@ -238,8 +239,8 @@ def test_models_and_forms_are_those_of_the_generator_and_of_the_loss():
 
 @pytest.mark.parametrize("each", [TrainConfig, TrainResult, Progress])
 def test_every_field_is_documented_in_their_order(each):
-    *_, attributes = each.__doc__.partition("Attributes:\n")
-    named = re.findall(r"^ {8}(\w[\w, ]*):", attributes, re.MULTILINE)
+    *_, attributes = inspect.getdoc(each).partition("Attributes:\n")
+    named = re.findall(r"^ {4}(\w[\w, ]*):", attributes, re.MULTILINE)
     assert ", ".join(named).split(", ") == [field.name for field in fields(each)]
 
 

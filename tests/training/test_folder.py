@@ -23,8 +23,8 @@ def test_a_folder_that_cannot_be_made_is_told_whatever_is_missing_of_it(tmp_path
         "closed/new/run": "no permission",
         "closed/run": "no permission",
         "x" * 300: "File name too long",
-        "a\0b": "embedded null byte",
+        "a\0b": ".*embedded null .*",  # in the words of each Python
     }.items():
-        with pytest.raises(FaststyError) as told:
+        sentence = f"{out}: cannot be made a folder to write into \\({reason}\\)"
+        with pytest.raises(FaststyError, match=f"^{sentence}$"):
             refuse_closed(Path(out))
-        assert str(told.value) == f"{out}: cannot be made a folder to write into ({reason})"
