@@ -46,8 +46,10 @@ def evenly_spaced(x: Tensor) -> Tensor:
 def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
     """Computing in the dtype at hand on the device of `x`, which may not know autocast, as meta."""
     kind = x.device.type
-    known = torch.amp.is_autocast_available(kind)
-    return torch.autocast(kind, enabled=False) if known else nullcontext()
+    # The former are named, as torch.compile of torch 2.11 does not know the question.
+    known = kind in ("cpu", "cuda") or torch.amp.is_autocast_available(kind)
+    is_on = known and torch.is_autocast_enabled(kind)
+    return torch.autocast(kind, enabled=False) if is_on else nullcontext()
 
 
 # --------------------------------------------------------------------------- Gram matrices
