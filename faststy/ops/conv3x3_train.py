@@ -18,7 +18,7 @@ from faststy.ops.autograd import apply, once_differentiable
 from faststy.ops.bias_activation import Activation, bias_activation
 from faststy.ops.conv3x3 import few_enough, weight_layout
 from faststy.ops.convolution import activate_, convolve
-from faststy.ops.dispatch import HALVES, LARGEST, by_extension, define, knows_torch_alone
+from faststy.ops.dispatch import HALVES, LARGEST, by_extension, define, is_watched
 from faststy.ops.max_pool import max_pool
 from faststy.ops.reference import CHANNELS_LAST, PLANAR
 from faststy.ops.reflection_pad import reflection_pad
@@ -95,7 +95,7 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
 
 def _fits(x: Tensor, weight: Tensor, learns: bool) -> bool:
     """Whether the extension takes these, there and back; where it learns, weights also."""
-    if not (x.is_cuda or x.is_cpu) or x.numel() == 0:
+    if not (x.is_cuda or x.is_cpu) or x.numel() == 0 or is_watched():
         return False
     (k, c), dtype = weight.shape[:2], _precision(x, weight)
     if x.is_cuda:
@@ -105,7 +105,7 @@ def _fits(x: Tensor, weight: Tensor, learns: bool) -> bool:
         suited &= dtype == torch.bfloat16 if learns else weight.dtype in HALVES
         if learns:  # Triton's borders and biases come after it in the backward pass
             suited &= max(c, k) * (x.shape[2] + 2) * (x.shape[3] + 2) < LARGEST
-    elif knows_torch_alone():
+    elif torch.compiler.is_compiling():  # it knows torch's, and exports them
         return False
     else:
         suited = dtype == x.dtype == torch.float32 and x.is_contiguous(memory_format=CHANNELS_LAST)

@@ -184,25 +184,29 @@ def by_kernels(x: Tensor, values: int = 0) -> bool:
 
     On a CPU torch's are taken, which tests and exports know; larger samples pass int32 offsets.
     """
+    if is_watched():
+        return False
     return (_impl() == "triton" or (IMPL == "auto" and x.is_cuda)) and values < LARGEST
 
 
 def by_raw_op(op: str, x: Tensor, values: int) -> bool:
     """Whether the raw op `op` takes what torch has, too: as `by_kernels`, or by the extension.
 
-    On a CPU torch is slow in channels_last.
+    On a CPU torch is slow in channels_last; compilers know its own.
     """
     if by_kernels(x, values):
         return True
     suited = reference.layout(x) == reference.CHANNELS_LAST and x.dtype != torch.float64
-    suited &= x.device.type == "cpu" and not knows_torch_alone()
+    suited &= x.device.type == "cpu" and not (torch.compiler.is_compiling() or is_watched())
     return suited and by_extension(op, x)
 
 
-def knows_torch_alone() -> bool:
-    """Whether a compiler, an export or a transform is at work, which know torch's own ops."""
-    exports = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
-    return exports or is_transformed()
+def is_watched() -> bool:
+    """Whether a trace, forward mode or a transform of torch.func is at work: torch's own ops alone
+    are known to them."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._get_tracing_state() is not None or is_transformed()
 
 
 def by_extension(op: str, x: Tensor) -> bool:
