@@ -243,25 +243,31 @@ def missing(results: Iterable[Result]) -> list[str]:
 
 
 def summary(reports: list[tuple[Path, Report]]) -> str:
-    """The cases that tell the most, for the project's README.md."""
+    """The cases that tell the most, for the project's README.md: a small table for each suite."""
     parts = []
     for _, report in reports:
-        results = [r for r in report["cases"] if r["headline"]]
-        table: Rows = []
-        for r in results:
-            for name in r["ratios"]:
-                table.append(
-                    {
-                        "`faststy bench …`": f"{r['suite']}: {r['name']}",
-                        "ours": amount(r["median"][OURS], r["unit"])
-                        + ("" if r["steady"] else " ~"),
-                        "against": name,
-                        "which takes": ratio_to(name, r),
-                    }
-                )
-        if table:
-            parts.append(f"{head(report)}\n\n{markdown(table)}")
+        tables = []
+        for suite in SUITES:
+            results = [r for r in report["cases"] if r["headline"] and r["suite"] == suite]
+            if results:
+                tables.append(markdown(medians(suite, results)))
+        if tables:
+            parts += [head(report), *tables]
     return "\n\n".join(parts) or "No results are here yet: `make bench` makes them."
+
+
+def medians(suite: str, results: list[Result]) -> Rows:
+    """A row for each result of a suite: our time, and how many times as long the others take."""
+    baselines = dict.fromkeys(name for r in results for name in r["ratios"])
+    table = []
+    for r in results:
+        ours = amount(r["median"][OURS], r["unit"]) + ("" if r["steady"] else " ~")
+        others = {
+            name: f"{r['ratios'][name]['median']:.2f}×" if name in r["ratios"] else "—"
+            for name in baselines
+        }
+        table.append({f"`faststy bench {suite}`": r["name"], "ours": ours, **others})
+    return table
 
 
 SECTIONS = {ROOT / "benchmarks" / "README.md": whole, ROOT / "README.md": summary}

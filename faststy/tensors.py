@@ -37,8 +37,15 @@ def device_named(name: torch.device | str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
+    except RuntimeError as error:
+        raise FaststyError(
+            f"device '{name}' cannot be used: there is no such kind; use auto, cpu, cuda or cuda:1"
+        ) from error
+    try:
         torch.empty(0, device=device).cpu()  # there and back: "meta" is a device, too
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0].split(". ")[0]  # PyTorch goes on for a page
+        if isinstance(error, NotImplementedError):
+            reason = "nothing can be computed there"
         raise FaststyError(f"device '{name}' cannot be used ({reason})") from error
     return device

@@ -24,7 +24,7 @@ from faststy.errors import FaststyError
 STOPPED = 130  # exit status after Ctrl-C, as shells have it
 LISTED = 50  # skipped pictures, and events, that are told at the end
 # As a newcomer meets them; any other file in this folder follows in alphabetical order.
-FIRST = ("train", "sweep", "stylize", "video", "live", "transfer", "styles", "info")
+FIRST = ("train", "sweep", "stylize", "video", "live", "transfer", "styles", "evaluate", "info")
 
 
 class Commands(click.Group):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import numpy as np  # noqa: F401  before torch, which loses a Ctrl-C while it imports it
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.panel import Panel as Box

@@ -94,11 +94,12 @@ def _lines(facts: dict[str, Any]) -> list[str]:
         if value in (None, "", [], {}, 0):  # a model that does not know a number of its says 0
             continue
         rows = value if isinstance(value, list) else [value]
+        rows = [f"{row:.4g}" if isinstance(row, float) else row for row in rows]
         if all(isinstance(row, dict) for row in rows):
             rows = _columns(rows) if isinstance(value, list) else _pairs(value)
         lines.append(f"{name.replace('_', ' '):{width}}{rows[0]}")
         lines += [f"{'':{width}}{row}" for row in rows[1:]]
-    return lines
+    return [line.rstrip() for line in lines]
 
 
 def _columns(rows: list[dict[str, Any]]) -> list[str]:

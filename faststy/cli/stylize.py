@@ -161,6 +161,9 @@ def command(
     weights = mixing_weights(style, stylizer.styles)
     if save_map and stylizer.model.repairer is None:
         raise FaststyError(f"{model}: has no repairer, so there is no map to save")
+    for name in inputs:
+        if name in stylizer.styles and not os.path.exists(name):
+            raise FaststyError(f"{name}: is a style and no picture; write --style {name}")
     jobs = plan(inputs, out, _options.label_of(weights), save_map)
     check(jobs, [Path(model), *([Path(mask)] if mask else [])], as_json)
     mask_picture = None if mask is None else read_picture(mask).to_image()
@@ -369,8 +372,11 @@ def plan(inputs: tuple[str, ...], out: str | None, label: str, save_map: bool) -
     several = len(inputs) > 1
     if several and (STREAM in inputs or out == STREAM):
         raise FaststyError("standard input and output take one picture; name only one INPUT")
-    if several and out and _writable(out) == out and not os.path.isdir(out):
-        raise FaststyError(f"{out}: names a picture, but several inputs need a folder")
+    if out and _writable(out) == out and not os.path.isdir(out):
+        if several:
+            raise FaststyError(f"{out}: names a picture, but several inputs need a folder")
+        if os.path.isdir(inputs[0]):
+            raise FaststyError(f"{out}: names a picture, but a folder gives a folder")
     jobs: list[Job] = []
     for text in inputs:
         path = Path(text)

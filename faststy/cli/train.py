@@ -76,7 +76,8 @@ DEFAULT = {field.name: field.default for field in fields(TrainConfig)}
 @click.option("--precision", type=click.Choice(PRECISIONS), help="Of the "
               "convolutions; auto: bfloat16 where that is faster.  [default: auto]")  # fmt: skip
 @click.option("--config", type=_options.PATH, help="Settings from a TOML file; flags win.")
-@click.option("--resume", is_flag=True, help="Go on with the run in --out.")
+@click.option("--resume", is_flag=True, help="Go on with the run in --out; with one "
+              "that is done, where --steps or --seconds is larger now.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end.")
 def command(
     style: tuple[str, ...],

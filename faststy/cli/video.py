@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from faststy.cli import STOPPED, _options, printable, tell
+from faststy.cli import STOPPED, _options, counted, printable, tell
 from faststy.cli._options import STREAM
 from faststy.errors import FaststyError
 from faststy.files import without_links
@@ -216,12 +216,13 @@ def _tell(
     weights: dict[str, float],
     as_json: bool,
 ) -> None:
+    painted = counted(report.frames, "frame")
     if report.damage is not None:
-        tell(f"faststy: {name}: {report.damage}; {report.frames} frames were painted")
+        tell(f"faststy: {name}: {report.damage}; {painted} painted")
     for stream in report.left_out:
         tell(f"faststy: {target}: without {stream}")
     if report.stopped:
-        tell(f"faststy: stopped; {target} ends after {report.frames} frames")
+        tell(f"faststy: stopped; {target} ends after {painted}")
     if as_json:
         values = {
             "input": source,
@@ -241,6 +242,6 @@ def _tell(
         click.echo(json.dumps(values))
     else:
         click.echo(
-            f"{printable(str(target))}  {report.frames} frames, {report.width} x {report.height}, "
+            f"{printable(str(target))}  {painted}, {report.width} x {report.height}, "
             f"in {report.seconds:.0f} s, {report.fps:.1f} fps"
         )

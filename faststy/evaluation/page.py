@@ -22,6 +22,7 @@ SHOWN = 3  # pictures at each end of a ranking
 LONGEST = 440  # px, of a picture on the page
 
 MEANING = {
+    "all of these": "the smaller, the better",
     "content": "relative distance of the encoder's relu3_1 from the photo's",
     "inside, outside": "the same with the style normalised away, inside the lost-content map of "
     "the painting without repair, and outside of it",

@@ -34,7 +34,7 @@ class GeneratorConfig:
         return cls(channels, blocks, styles)
 
 
-# name: (channels, residual blocks). `quality` has the 1.7 M parameters of Johnson et al. 2016.
+# name: (channels, residual blocks). `quality` is about as large as the net of Johnson et al. 2016.
 SIZES = {"nano": (32, 3), "fast": (48, 4), "quality": (128, 5)}
 
 

@@ -37,7 +37,7 @@ def start(trainer: Trainer, base: str, photo: Tensor) -> str | None:
             f"{path}: a larger generator than that of model {trainer.config.model}; "
             "choose a larger model, or base none"
         )
-    names = " and ".join(f"'{name}'" for name in warm_start(trainer, model, photo))
+    names = " and ".join(f"'{name}'" for name in dict.fromkeys(warm_start(trainer, model, photo)))
     source = "the bundled styles" if base == "auto" else path
     same = (ours.channels, ours.blocks) == (theirs.channels, theirs.blocks)
     return f"begins as {names} of {source}{'' if same else ', grown to its size'}"

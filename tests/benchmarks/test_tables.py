@@ -60,8 +60,6 @@ def test_of_three_samples_there_is_no_interval(report: Any, result: Any) -> None
     few = result(samples={"ours": [1e-3] * 3, "eager": [3e-3] * 3})
     (row,) = _tables.rows([few], RATES)
     assert row["eager takes"] == "3.00×"
-    told = _tables.summary([(Path("it.json"), report(few))])
-    assert told.endswith("| ops: gram | 1.00 ms | eager | 3.00× |")
 
 
 def test_comparison_judges_by_the_ratio_to_the_baseline(report: Any, result: Any) -> None:
@@ -114,7 +112,23 @@ def test_sections_hold_every_number(
     found = _tables.newest()
     assert [r["cases"][0]["name"] for _, r in found] == ["new"]
     assert "| new | 1.00 ms | 20% | 3.00× [2.50, 3.50] |" in _tables.whole(found)
-    assert "| ops: new | 1.00 ms | eager | 3.00× [2.50, 3.50] |" in _tables.summary(found)
+    assert "| new | 1.00 ms | 3.00× |" in _tables.summary(found)
+
+
+def test_the_summary_has_a_table_for_each_suite(report: Any, result: Any) -> None:
+    one, two = result(), result(ratios={"peer": {"median": 2}}, steady=False)
+    of_another = result(suite="training")
+    told = _tables.summary([(Path("it.json"), report(one, two, of_another))])
+    lines = [line for line in told.splitlines() if line.startswith("|")]
+    assert lines == [
+        "| `faststy bench training` | ours | eager |",
+        "| --- | --: | --: |",
+        "| gram | 1.00 ms | 3.00× |",
+        "| `faststy bench ops` | ours | eager | peer |",
+        "| --- | --: | --: | --: |",
+        "| gram | 1.00 ms | 3.00× | — |",
+        "| gram | 1.00 ms ~ | — | 2.00× |",
+    ]
 
 
 def test_a_part_of_the_cases_does_not_take_the_place_of_all(

@@ -156,6 +156,23 @@ def test_several_inputs_keep_their_names(photos, model, faststy):
     assert Path("photos/a_rain.png").is_file()
 
 
+def test_a_folder_does_not_become_a_picture(photos, model, faststy):
+    answer = faststy("stylize", "photos", "-m", model, "-o", "x.png")
+    fails_with(answer, "x.png: names a picture, but a folder gives a folder")
+    assert not Path("x.png").exists()
+    Path("x.png").mkdir()
+    assert faststy("stylize", "photos", "-m", model, "-o", "x.png")[0] == 0
+    assert files("x.png") == ["a.png", "sub/b.jpg"]
+
+
+def test_a_style_without_its_flag_is_told(photos, model, faststy):
+    answer = faststy("stylize", "photos/a.png", "rain", "-m", model)
+    fails_with(answer, "rain: is a style and no picture; write --style rain")
+    assert not Path("photos/a_rain.png").exists()
+    shutil.copy("photos/a.png", "rain")  # a file may have the name of a style
+    assert faststy("stylize", "rain", "-m", model, "-o", "x.png")[0] == 0
+
+
 def test_several_inputs_do_not_become_one_picture(photos, model, faststy):
     answer = faststy("stylize", "c.gif", "photos/a.png", "-m", model, "-o", "x.png")
     fails_with(answer, "x.png: names a picture, but several inputs need a folder")

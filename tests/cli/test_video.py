@@ -159,7 +159,7 @@ def test_damage_is_told_and_exit_status_1(film, model, faststy):
     assert status == 1
     frames = json.loads(out)["frames"]
     assert err.startswith("faststy: a.mkv: it is cut off at ")
-    assert err.endswith(f"; {frames} frames were painted\n")
+    assert err.endswith(f"; {frames} frames painted\n")
     assert len(frames_of("b.mp4")) == frames
     status, _, err = faststy("-", "-m", model, "-o", "c.mp4", stdin=Path("a.mkv").read_bytes())
     assert status == 1
