@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""How patchy calm places are painted: a table for docs/method.md.
+"""How patchy calm places are painted: a table for docs/experiments.md.
 
     python benchmarks/patches.py [MODEL ...] [--photos DIR] [--count 10]
 
