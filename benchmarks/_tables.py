@@ -21,6 +21,7 @@ from _timing import FEWEST_ROUNDS, RESAMPLES, Ratio
 from faststy.files import write_text
 
 ROOT = Path(__file__).parents[1]
+WIDE = 1.5  # an interval whose ends are so many times apart
 BEGIN, END = "<!-- benchmarks -->", "<!-- /benchmarks -->"
 Result = Mapping[str, Any]
 Rows = list[dict[str, str]]
@@ -257,16 +258,21 @@ def summary(reports: list[tuple[Path, Report]]) -> str:
 
 
 def medians(suite: str, results: list[Result]) -> Rows:
-    """A row for each result of a suite: our time, and how many times as long the others take."""
+    """A row for each result of a suite: our time, and how many times as long the others take.
+
+    With the interval where it is wide: there the median alone would say too much.
+    """
     baselines = dict.fromkeys(name for r in results for name in r["ratios"])
     table = []
     for r in results:
         ours = amount(r["median"][OURS], r["unit"]) + ("" if r["steady"] else " ~")
-        others = {
-            name: f"{r['ratios'][name]['median']:.2f}×" if name in r["ratios"] else "—"
-            for name in baselines
-        }
-        table.append({f"`faststy bench {suite}`": r["name"], "ours": ours, **others})
+        row = {f"`faststy bench {suite}`": r["name"], "ours": ours}
+        for name in baselines:
+            found = r["ratios"].get(name)
+            row[name] = "—" if found is None else f"{found['median']:.2f}×"
+            if found is not None and found["high"] > WIDE * found["low"]:
+                row[name] = ratio_to(name, r)
+        table.append(row)
     return table
 
 

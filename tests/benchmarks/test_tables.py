@@ -116,7 +116,8 @@ def test_sections_hold_every_number(
 
 
 def test_the_summary_has_a_table_for_each_suite(report: Any, result: Any) -> None:
-    one, two = result(), result(ratios={"peer": {"median": 2}}, steady=False)
+    wide = {"peer": {"median": 2.0, "low": 1.0, "high": 3.0}}
+    one, two = result(), result(ratios=wide, steady=False)
     of_another = result(suite="training")
     told = _tables.summary([(Path("it.json"), report(one, two, of_another))])
     lines = [line for line in told.splitlines() if line.startswith("|")]
@@ -127,7 +128,7 @@ def test_the_summary_has_a_table_for_each_suite(report: Any, result: Any) -> Non
         "| `faststy bench ops` | ours | eager | peer |",
         "| --- | --: | --: | --: |",
         "| gram | 1.00 ms | 3.00× | — |",
-        "| gram | 1.00 ms ~ | — | 2.00× |",
+        "| gram | 1.00 ms ~ | — | 2.00× [1.00, 3.00] |",
     ]
 
 
