@@ -1,11 +1,9 @@
 // The combined loss on the CPU: chunks on torch's threads, rows of numbers in SIMD loops.
 
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
-
 #include <tuple>
 
 #include "combined_loss.h"
+#include "convert.h"
 #include "parallel.h"
 #include "simd.h"
 #include "text.h"
@@ -183,12 +181,6 @@ FASTSTY_CLONES void to_pixels(const float* from, T* to, int64_t stride, int64_t 
   for (int64_t i = 0; i < pixels; ++i) {
     for (int64_t c = 0; c < channels; ++c) to[i * channels + c] = static_cast<T>(from[c * stride + i]);
   }
-}
-
-template <typename T>
-FASTSTY_CLONES void widen(const T* from, float* to, int64_t count) {
-#pragma omp simd
-  for (int64_t i = 0; i < count; ++i) to[i] = static_cast<float>(from[i]);
 }
 
 // Sums over pixels, whose colours are `step` apart, each channel `stride` after the one before.

@@ -6,14 +6,13 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
 
 #include <algorithm>
 #include <cstdint>
 #include <optional>
 #include <type_traits>
 
+#include "convert.h"
 #include "simd.h"
 
 namespace faststy {
@@ -163,24 +162,6 @@ void for_tiles(const Part& part, int64_t chunk, const F& f) {
   const int64_t end = std::min(part.rows, (chunk + 1) * part.chunk_rows());
   for (int64_t row = chunk * part.chunk_rows(); row < end; row += part.tile_rows()) {
     f(Tile{part, row, std::min(part.tile_rows(), end - row), part.cols});
-  }
-}
-
-template <typename A, typename T>
-FASTSTY_CLONES void widen(const T* from, A* to, int64_t count) {
-#pragma omp simd
-  for (int64_t i = 0; i < count; ++i) to[i] = static_cast<A>(from[i]);
-}
-
-template <typename A, typename T>
-FASTSTY_CLONES void narrow(const A* from, T* to, int64_t count) {
-  if constexpr (sizeof(T) == 2) {  // as bits: copies of a class do not vectorise
-    uint16_t* bits = &to->x;
-#pragma omp simd
-    for (int64_t i = 0; i < count; ++i) bits[i] = T(static_cast<float>(from[i])).x;
-  } else {
-#pragma omp simd
-    for (int64_t i = 0; i < count; ++i) to[i] = static_cast<T>(from[i]);
   }
 }
 

@@ -105,6 +105,15 @@ def test_half_precision(
     check(x, dy, "leaky_relu", r)
 
 
+@pytest.mark.parametrize("scale", [1.0, 1 / 3, 1e3])
+def test_every_number_of_float16(device: torch.device, scale: float) -> None:
+    bits = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
+    x = bits.view(torch.float16).reshape(1, 1, 256, 256).to(device)
+    rstd = torch.tensor([scale], device=device)
+    y = ops.instance_norm(x, statistics=(torch.zeros_like(rstd), rstd))
+    torch.testing.assert_close(y, (x.float() * rstd).half(), rtol=0, atol=0, equal_nan=True)
+
+
 def test_mixed_layouts_dtypes_and_strides(device: torch.device) -> None:
     torch.manual_seed(3)
     wide = torch.randn(2, 12, 6, 7, device=device)
