@@ -112,7 +112,11 @@ tests() { # NAME SECONDS ARGUMENTS…
     "${options[@]}" --junitxml "$OUT/$name.xml" "$@"
 }
 cases=$repository/tests end=$((SECONDS + TEST_SECONDS))
-mapfile -t marked < <(grep -rl --include='test_*.py' 'mark\.gpu' "$cases" | grep -v "^$cases/\(ops\|kernels\)/")
+marked_in() { # FOLDER: what there needs a GPU, without ops and kernels; a conftest.py marks its folder
+  grep -rl --include='*.py' 'mark\.gpu' "$1" | sed 's|/conftest\.py$||' |
+    grep -v "^$1/\(ops\|kernels\)\(/\|$\)"
+}
+mapfile -t marked < <(marked_in "$cases")
 [ ${#marked[@]} -gt 0 ] && tests tests-others $((TEST_SECONDS / 2)) -m gpu "${marked[@]}"
 # What compiles for chips that are not there takes minutes, and no GPU.
 tests tests-ops $((end - SECONDS)) "$cases/ops" "$cases/kernels" \

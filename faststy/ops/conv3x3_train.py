@@ -136,6 +136,8 @@ class _ReflectedConv3x3(torch.autograd.Function):
             # What is flat stays flat; minimal filtering would vary it by rounding, of which the
             # norms that follow make strokes.
             return convolve(reflection_pad(x), weight, bias)
+        if bias is not None and bias.dtype != torch.float32:
+            bias = bias.to(x.dtype)
         return torch.ops.faststy.conv3x3_train_fwd(x, weight, bias, True, False)  # type: ignore[no-any-return]
 
     @staticmethod

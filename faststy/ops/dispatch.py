@@ -204,9 +204,12 @@ def by_raw_op(op: str, x: Tensor, values: int) -> bool:
 def is_watched() -> bool:
     """Whether a trace, forward mode or a transform of torch.func is at work: torch's own ops alone
     are known to them."""
-    if torch.compiler.is_compiling():
-        return False
-    return torch._C._get_tracing_state() is not None or is_transformed()
+    return is_traced() or (is_transformed() and not torch.compiler.is_compiling())
+
+
+def is_traced() -> bool:
+    """Whether torch.jit.trace is at work; what it makes is to run where there is no faststy."""
+    return not torch.compiler.is_compiling() and torch._C._get_tracing_state() is not None
 
 
 def by_extension(op: str, x: Tensor) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from faststy.ops import checks, reference
 from faststy.ops.autograd import apply, differentiated_again, gradients
-from faststy.ops.dispatch import define
+from faststy.ops.dispatch import define, is_traced
 from faststy.ops.reference import evenly_spaced, layout, wide
 
 
@@ -32,6 +32,8 @@ def gram(x: Tensor, center: bool = False) -> Tensor:
         TypeError, ValueError: `x` has another dtype or rank.
     """
     checks.features(x)
+    if is_traced():
+        return reference.gram(x, center)
     return apply(_Gram, evenly_spaced(x), center)  # type: ignore[no-any-return]
 
 
@@ -54,6 +56,8 @@ def gram_loss(x: Tensor, target: Tensor, center: bool = False) -> Tensor:
     checks.shaped(target, "target", {"[C, C]": (c, c), "[N, C, C]": (n, c, c)}, like=x)
     if target.requires_grad:
         raise ValueError("target: expected a constant, got one that requires gradients: detach it")
+    if is_traced():
+        return reference.gram_loss(x, target, center)
     return apply(_GramLoss, evenly_spaced(x), target, center)  # type: ignore[no-any-return]
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from faststy.ops import checks, reference
 from faststy.ops.autograd import apply, differentiated_again, gradients
-from faststy.ops.dispatch import define
+from faststy.ops.dispatch import define, is_traced
 from faststy.ops.reference import evenly_spaced, layout, wide
 
 Activation = Literal["relu", "leaky_relu", "silu"]
@@ -72,6 +72,9 @@ def instance_norm(
         checks.shaped(mean, "statistics: mean", shapes, like=x)
         checks.shaped(rstd, "statistics: rstd", shapes, like=x)
         mean, rstd = (s.detach().to(wide(x.dtype)).expand(n, c) for s in (mean, rstd))
+    if is_traced():
+        options: dict[str, Any] = {"activation": activation, "residual": residual}
+        return reference.instance_norm(x, weight, bias, eps, statistics=statistics, **options)
     args = (evenly_spaced(x), weight, bias, residual, mean, rstd, eps, activation or "none")
     return apply(_InstanceNorm, *args)  # type: ignore[no-any-return]
 

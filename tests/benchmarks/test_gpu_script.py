@@ -86,6 +86,19 @@ import faststy._C"""
 
 
 @pytest.mark.skipif(os.name != "posix", reason="it is a shell script")
+def test_all_that_needs_a_gpu_is_run(tmp_path: Path) -> None:
+    """A mark in a conftest.py is one of every test in its folder."""
+    for name in ("nn/conftest.py", "cli/test_a.py", "ops/conftest.py", "kernels/test_b.py"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text("pytest.mark.gpu\n")
+    (tmp_path / "nn" / "test_c.py").touch()
+    (tmp_path / "cli" / "test_d.py").touch()
+    script = f"{function('marked_in')}\nmarked_in {tmp_path}"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+    assert {*done.stdout.splitlines()} == {f"{tmp_path}/nn", f"{tmp_path}/cli/test_a.py"}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="it is a shell script")
 def test_what_came_of_it_is_of_this_run(tmp_path: Path) -> None:
     (tmp_path / "ops.log").write_text("wrong: ops: gram: Wrong: off by 1\n")
     (tmp_path / "training.log").write_text("wrong: training: of a run before\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -113,6 +114,17 @@ def test_what_torch_has_is_transformed_and_exported_as_its_own(op: str, x: Tenso
     traced = torch.jit.trace(TORCHS[op], x, check_trace=False)
     assert "faststy::" not in str(traced.inlined_graph)
     torch.testing.assert_close(traced(x), TORCHS[op](x), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("op", ["instance_norm", "gram", "gram_loss"])
+def test_a_trace_needs_no_faststy(op: str, x: Tensor, grad: bool) -> None:
+    call = OPS[op]
+    with torch.set_grad_enabled(grad):
+        traced = torch.jit.trace(call, x)
+    assert not re.search(r"faststy::|\^_", str(traced.inlined_graph))
+    torch.testing.assert_close(traced(x + 1), call(x + 1), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("op", OPS)

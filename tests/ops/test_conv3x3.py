@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from faststy import ops
 from faststy.ops import reference
-from faststy.ops.conv3x3 import few_enough
+from faststy.ops.conv3x3 import few_enough, weight_layout
 from faststy.ops.dispatch import LIMITS
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -157,6 +157,7 @@ def test_layouts_and_dtypes(dtype, device):
 def test_autocast_changes_nothing(dtype, device):
     inputs, weight, scale, bias, residual = arguments(1, (8,), 8, 9, 7, dtype, device)
     x, residual = (t.contiguous(memory_format=LAST) for t in (*inputs, residual))
+    weight = weight.contiguous(memory_format=weight_layout(weight))
     for raw in (torch.ops.faststy.conv3x3_fwd, reference.conv3x3_fwd):
         plain = raw([x], weight, scale, bias, residual, 0.0, True)
         with torch.autocast(device.type, torch.bfloat16):

@@ -229,11 +229,13 @@ def test_a_second_derivative_is_refused_for_weights_too(device):
 
 
 def test_a_checkpointed_step_unpacks_once(device):
+    torch.manual_seed(0)
     x = torch.randn(1, 8, 12, 12, device=device).to(memory_format=LAST).requires_grad_()
     weight = torch.randn(8, 8, 3, 3, device=device, requires_grad=True)
     y = checkpoint(ops.reflected_conv3x3, x, weight, use_reentrant=False).square().sum()
     expected = torch.autograd.grad(ops.reflected_conv3x3(x, weight).square().sum(), x)
-    torch.testing.assert_close(torch.autograd.grad(y, x, create_graph=True), expected)
+    found = torch.autograd.grad(y, x, create_graph=True)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_a_bias_that_learns_is_not_frozen(device):
