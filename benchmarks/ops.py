@@ -48,6 +48,7 @@ IN_FLOAT16 = (*PAINTING, *REPAIR, "blur_cells_frames", "from_pixels", "to_pixels
 CONVOLUTIONS = ("reflected_conv3x3+relu", "frozen_conv3x3+relu")
 # What a CPU computes by PyTorch in half precision.
 IN_FLOAT32 = (*PAINTING, *REPAIR, *CONVOLUTIONS)
+IN_LINES = ("reflection_pad", "max_pool", "averages")  # in channels_last; planes by PyTorch
 LARGE = 2**23  # numbers; norms of so many take PyTorch up to a second, in bfloat16 on a CPU
 LOSS_SCALE = 2.0**13  # gradients of Gram matrices are too small for float16 without
 
@@ -123,11 +124,11 @@ RISING = Shapes(cuda=[(1, 16, 540, 960)], cpu=[(1, 16, 135, 240), (1, 16, 270, 4
 # Of 540p, and of 1080p: there eager's temporaries are so large that malloc gives them back to the
 # system each time, and new pages may take far longer than the arithmetic, as the machine likes.
 CELLS = Shapes(cuda=[(1, 12, 1080, 1920)], cpu=[(1, 12, 270, 480), (1, 12, 540, 960)])
-# What training at 256², batch 16, pads and blurs on CUDA; a CPU leaves that to torch.
-PADS = Shapes(cuda=[(16, 48, 64, 64), (16, 28, 128, 128)], cpu=[])
+# What training at 256² pads, in steps of 16 on CUDA and of 2 on a CPU, and looks at.
+PADS = Shapes(cuda=[(16, 48, 64, 64), (16, 28, 128, 128)], cpu=[(2, 48, 64, 64)])
+PICTURES = Shapes(cuda=[(16, 3, 256, 256)], cpu=[(2, 3, 256, 256)])
 # What follows the encoder's convolutions there.
-AFTER = Shapes(cuda=[(16, 16, 248, 248), (16, 80, 62, 62)], cpu=[])
-PICTURES = Shapes(cuda=[(16, 3, 256, 256)], cpu=[])
+AFTER = Shapes(cuda=[(16, 16, 248, 248), (16, 80, 62, 62)], cpu=[(2, 16, 248, 248)])
 # What the generator's convolutions take in training, and the encoder's.
 LEARNING = Shapes(cuda=[(16, 48, 64, 64)], cpu=[(4, 48, 64, 64)])
 FROZEN = Shapes(cuda=[(16, 32, 124, 124)], cpu=[(4, 80, 62, 62)])
@@ -443,7 +444,7 @@ OPS = {
         PADS, 1, gram_inputs, ops.reflection_pad, eager_pad, reference.reflection_pad, pad_cost
     ),
     "bias+relu": Op(
-        AFTER,
+        AFTER._replace(cpu=[]),  # which leaves that to PyTorch
         2,
         bias_inputs,
         lambda x, b: ops.bias_activation(x, b, "relu"),
@@ -455,7 +456,13 @@ OPS = {
         AFTER, 1, gram_inputs, ops.max_pool, reference.max_pool, reference.max_pool, max_cost
     ),
     "blur": Op(
-        PICTURES, 1, gram_inputs, ops.blur, reference.blur, reference.blur, picture_blur_cost
+        PICTURES._replace(cpu=[]),
+        1,
+        gram_inputs,
+        ops.blur,
+        reference.blur,
+        reference.blur,
+        picture_blur_cost,
     ),
     "from_pixels": Op(
         FRAMES,
@@ -669,6 +676,8 @@ def jobs(device: torch.device, quick: bool) -> Iterator[Job]:
             for layout, (name, op) in product(LAYOUTS, OPS.items()):
                 if layout not in op.layouts:
                     continue
+                if device.type == "cpu" and name in IN_LINES and layout == "planar":
+                    continue
                 dtype = dtypes_of(name, device)[i]
                 shapes = op.shapes.cuda if device.type == "cuda" else cpu_shapes(name, dtype)
                 for shape in shapes[nth : nth + 1]:
@@ -691,7 +700,7 @@ def cpu_shapes(name: str, dtype: str) -> list[tuple[int, ...]]:
     if name in IN_FLOAT32:
         return []
     if dtype == "float16":  # as no CPU trains in it
-        return shapes[:1]
+        return [] if name in IN_LINES else shapes[:1]
     return [shape for shape in shapes if math.prod(shape) < LARGE]
 
 
