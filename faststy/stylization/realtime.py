@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import itertools
 import math
 import threading
 from collections import deque
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from faststy import ops
 from faststy.nn.plain import PlainGenerator, PlainRepairer
-from faststy.stylization import batches, strokes
+from faststy.stylization import batches, scenes, strokes
 from faststy.stylization.statistics import NormStatistics, is_flat
 from faststy.stylization.stylizer import (
     Style,
@@ -38,7 +37,6 @@ ENTRANCE = "stem_norm"  # the first norm: what it sees depends on the frame alon
 AIM_EVERY = 10  # frames from one look at a frame's own statistics to the next: it takes a while
 SETTLED = 0.05  # a frame whose entrance moved less since then, in deviations, needs no look
 POLL = 0.1  # seconds from one look at somebody's wish to stop to the next, while nothing comes
-CUT = 0.5  # statistics that differ by more from one frame to the next are of another scene
 
 
 class Dials(TypedDict, total=False):
@@ -71,7 +69,7 @@ class FramePainter:
 
     The statistics that the generator normalises by move slowly from frame to frame, so that what
     enters or leaves the picture does not change how everything else is painted. They start anew
-    with another size, stroke or style, and at a cut.
+    with another size, stroke or style, and at a cut. What fades does so in the painting, too.
 
     Args:
         stylizer: whose model paints.
@@ -104,6 +102,7 @@ class FramePainter:
         self._entrance = torch.empty(0)  # what the first norm saw of the last frame
         self._looked_at = torch.empty(0)  # that of the frame whose own statistics are the aim
         self._stale = True  # those are of other frames
+        self._dim = math.inf  # contrast of the frame before, while a scene appears from nothing
         self._held = False  # those are for frames of all sizes
         self._size: Sequence[int] = ()
         self._step = batches.Recorder(self._paint_slowly)
@@ -149,6 +148,7 @@ class FramePainter:
 
     def reset(self) -> None:
         """Forgets the statistics, as after a jump in time."""
+        self._dim = math.inf
         self._stale = True  # whoever paints looks at it once a frame: that needs no lock
 
     @property
@@ -229,11 +229,9 @@ class FramePainter:
         size = (*frames[0].shape, settings.stroke_of(frames[0]))
         if size != self._size and not self._held:
             self._size = size
-            self._stale = True
+            self.reset()
         if self._stale or settings.half_life == 0:
-            self._stale = False
-            photo = self._on_device(frames[:1])
-            return self._finish(self._start(photo, settings), photo, settings)
+            return self._begin(self._on_device(frames[:1]), settings)
         # The statistics of a batch are known beforehand: those of a frame are looked at after it.
         most = self._until_look(settings) if self.in_batches else 1
         photos = self._on_device(frames[: batches.length(frames, most)])
@@ -246,6 +244,9 @@ class FramePainter:
         if cut is not None:
             self._stale = True  # what is left is painted again
         elif entrances:
+            scene = self._looked_at
+            shares = [scenes.share_painted(scenes.contrast_in(e, scene)) for e in entrances[0]]
+            painted = _shown(frames[: len(photos)], painted, shares)
             self._entrance = entrances[0][-1]
             self._frames_since += len(photos)
             self._take_aim(photos[-1:], settings)
@@ -282,9 +283,13 @@ class FramePainter:
 
     def _cut(self, entrances: Tensor) -> int | None:
         """The first frame of a batch that is of another scene than the one before it, if any."""
-        pairs = itertools.pairwise([self._entrance, *entrances])
-        jumps = (jump(before, after) for before, after in pairs)
-        return next((i for i, distance in enumerate(jumps) if not distance <= CUT), None)
+        before = self._entrance
+        for i, entrance in enumerate(entrances):
+            if scenes.is_cut(self._looked_at, before, entrance):
+                self._dim = 0.0 if scenes.is_faded(before, self._looked_at) else math.inf
+                return i
+            before = entrance
+        return None
 
     def _finish(self, painted: Tensor, photo: Tensor, settings: _Settings) -> Tensor:
         """Repair, colours and strength, on uint8 [N, H, W, 3]."""
@@ -304,6 +309,30 @@ class FramePainter:
         if settings.keep_color:
             y = with_colors_of(x, y)
         return ops.to_pixels(blend(x, y, settings.strength))
+
+    def _begin(self, photo: Tensor, settings: _Settings) -> Tensor:
+        """Paints the first frame of a scene, uint8 [1, H, W, 3], by its own statistics.
+
+        Where a scene appears from black or another colour, by what its statistics may become: so it
+        appears in the painting, too, instead of noise in full contrast. What grows begins anew.
+        """
+        self._stale = False
+        film = settings.half_life > 0 and not self._held  # no picture, and no tile of one
+        if film and is_flat(photo):
+            self._stale, self._dim = True, 0.0
+            return photo.clone()
+        seen = scenes.contrast(photo) if film else math.inf
+        dim, appears = seen < scenes.DIM, self._dim < math.inf
+        self._stale = dim or (appears and seen > scenes.GROWS * self._dim)
+        self._dim = seen if self._stale else math.inf
+        if not (dim or appears) or seen >= scenes.USUAL:
+            return self._finish(self._start(photo, settings), photo, settings)
+        later = scenes.unfaded(photo, scenes.USUAL / seen)
+        self._start_small(strokes.shrink(later, settings.stroke_of(photo[0])))
+        painted, *entrances = self._paint_slowly(photo, settings)
+        if entrances:
+            self._entrance = entrances[0][-1].cpu()
+        return _shown(photo, painted, [scenes.share_painted(seen / scenes.USUAL)])
 
     def _start(self, frames: Tensor, settings: _Settings) -> Tensor:
         """Paints by the frames' own statistics, and begins with these."""
@@ -346,7 +375,9 @@ class FramePainter:
         if self._frames_since < _aim_every(settings.half_life):
             return
         self._frames_since = 0
-        if jump(self._looked_at, self._entrance) < SETTLED or is_flat(frame):
+        if scenes.jump(self._looked_at, self._entrance) < SETTLED:
+            return
+        if scenes.only_fades(self._entrance, self._looked_at):
             return
         self._looked_at = self._entrance
         assert self._watcher is not None
@@ -361,19 +392,23 @@ class FramePainter:
         )
         self._statistics, self._aim = NormStatistics({}), NormStatistics({})
         self._step = batches.Recorder(self._paint_slowly)
-        self._stale, self._held = True, False
+        self.reset()
+        self._held = False
 
     def _weights(self) -> Tensor:
         weights = [self._style.get(name, 0.0) for name in self.stylizer.styles]
         return torch.tensor(weights, dtype=torch.float32, device=self.stylizer.device)
 
 
-def jump(before: Tensor, after: Tensor) -> float:
-    """How far moments [2, C] moved, in deviations: 0 for none, near 1 for another scene."""
-    (mean, variance), (new_mean, new_variance) = before.numpy(), after.numpy()  # so few: sooner
-    deviation = np.sqrt((variance + new_variance) / 2) + 1e-6
-    ratio = np.abs(np.log((new_variance + 1e-6) / (variance + 1e-6))) / 2
-    return float((np.abs(new_mean - mean) / deviation + ratio).mean())
+def _shown(frames: Sequence[Frame] | Tensor, painted: Tensor, shares: Sequence[float]) -> Tensor:
+    """`painted`, uint8 [N, H, W, 3], where frames that fade show through; it is not changed."""
+    if min(shares) == 1:
+        return painted
+    mixed = painted.clone()
+    for frame, one, share in zip(frames, mixed, shares, strict=True):
+        photo = torch.as_tensor(frame, device=one.device).float()
+        one.copy_(torch.lerp(photo, one.float(), share).round_())
+    return mixed
 
 
 def _aim_every(half_life: float) -> int:

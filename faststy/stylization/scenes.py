@@ -1,0 +1,85 @@
+"""Where a scene of a film ends and how one begins: cuts and fades.
+
+What the first norm sees of a frame, its moments [2, C], depends on the frame alone. A fade takes
+contrast from all channels alike, which no cut does.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+CUT = 0.5  # moments that jump by more from one frame to the next are of another scene
+ALIKE = 0.1  # deviation of the growth of channels in a fade at most; of photos it is 0.1 to 0.5
+FADED = math.log(6)  # of so little of a scene's contrast nothing can be told
+FADES = 0.1  # alike in all channels, a loss of that (as a logarithm) is one of light, not of things
+SHOWN = 1 / 3  # of a scene's contrast: with less the film itself shows through, black is black
+DIM = 12.0  # levels of 255: a first frame with less contrast has only begun to be seen,
+USUAL = 40.0  # and will have about that
+GROWS = 1.02  # times the contrast of the frame before, while a scene appears
+
+
+def jump(before: Tensor, after: Tensor) -> float:
+    """How far moments [2, C] moved, in deviations: 0 for none, near 1 for another scene."""
+    (mean, variance), (new_mean, new_variance) = before.numpy(), after.numpy()  # so few: sooner
+    deviation = np.sqrt((variance + new_variance) / 2) + 1e-6
+    return float((np.abs(new_mean - mean) / deviation + np.abs(_growth(before, after))).mean())
+
+
+def _growth(before: Tensor, after: Tensor) -> npt.NDArray[np.float32]:
+    """The logarithm of how many times the contrast of `before` each channel has, [C]."""
+    variance, new_variance = before.numpy()[1], after.numpy()[1]
+    growth: npt.NDArray[np.float32] = np.log((new_variance + 1e-6) / (variance + 1e-6)) / 2
+    return growth
+
+
+def is_faded(moments: Tensor, scene: Tensor) -> bool:
+    """Whether a frame has next to nothing of the contrast of a frame of `scene`, as black."""
+    return bool(_growth(scene, moments).mean() < -FADED)
+
+
+def only_fades(moments: Tensor, scene: Tensor) -> bool:
+    """Whether a frame is one of `scene` with less contrast, of which there is nothing to learn."""
+    growth = _growth(scene, moments)
+    loses_light = growth.mean() < -FADES and growth.std() < ALIKE
+    return is_faded(moments, scene) or bool(loses_light)
+
+
+def share_painted(contrast: float) -> float:
+    """How much of a painting is seen of a frame with so many times the contrast of its scene."""
+    return min(1.0, contrast / SHOWN)
+
+
+def contrast_in(moments: Tensor, scene: Tensor) -> float:
+    """How many times the contrast of a frame of `scene` another has."""
+    return math.exp(float(_growth(scene, moments).mean()))
+
+
+def is_cut(scene: Tensor, before: Tensor, after: Tensor) -> bool:
+    """Whether a frame is of another scene than the one before it; `scene` is of a frame that has
+    contrast. What has none ends no scene: it may come back."""
+    if is_faded(after, scene):
+        return False
+    if is_faded(before, scene):
+        before = scene
+    if jump(before, after) <= CUT:
+        return False
+    return not _growth(before, after).std() < ALIKE  # what is NaN is none of this scene
+
+
+def contrast(frame: Tensor) -> float:
+    """How much its pixels deviate, in levels, the mean over the channels; uint8 [1, H, W, 3]."""
+    return float(frame[0].flatten(0, 1).float().std(0, correction=0).mean())
+
+
+def unfaded(frame: Tensor, gain: float) -> Tensor:
+    """What a faded frame, uint8 [1, H, W, 3], may look like later: with `gain` times its contrast,
+    and nearer to grey."""
+    x = frame.float()
+    mean = x.mean()
+    middle = torch.lerp(mean, mean.new_tensor(127.5), 1 - 1 / gain)
+    return ((x - mean) * gain + middle).round_().clamp_(0, 255).to(torch.uint8)
