@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -183,6 +184,15 @@ def mode_of(path: str | os.PathLike[str]) -> int:
         return os.stat(path).st_mode
     except (OSError, ValueError):
         return 0
+
+
+def redirected_input() -> tuple[int, int] | None:
+    """Device and number of the file that standard input is; None for a pipe, and for none."""
+    try:
+        status = os.fstat(sys.stdin.fileno())
+    except (AttributeError, OSError, ValueError):  # closed, or no file in Python's hands
+        return None
+    return (status.st_dev, status.st_ino) if stat.S_ISREG(status.st_mode) else None
 
 
 def without_links(path: Path) -> Path:

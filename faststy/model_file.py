@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import stat
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from faststy.errors import FaststyError
-from faststy.files import write_bytes
+from faststy.files import mode_of, write_bytes
 from faststy.nn.generator import Generator, GeneratorConfig
 from faststy.nn.repairer import Repairer
 
@@ -89,6 +90,8 @@ def load_model(path: str | os.PathLike[str]) -> Model:
     info, tensors = _read(Path(path), weights=True)
     if info.repairer is not None and info.format < TWO_GATES:
         raise FaststyError(f"{path}: made by an older faststy, with another repair; train it again")
+    if not all(bool(t.isfinite().all()) for t in tensors.values() if t.is_floating_point()):
+        raise FaststyError(f"{path}: its weights are not all finite; the model is broken")
     try:
         with torch.random.fork_rng(devices=[]):  # new nets draw weights: the caller's state stays
             config = GeneratorConfig(**info.generator)
@@ -128,9 +131,10 @@ def _check_size(
 
 
 def _read(path: Path, weights: bool) -> tuple[ModelInfo, dict[str, Tensor]]:
-    if not path.is_file():
-        hint = "not a regular file" if path.exists() else "no such file"
-        if path.is_dir():
+    mode = mode_of(path)
+    if not stat.S_ISREG(mode):
+        hint = "not a regular file" if mode else "no such file"
+        if stat.S_ISDIR(mode):
             hint = "is a folder; name the .safetensors file in it"
         raise FaststyError(f"{path}: {hint}")
     try:

@@ -1,4 +1,5 @@
 import json
+import math
 import os
 from dataclasses import asdict
 
@@ -148,6 +149,7 @@ def test_files_of_other_kinds(tmp_path):
 
 def test_nothing_there_or_a_folder(tmp_path):
     fails(tmp_path / "absent.safetensors", "no such file")
+    fails(tmp_path / ("a" * 300), "no such file")
     os.mkfifo(tmp_path / "pipe")
     fails(tmp_path / "pipe", "not a regular file")
     fails(tmp_path, "is a folder; name the .safetensors file in it")
@@ -205,6 +207,14 @@ def test_weights_that_are_no_real_numbers(path, dtype):
     key = "generator.head.bias"
     rewrite(path, lambda _, tensors: tensors.update({key: tensors[key].to(dtype)}))
     with pytest.raises(FaststyError, match="the weights do not fit the model"):
+        load_model(path)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_not_finite(path, value):
+    key = "generator.head.bias"
+    rewrite(path, lambda _, tensors: tensors.update({key: tensors[key] * value}))
+    with pytest.raises(FaststyError, match="its weights are not all finite; the model is broken"):
         load_model(path)
 
 

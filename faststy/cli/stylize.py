@@ -11,6 +11,7 @@ import stat
 import sys
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -22,7 +23,7 @@ import click
 from faststy.cli import STOPPED, _options, counted, is_terminal, tell
 from faststy.cli._options import STREAM
 from faststy.errors import FaststyError, UnwritableError
-from faststy.files import mode_of, without_links
+from faststy.files import mode_of, redirected_input, without_links
 
 if TYPE_CHECKING:
     from faststy.stylization.realtime import Dials
@@ -402,7 +403,13 @@ def plan(inputs: tuple[str, ...], out: str | None, label: str, save_map: bool) -
         return jobs
     if any(job.target is None for job in jobs):
         raise FaststyError("--save-map needs an output file; name one by -o")
-    return [Job(job.source, job.target, _map_target(job.target)) for job in jobs if job.target]
+    targets = [job.target for job in jobs if job.target]
+    maps = Counter(map(_map_target, targets))
+    return [
+        replace(job, map_target=_map_target(job.target, whole=maps[_map_target(job.target)] > 1))
+        for job in jobs
+        if job.target
+    ]
 
 
 def _folder_jobs(folder: Path, out: Path) -> Iterator[Job]:
@@ -429,7 +436,9 @@ def check(jobs: list[Job], others: list[Path], as_json: bool) -> None:
     from faststy.pictures import format_of
 
     sources = [job.source for job in jobs if job.source is not None]
-    protected = {_identity(path): path for path in [*sources, *others] if os.path.exists(path)}
+    protected = {_identity(path) for path in [*sources, *others] if os.path.exists(path)}
+    if any(job.source is None for job in jobs) and (redirected := redirected_input()) is not None:
+        protected.add(redirected)
     seen: dict[Path, str] = {}
     for job in jobs:
         if job.source is None and sys.stdin is None:
@@ -466,8 +475,9 @@ def _writable(name: str) -> str:
     return name
 
 
-def _map_target(target: Path) -> Path:
-    return target.with_name(f"{target.stem}_lost.png")
+def _map_target(target: Path, *, whole: bool = False) -> Path:
+    """Beside the painting; with its `whole` name where two differ by their suffixes alone."""
+    return target.with_name(f"{target.name if whole else target.stem}_lost.png")
 
 
 def _format(job: Job, source_format: str | None) -> str:

@@ -41,6 +41,7 @@ EPS = 1e-6
 Look = Callable[[Tensor], Sequence[Tensor]]
 PAN = Motion((3.3, -1.4))  # px per frame, of the photos that are moved
 MOVED_PHOTOS = 2
+PLAIN = 2.0  # levels: paintings of less contrast have nothing that moves
 MOVED_FRAMES = 5
 BAND = 128  # rows that the encoder sees at a time,
 REACH = 32  # and around them: multiples of 8, as its last tap has an eighth of them
@@ -363,13 +364,14 @@ class Moving:
 
     def errors(self, stylizer: Stylizer, style: str) -> dict[bool, float]:
         """The warp error of paintings, in % of their contrast: without repair (False) and, of a
-        model with a repairer, with it (True); none where the photo is too small to follow."""
+        model with a repairer, with it (True); none where the photo is too small to follow, or its
+        painting plain."""
         found = {}
         for repaired in (False, True) if stylizer.model.repairer is not None else (False,):
             pictures = self._painted(stylizer, style, float(repaired))
-            error = warp_error(pictures, self.flows)
-            if not math.isnan(error):
-                found[repaired] = 100 * error / max(contrast(pictures), EPS)
+            error, levels = warp_error(pictures, self.flows), contrast(pictures)
+            if not math.isnan(error) and levels > PLAIN:
+                found[repaired] = 100 * error / levels
         return found
 
     def _painted(self, stylizer: Stylizer, style: str, repair: float) -> list[Frame]:

@@ -513,7 +513,8 @@ class Prefetch(Generic[T]):
 
     def join(self, patience: float | None = None) -> None:
         """Waits for the end of the thread, `patience` seconds at most."""
-        self._thread.join(patience)
+        if threading.current_thread() is not self._thread:  # which may be who drops the last stream
+            self._thread.join(patience)
 
     def _has_news(self) -> bool:
         return bool(self._ready) or self._ended or self._stopped

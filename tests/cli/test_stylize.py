@@ -336,6 +336,24 @@ def test_save_map(photos, model, faststy):
     assert pixels("out/a_lost.png").shape == (20, 30, 3)
 
 
+def test_maps_of_pictures_that_differ_by_their_suffix(photos, model, faststy):
+    Image.open("photos/a.png").save("photos/a.jpg")
+    assert faststy("stylize", "photos", "-m", model, "-o", "out", "--save-map")[0] == 0
+    assert {"a.jpg_lost.png", "a.png_lost.png", "sub/b_lost.png"} < {*files("out")}
+
+
+def test_the_file_that_standard_input_is_is_not_overwritten(photos, model):
+    before = Path("photos/a.png").read_bytes()
+    Path("link.png").symlink_to("photos/a.png")
+    for target in ("photos/a.png", "link.png"):
+        with open("photos/a.png", "rb") as source:
+            command = [sys.executable, "-m", "faststy", "stylize", "-", "-m", model, "-o", target]
+            done = subprocess.run(command, stdin=source, stderr=subprocess.PIPE, text=True)
+        assert done.returncode == 2
+        assert f"{target}: is an input and will not be overwritten" in done.stderr
+    assert Path("photos/a.png").read_bytes() == before
+
+
 def test_inputs_are_never_overwritten(photos, model, faststy):
     Path("link.png").symlink_to("photos/a.png")
     before = {name: Path(name).read_bytes() for name in files()}

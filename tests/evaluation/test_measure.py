@@ -224,6 +224,11 @@ def test_motion_is_what_does_not_move_with_the_photo(result, model):
     assert errors[True] > 100  # of two unrelated pictures: √2, less what sampling smooths
 
 
+def test_what_is_plain_has_no_motion(model):
+    plain = np.full((96, 128, 3), 90, np.uint8)
+    assert Moving(Image.fromarray(plain)).errors(Stylizer(model, "cpu"), "rain") == {}
+
+
 def test_motion_that_cannot_be_followed_is_a_dash(model, folder, encoder, monkeypatch):
     monkeypatch.setattr("faststy.evaluation.measure.PAN", Motion((500.0, 0.0)))
     grams = style_grams(folder / "style.png", 64, encoder, CPU)

@@ -153,6 +153,20 @@ def test_a_cut_starts_anew(stylizer):
     assert np.abs(painter(other).astype(int) - expected).max() <= 1
 
 
+def test_a_stream_may_end_in_the_thread_that_reads(stylizer):
+    """Where who gives the frames also holds the stream, the last reference may go there."""
+    told = []
+
+    def frames():
+        yield frame()
+        told.append(reading.join())
+
+    reading = Prefetch(frames(), 1)
+    assert len(reading.take(1)) == 1
+    assert reading.take(1) == []
+    assert told == [None]
+
+
 def test_reset_and_another_size_or_style_start_anew(stylizer):
     painter = stylizer.painter(repair=0.0)
     painter(frame())
