@@ -14,7 +14,7 @@ import click
 from faststy.cli import STOPPED, _options, counted, printable, tell
 from faststy.cli._options import STREAM
 from faststy.errors import FaststyError
-from faststy.files import without_links
+from faststy.files import redirected_input, without_links
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -119,8 +119,12 @@ def command(
     weights = mixing_weights(style, stylizer.styles)
     target = _target(source, name, out, _options.label_of(weights))
     format_of(target)
-    if target.exists() and any(os.path.exists(p) and target.samefile(p) for p in (source, model)):
-        raise FaststyError(f"{target}: is an input and will not be overwritten; change -o")
+    if target.exists():
+        inputs = [os.stat(path) for path in (source, model) if os.path.exists(path)]
+        known = [(status.st_dev, status.st_ino) for status in inputs]
+        redirected = redirected_input() if source == STREAM else None
+        if (target.stat().st_dev, target.stat().st_ino) in (*known, redirected):
+            raise FaststyError(f"{target}: is an input and will not be overwritten; change -o")
 
     with stop_signals() as stop, _progress() as progress:
         task = progress.add_task("painting", total=None)
@@ -171,6 +175,7 @@ def _target(source: str, name: str, out: str | None, label: str) -> Path:
         path = without_links(path)  # . and .. have names, too
     suffix = path.suffix.lower() if path.suffix.lower() in FORMATS else ".mp4"
     stem = path.name if path.is_dir() else re.sub(r"[_.-]*%\d*d", "", path.stem)
+    stem = stem or without_links(path.parent).name  # of %04d.png
     if out is None:
         return Path(source).parent / f"{stem}_{label}{suffix}"
     return Path(out, f"{stem}{suffix}") if Path(out).is_dir() else Path(out)

@@ -101,6 +101,8 @@ class Clip(ABC):
         stream: of that file, the one whose frames these are, or None.
         offset: seconds that lie before the start, in the times of `packets`.
         length: seconds from the start to where the part was to end; None: no end was asked for.
+        is_part: it begins later than the film.
+        last: seconds that the last frame which was given is seen; None: nothing says so.
         packets: of the other streams, that passed by and were not yet taken.
         on_packets: takes them, in the thread that reads, where a frame lets them wait for long.
         times: of the frames that were given and not yet taken, in seconds from the start.
@@ -120,6 +122,8 @@ class Clip(ABC):
     stream: av.VideoStream | None = None
     offset: Fraction = Fraction(0)
     length: Fraction | None = None
+    is_part: bool = False
+    last: Fraction | None = None
     on_packets: Callable[[], None] | None = None
 
     def __init__(self, name: str) -> None:
@@ -267,6 +271,8 @@ class VideoClip(Clip):
                 f"{other.type} stream {other.index}{', a cover' if _is_cover(other) else ''}"
                 for other in self._others
                 if getattr(other, "discard", 0) != _DISCARDED
+                # Of a whole film it is made anew, from the tag `timecode`.
+                and (start or "timecode" not in other.metadata)
             )
         except BaseException:
             self.close()
@@ -274,12 +280,13 @@ class VideoClip(Clip):
 
     def _prepare(self, size: int | None, start: Fraction, end: Fraction | None) -> None:
         stream = self._stream
-        self.rate = stream.average_rate or stream.guessed_rate or PICTURE_RATE
+        rates = (stream.average_rate, stream.guessed_rate)  # of .dv the first is 60,000
+        self.rate = next((rate for rate in rates if rate and rate <= FASTEST), PICTURE_RATE)
         self.time_base = stream.time_base or 1 / self.rate
         begin = Fraction(self._file.start_time or 0, av.time_base)
         self.offset = begin + start
         self.length = None if end is None else end - start
-        self._start = start
+        self._start, self.is_part = start, start > 0
         self._is_timeless = bool(self._file.format.flags & _NO_TIMES)
         self._is_joinable = bool(self._file.format.flags & _JOINABLE)
         self._goes_on = False  # after the end
@@ -313,6 +320,8 @@ class VideoClip(Clip):
             self.aspect = 1 / self.aspect
         self.colors = _colors_of(frame)
         self.left_out = _beyond_rgb24(frame)
+        if stream.metadata.get("alpha_mode") == "1":  # of WebM, where FFmpeg decodes without it
+            self.left_out += ("its transparency",)
         self.count = self._expected()
 
     def frames(self, is_late: IsLate = lambda time: False) -> Iterator[npt.NDArray[np.uint8]]:
@@ -380,11 +389,14 @@ class VideoClip(Clip):
         Of a clip with gaps, the frame that is seen at the start, though it began before, is first.
         """
         time = (-self._start if self._is_timeless else 0) - 1 / self.rate
+        seen: dict[int, Fraction] = {}  # seconds that the frames in the decoder are seen, by `pts`
         earlier: av.VideoFrame | None = None
         for packet in self._from_keyframe():
             if packet is not None and packet.stream is not self._stream:
                 self._keep(packet)
                 continue
+            if packet is not None and packet.pts is not None and packet.duration:
+                seen[packet.pts] = packet.duration * packet.time_base
             try:
                 frames = self._stream.decode(packet)
             except av.FFmpegError:
@@ -404,6 +416,10 @@ class VideoClip(Clip):
                 if self.length is not None and time >= self.length:
                     continue
                 self._undecodable += frame.is_corrupt
+                last = None if frame.pts is None else seen.pop(frame.pts, None)
+                if last is not None and self.length is not None:
+                    last = min(last, self.length - time)
+                self.last = last
                 yield max(time, Fraction(0)), frame
         if earlier is not None and self._goes_on:
             yield Fraction(0), earlier

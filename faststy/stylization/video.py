@@ -12,8 +12,10 @@ from fractions import Fraction
 from pathlib import Path
 from typing import BinaryIO
 
+import av
+
 from faststy.errors import FaststyError
-from faststy.files import replacing, target_at
+from faststy.files import reason_of, replacing, target_at
 from faststy.stylization.clips import StoppedError, open_clip
 from faststy.stylization.stylizer import Style, Stylizer
 from faststy.stylization.video_file import VideoFile
@@ -141,15 +143,20 @@ def paint_video(
                 raise StoppedError(f"{clip.name}: stopped before a frame was painted")
             if count == 0:
                 raise FaststyError(f"{clip.name}: there is no frame in it")
-            video.finish()
+            video.finish(None if stopped else clip.last)
         except BaseException as error:
             video.abandon()
-            if not is_out_of_memory(error):
-                raise
-            raise FaststyError(
-                f"{clip.name}: not enough memory to paint {clip.width} x {clip.height}; "
-                "use a smaller size"
-            ) from error
+            if is_out_of_memory(error):
+                raise FaststyError(
+                    f"{clip.name}: not enough memory to paint {clip.width} x {clip.height}; "
+                    "use a smaller size"
+                ) from error
+            if isinstance(error, av.FFmpegError) and not isinstance(error, OSError):
+                raise FaststyError(
+                    f"{target}: cannot be written ({reason_of(error)}); "
+                    "use .mkv, or another --codec"
+                ) from error
+            raise
         damage = clip.damage
         if damage is None and video.lost_frames:
             damage = f"{video.lost_frames} of its painted frames could not be written"

@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -18,7 +19,7 @@ from av.video.reformatter import VideoReformatter
 
 from faststy.errors import FaststyError
 from faststy.files import reason_of
-from faststy.stylization.clips import Clip
+from faststy.stylization.clips import Clip, Colors
 from faststy.stylization.timeline import Packet
 
 if TYPE_CHECKING:
@@ -47,16 +48,20 @@ _SETTINGS: dict[str, tuple[str, int, dict[str, str]]] = {
     "hevc_nvenc": ("cq", 27, {"preset": "p4", "rc": "vbr", "b": "0"}),
     "av1_nvenc": ("cq", 32, {"preset": "p4", "rc": "vbr", "b": "0"}),
 }
+USUAL = 0.1  # of the usual time that a frame is seen, the last one may be off and is as any other
 _SMALLEST = {"libsvtav1": 32}  # px a side; it waits for ever for smaller ones
 _MOST_CRF = {"libx264": 51, "libx265": 51}  # the others take up to 63
 _BITS_PER_PIXEL = 0.2  # for encoders without such a setting
 _AUDIO_ENCODERS = {"opus": "libopus", "mp3": "libmp3lame"}
 _FINEST_TIME = {"mpeg4": Fraction(1, 60_000)}  # its format has 16 bits for it
-# What says how the old file and its streams were made, the last ones by mkvmerge.
+# What says how the old file and its streams were made, the second ones by mkvmerge; WebM's word
+# for transparency, which is left out, would be believed.
 _OWN_METADATA = (
     *("major_brand", "minor_version", "compatible_brands", "encoder", "duration"),
-    *("bps", "number_of_frames", "number_of_bytes"),
+    *("bps", "number_of_frames", "number_of_bytes", "alpha_mode"),
 )
+_NOT_COPIED = {("mov", "opus"), ("mov", "flac")}  # which FFmpeg refuses when all is said
+_PHONES = "com."  # tags like com.apple.quicktime.location.ISO6709
 
 
 class VideoFile:
@@ -100,12 +105,17 @@ class VideoFile:
         format = format_of(name)
         codec = codec or ("vp9" if format == "webm" else "h264")
         self.encoder = ENCODERS.get(codec, codec)
-        self._container = av.open(file, "w", format=format)
+        tags = clip.container.metadata if clip.container is not None else {}
+        options = {}
+        if format in ("mp4", "mov") and any(tag.startswith(_PHONES) for tag in tags):
+            options["movflags"] = "use_metadata_tags"  # else it writes those alone that it knows
+        self._container = av.open(file, "w", format=format, options=options)
         self._others: dict[int, _Copied | _Encoded] = {}
         self._audio: list[str] = []
         self.left_out: list[str] = []
         self.lost, self.lost_frames = 0, 0
         self._frames = 0
+        self._held: Packet | None = None  # of the video, as it may be the last
         self._writing = threading.RLock()
         self._is_closed = False
         try:
@@ -149,18 +159,18 @@ class VideoFile:
         self.take_packets()
         width, height = self.size
         pixels = np.ascontiguousarray(picture[:height, :width])
-        video, colors = self._video, self._clip.colors
+        video, colors = self._video, self._colors
         rgb = av.VideoFrame.from_numpy_buffer(pixels, "rgb24")
         rgb.colorspace = colors.matrix  # the conversion takes the one of its source
         frame = self._to_yuv.reformat(
             rgb, format=video.pix_fmt, dst_color_range=colors.range, threads=1
         )
-        _tag(frame, self._clip)
+        _tag(frame, colors)
         unit = self._unit
         # Rounding, and files out of order, must not bring two frames to one time.
         self._last = max(round(time / unit), self._last + 1)
         frame.pts, frame.time_base = self._last, unit
-        self._add(video.encode(frame))
+        self._add_frames(video.encode(frame))
 
     def take_packets(self) -> None:
         """Appends the sound and subtitles that wait; any thread may do so."""
@@ -171,12 +181,14 @@ class VideoFile:
                 if other is not None:
                     self._add(other.take(packet, self._clip.offset))
 
-    def finish(self) -> None:
-        """Writes the end of the video."""
+    def finish(self, last: Fraction | None = None) -> None:
+        """Writes the end of the video, whose last frame is seen for `last` seconds."""
+        if last is not None and abs(last * self._clip.rate - 1) < USUAL:
+            last = None
         with self._writing:
             self.take_packets()
             self._is_closed = True
-            self._add(self._video.encode(None))
+            self._add_frames(self._video.encode(None), last, is_end=True)
             for other in self._others.values():
                 self._add(other.rest())
                 self.lost += other.lost
@@ -206,6 +218,16 @@ class VideoFile:
             self._is_closed = True
             self._container.close()
 
+    def _kept(self, metadata: dict[str, str]) -> dict[str, str]:
+        """What of it is true of the painting, too."""
+
+        def is_own(key: str) -> bool:  # BPS or BPS-eng, _STATISTICS_TAGS
+            if key == "timecode":  # that of the first frame
+                return self._clip.is_part
+            return key.partition("-")[0] in _OWN_METADATA or key.startswith("_statistics_")
+
+        return {key: value for key, value in metadata.items() if not is_own(key.lower())}
+
     def _add_video(self, codec: str, crf: int | None) -> av.VideoStream:
         clip = self._clip
         setting, default, options = _SETTINGS.get(self.encoder, ("", 0, {}))
@@ -221,12 +243,15 @@ class VideoFile:
         formats = [format.name for format in encoder.video_formats or []]
         pixels = "yuv420p" if "yuv420p" in formats or not formats else formats[0]
         self._unit = max(clip.time_base, _FINEST_TIME.get(self.encoder, clip.time_base))
+        colors = clip.colors
+        is_rgb = av.VideoFormat(pixels).is_rgb
+        self._colors = replace(colors, matrix=0, range=2) if is_rgb else colors
         try:
             video = self._container.add_stream(self.encoder, rate=clip.rate, options=options)
         except ValueError as error:
-            raise FaststyError(
-                f"{self.name}: this format cannot hold {codec}; use .mkv or .mp4"
-            ) from error
+            suffix = Path(self.name).suffix
+            other = "another --codec" if suffix == ".mkv" else ".mkv, or another --codec"
+            raise FaststyError(f"{self.name}: {suffix} cannot hold {codec}; use {other}") from error
         assert isinstance(video, av.VideoStream)
         video.width, video.height = clip.width // 2 * 2, clip.height // 2 * 2
         video.pix_fmt = pixels
@@ -237,9 +262,9 @@ class VideoFile:
             video.bit_rate = round(_BITS_PER_PIXEL * clip.width * clip.height * float(clip.rate))
         if self.encoder == "libx265":
             video.codec_context.codec_tag = "hvc1"  # the only one that Apple's players take
-        _tag(video.codec_context, clip)
+        _tag(video.codec_context, self._colors)
         if clip.stream is not None:
-            video.metadata.update(_kept(clip.stream.metadata))
+            video.metadata.update(self._kept(clip.stream.metadata))
             video.disposition = clip.stream.disposition
         return video
 
@@ -265,7 +290,7 @@ class VideoFile:
         clip = self._clip
         if clip.container is None:
             return
-        self._container.metadata.update(_kept(clip.container.metadata))
+        self._container.metadata.update(self._kept(clip.container.metadata))
         for stream in clip.container.streams:
             if stream.type in ("audio", "subtitle"):
                 self._take_stream(stream)
@@ -274,12 +299,11 @@ class VideoFile:
     def _take_stream(self, stream: av.stream.Stream) -> None:
         other = self._place_for(stream)
         if isinstance(other, str):
-            context = getattr(stream, "codec_context", None)  # none without a decoder
-            codec = context.codec.canonical_name if context else "unknown codec"
+            codec = _codec_of(stream)
             facts = ", ".join(filter(None, (codec, stream.metadata.get("language"))))
             self.left_out.append(f"{stream.type} stream {stream.index} ({facts}): {other}")
             return
-        other.target.metadata.update(_kept(stream.metadata))
+        other.target.metadata.update(self._kept(stream.metadata))
         other.target.disposition = stream.disposition
         self._others[stream.index] = other
         if stream.type == "audio":
@@ -287,10 +311,11 @@ class VideoFile:
 
     def _place_for(self, stream: av.stream.Stream) -> _Copied | _Encoded | str:
         """Copies where the format can hold it, else encodes sound anew; or the reason why not."""
-        with suppress(ValueError):
-            copied = self._container.add_stream_from_template(stream)
-            _name_layout(copied)
-            return _Copied(copied)
+        if (self._container.format.name, _codec_of(stream)) not in _NOT_COPIED:
+            with suppress(ValueError):
+                copied = self._container.add_stream_from_template(stream)
+                _name_layout(copied)
+                return _Copied(copied)
         reason = f"{Path(self.name).suffix} cannot hold it"
         if not isinstance(stream, av.AudioStream):
             return reason
@@ -300,6 +325,21 @@ class VideoFile:
         with suppress(av.FFmpegError, ValueError):
             return _Encoded(stream, self._container)
         return f"{reason}, nor can it be changed"
+
+    def _add_frames(
+        self, packets: Iterable[Packet], last: Fraction | None = None, *, is_end: bool = False
+    ) -> None:
+        """Appends packets of the video but the newest, which waits: only the end knows the last."""
+        held = [] if self._held is None else [self._held]
+        found = [*held, *packets]
+        if is_end and last is not None and found:
+            latest = max(found, key=lambda packet: packet.pts or 0)
+            latest.duration = round(last / latest.time_base)
+            if self._container.format.name in ("mp4", "mov"):  # which end with what is decoded last
+                end = (latest.pts or 0) + latest.duration
+                found[-1].duration = end - (found[-1].dts or 0)
+        self._held = None if is_end or not found else found.pop()
+        self._add(found)
 
     def _add(self, packets: Iterable[Packet]) -> None:
         for packet in packets:
@@ -475,14 +515,11 @@ def _ordinary_priority() -> Iterator[None]:
                 os.sched_setscheduler(int(thread), policy, parameters)
 
 
-def _kept(metadata: dict[str, str]) -> dict[str, str]:
-    def is_own(key: str) -> bool:  # BPS or BPS-eng, _STATISTICS_TAGS
-        return key.partition("-")[0] in _OWN_METADATA or key.startswith("_statistics_")
-
-    return {key: value for key, value in metadata.items() if not is_own(key.lower())}
+def _codec_of(stream: av.stream.Stream) -> str:
+    context = getattr(stream, "codec_context", None)  # none without a decoder
+    return context.codec.canonical_name if context else "unknown codec"
 
 
-def _tag(target: av.VideoFrame | av.VideoCodecContext, clip: Clip) -> None:
-    colors = clip.colors
+def _tag(target: av.VideoFrame | av.VideoCodecContext, colors: Colors) -> None:
     target.colorspace, target.color_range = colors.matrix, colors.range
     target.color_primaries, target.color_trc = colors.primaries, colors.transfer

@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 from faststy.cli import main
+from faststy.cli.video import _target
 from faststy.model_file import Model, ModelInfo, save_model
 from faststy.nn.generator import Generator, GeneratorConfig
 from faststy.nn.repairer import Repairer
@@ -312,3 +313,24 @@ def test_pipes_by_name(film, model, faststy, tmp_path):
         2,
         "faststy: /dev/null has no name; name the output by -o painted.mp4\n",
     )
+
+
+def test_the_film_that_standard_input_is_is_not_overwritten(film, model):
+    source = film("a.mkv")
+    before = source.read_bytes()
+    command = [sys.executable, "-m", "faststy", "video", "-", "-m", model, "-o", str(source)]
+    with open(source, "rb") as stream:
+        done = subprocess.run(command, stdin=stream, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2
+    assert "is an input and will not be overwritten" in done.stderr
+    assert source.read_bytes() == before
+
+
+@pytest.mark.parametrize("out", [None, "out"])
+def test_pictures_with_no_name_but_a_number_have_that_of_their_folder(tmp_path, out):
+    (tmp_path / "walk").mkdir()
+    (tmp_path / "out").mkdir()
+    where = None if out is None else str(tmp_path / out)
+    target = _target(str(tmp_path / "walk" / "%04d.png"), "x", where, "rain")
+    beside, inside = tmp_path / "walk" / "walk_rain.mp4", tmp_path / "out" / "walk.mp4"
+    assert target == (beside if out is None else inside)

@@ -11,6 +11,7 @@ import av
 import numpy as np
 import pytest
 from av.video.frame import PictureType
+from PIL import Image
 
 from faststy.errors import FaststyError, UnwritableError
 from faststy.stylization import clips
@@ -703,7 +704,7 @@ def test_mistakes_are_one_sentence_and_leave_nothing(film, tmp_path):
         ("b", {}, "a name without a suffix is no video format"),
         ("b.mp4", {"codec": "nonsense"}, "there is no encoder for 'nonsense' here; use h264"),
         ("b.mp4", {"codec": "aac"}, "'aac' is no codec for video"),
-        ("b.webm", {"codec": "h264"}, "this format cannot hold h264"),
+        ("b.webm", {"codec": "h264"}, r"\.webm cannot hold h264; use \.mkv, or another --codec"),
         ("b.mp4", {"codec": "h265", "crf": 52}, "--crf goes from 0 to 51 for libx265, got 52"),
         ("b.mp4", {"codec": "mpeg4", "crf": 3}, "--crf does not go with the encoder mpeg4"),
         ("old.mp4", {"start": 5.0}, "there is no frame in it at or after 5 s"),
@@ -792,3 +793,119 @@ def test_the_clip_is_closed_whatever_happens(film, tmp_path, monkeypatch):
     for clip in opened:
         with pytest.raises(AssertionError):
             clip.container.demux().__next__()
+
+
+# ------------------------------------------------------------------ what muxers make of it
+
+
+def written(
+    path, frames=6, options=None, stream=None, codec="libx264", rate=25, pixels="yuv420p", **tags
+):
+    """A film with tags of the file, and of its stream."""
+    with av.open(str(path), "w", options=options or {}) as file:
+        file.metadata.update(tags)
+        video = file.add_stream("libx264", rate=25)
+        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        video.metadata.update(stream or {})
+        for i in range(frames):
+            picture = np.full((48, 64, 3), 10 * i, np.uint8)
+            picture[:, :32] = 200
+            frame = av.VideoFrame.from_ndarray(picture, "rgb24").reformat(format="yuv420p")
+            frame.pts = i
+            file.mux(video.encode(frame))
+        file.mux(video.encode(None))
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_a_rate_that_cannot_be_is_none(tmp_path, suffix):
+    """FFmpeg says of raw DV that it has 60,000 frames a second on average."""
+    with av.open(str(tmp_path / "a.dv"), "w", format="dv") as file:
+        video = file.add_stream("dvvideo", rate=25)
+        video.width, video.height, video.pix_fmt = 720, 576, "yuv420p"
+        for i in range(30):
+            picture = np.full((576, 720, 3), 5 * i, np.uint8)
+            frame = av.VideoFrame.from_ndarray(picture, "rgb24").reformat(format="yuv420p")
+            frame.pts = i
+            file.mux(video.encode(frame))
+        file.mux(video.encode(None))
+    report = paint_video(Echo(), tmp_path / "a.dv", tmp_path / f"b{suffix}", size=48)
+    assert (report.rate, report.frames, report.damage) == (25, 30, None)
+    assert [time for time, _ in frames_of(tmp_path / f"b{suffix}")][-1] == pytest.approx(29 / 25)
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_the_last_picture_is_seen_as_long_as_it_was(tmp_path, suffix):
+    pictures = [Image.new("RGB", (64, 48), colour) for colour in ("red", "green", "blue")]
+    pictures[0].save(
+        tmp_path / "a.gif", save_all=True, append_images=pictures[1:], duration=[200, 200, 3000]
+    )
+    target = tmp_path / f"b{suffix}"
+    paint_video(Echo(), tmp_path / "a.gif", target)
+    with av.open(str(target)) as file:
+        # Pictures wait for each other in the decoder of .mp4, which its length counts.
+        assert 3.4 <= file.duration / av.time_base <= 3.8
+    paint_video(Echo(), tmp_path / "a.gif", target, end=1.0)
+    with av.open(str(target)) as file:
+        assert 0.9 <= file.duration / av.time_base <= 1.4
+
+
+@pytest.mark.parametrize("codec", ["libopus", "flac"])
+def test_sound_that_mov_takes_and_then_refuses_is_changed(film, tmp_path, codec):
+    report = paint_video(Echo(), film("a.mkv", frames=12, audio=codec), tmp_path / "b.mov")
+    assert report.audio == "aac"
+    assert sound_of(tmp_path / "b.mov")[0].any()
+
+
+@pytest.mark.parametrize("suffix", [".mov", ".mp4"])
+def test_what_a_phone_says_of_a_film_stays(tmp_path, suffix):
+    tags = {"com.apple.quicktime.make": "A", "com.apple.quicktime.location.ISO6709": "+48+011/"}
+    source = written(
+        tmp_path / "a.mov", options={"movflags": "use_metadata_tags"}, title="T", **tags
+    )
+    paint_video(Echo(), source, tmp_path / f"b{suffix}")
+    with av.open(str(tmp_path / f"b{suffix}")) as file:
+        assert {**tags, "title": "T"}.items() <= file.metadata.items()
+
+
+def test_a_timecode_is_that_of_the_first_frame(tmp_path):
+    source = written(tmp_path / "a.mov", stream={"timecode": "01:00:00:00"}, frames=20)
+    whole = paint_video(Echo(), source, tmp_path / "b.mov")
+    part = paint_video(Echo(), source, tmp_path / "c.mov", start=0.4)
+    with av.open(str(tmp_path / "b.mov")) as b, av.open(str(tmp_path / "c.mov")) as c:
+        assert b.streams.video[0].metadata["timecode"] == "01:00:00:00"
+        assert "timecode" not in c.streams.video[0].metadata
+    assert (whole.left_out, part.left_out) == ((), ("data stream 1",))
+
+
+def test_webm_with_transparency_is_one_without(tmp_path):
+    with av.open(str(tmp_path / "a.webm"), "w") as file:
+        video = file.add_stream("libvpx-vp9", rate=25)
+        video.width, video.height, video.pix_fmt = 64, 48, "yuva420p"
+        for i in range(3):
+            picture = np.full((48, 64, 4), 90, np.uint8)
+            frame = av.VideoFrame.from_ndarray(picture, "rgba").reformat(format="yuva420p")
+            frame.pts = i
+            file.mux(video.encode(frame))
+        file.mux(video.encode(None))
+    report = paint_video(Echo(), tmp_path / "a.webm", tmp_path / "b.webm")
+    assert report.left_out == ("its transparency",)
+    assert b"\x53\xc0\x81\x01" in (tmp_path / "a.webm").read_bytes()  # AlphaMode
+    assert b"\x53\xc0\x81\x01" not in (tmp_path / "b.webm").read_bytes()
+
+
+def test_an_encoder_of_rgb_is_told_that_it_is_rgb(film, tmp_path):
+    source = film("a.mp4", frames=2)
+    paint_video(Echo(), source, tmp_path / "b.mkv", codec="libx264rgb")
+    _, frame = frames_of(tmp_path / "b.mkv")[0]
+    assert np.abs(rgb(frame) - rgb(frames_of(source)[0][1]))[8:16, 8:16].max() <= 8
+
+
+def test_what_ffmpeg_refuses_at_the_end_is_one_sentence(film, tmp_path, monkeypatch):
+    def refuse(self, last=None):
+        raise av.error.ArgumentError(22, "Invalid argument")
+
+    monkeypatch.setattr(VideoFile, "finish", refuse)
+    with pytest.raises(FaststyError, match=r"b\.mp4: cannot be written \(Invalid argument\); use"):
+        paint_video(Echo(), film("a.mp4"), tmp_path / "b.mp4")
+    assert os.listdir(tmp_path) == ["a.mp4"]
