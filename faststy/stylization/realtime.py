@@ -103,6 +103,7 @@ class FramePainter:
         self._looked_at = torch.empty(0)  # that of the frame whose own statistics are the aim
         self._stale = True  # those are of other frames
         self._dim = math.inf  # contrast of the frame before, while a scene appears from nothing
+        self._waited = 0  # frames since that grew
         self._held = False  # those are for frames of all sizes
         self._size: Sequence[int] = ()
         self._step = batches.Recorder(self._paint_slowly)
@@ -148,7 +149,7 @@ class FramePainter:
 
     def reset(self) -> None:
         """Forgets the statistics, as after a jump in time."""
-        self._dim = math.inf
+        self._dim, self._waited = math.inf, 0
         self._stale = True  # whoever paints looks at it once a frame: that needs no lock
 
     @property
@@ -286,6 +287,7 @@ class FramePainter:
         before = self._entrance
         for i, entrance in enumerate(entrances):
             if scenes.is_cut(self._looked_at, before, entrance):
+                self._waited = 0
                 self._dim = 0.0 if scenes.is_faded(before, self._looked_at) else math.inf
                 return i
             before = entrance
@@ -314,7 +316,8 @@ class FramePainter:
         """Paints the first frame of a scene, uint8 [1, H, W, 3], by its own statistics.
 
         Where a scene appears from black or another colour, by what its statistics may become: so it
-        appears in the painting, too, instead of noise in full contrast. What grows begins anew.
+        appears in the painting, too, instead of noise in full contrast. What grows begins anew;
+        what does not has so little contrast, and the statistics move to its own.
         """
         self._stale = False
         film = settings.half_life > 0 and not self._held  # no picture, and no tile of one
@@ -323,7 +326,9 @@ class FramePainter:
             return photo.clone()
         seen = scenes.contrast(photo) if film else math.inf
         dim, appears = seen < scenes.DIM, self._dim < math.inf
-        self._stale = dim or (appears and seen > scenes.GROWS * self._dim)
+        grows = appears and seen > scenes.GROWS * self._dim
+        self._waited = 0 if grows or seen < scenes.NOTHING else self._waited + 1
+        self._stale = grows or (dim and self._waited < scenes.PATIENCE)
         self._dim = seen if self._stale else math.inf
         if not (dim or appears) or seen >= scenes.USUAL:
             return self._finish(self._start(photo, settings), photo, settings)
@@ -332,6 +337,8 @@ class FramePainter:
         painted, *entrances = self._paint_slowly(photo, settings)
         if entrances:
             self._entrance = entrances[0][-1].cpu()
+            if not self._stale:
+                self._look_at(photo, settings)
         return _shown(photo, painted, [scenes.share_painted(seen / scenes.USUAL)])
 
     def _start(self, frames: Tensor, settings: _Settings) -> Tensor:
@@ -377,8 +384,11 @@ class FramePainter:
         self._frames_since = 0
         if scenes.jump(self._looked_at, self._entrance) < SETTLED:
             return
-        if scenes.only_fades(self._entrance, self._looked_at):
-            return
+        if not scenes.only_fades(self._entrance, self._looked_at):
+            self._look_at(frame, settings)
+
+    def _look_at(self, frame: Tensor, settings: _Settings) -> None:
+        """Its own statistics are what those that paint move towards."""
         self._looked_at = self._entrance
         assert self._watcher is not None
         self._watcher(strokes.shrink(frame, settings.stroke_of(frame[0])), collect=True)

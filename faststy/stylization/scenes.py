@@ -21,6 +21,8 @@ SHOWN = 1 / 3  # of a scene's contrast: with less the film itself shows through,
 DIM = 12.0  # levels of 255: a first frame with less contrast has only begun to be seen,
 USUAL = 40.0  # and will have about that
 GROWS = 1.02  # times the contrast of the frame before, while a scene appears
+NOTHING = 4.0  # levels: less is the noise of a black frame
+PATIENCE = 10  # frames without growth, after which a scene of little contrast is just that
 
 
 def jump(before: Tensor, after: Tensor) -> float:

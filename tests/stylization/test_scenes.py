@@ -82,6 +82,15 @@ def test_noise_in_black_is_not_painted_in_full_contrast(stylizer):  # noqa: F811
         assert np.abs(painter(one).astype(int) - one).max() <= 16
 
 
+def test_a_film_in_fog_is_painted_in_time(stylizer):  # noqa: F811
+    fog = np.rint(128 + 0.1 * (frame() - 128.0)).astype(np.uint8)
+    painter = stylizer.painter(repair=0.0, half_life=2)
+    for _ in range(60):
+        painted = painter(fog)
+    own = np.asarray(stylizer(fog, repair=0.0)).astype(int)
+    assert np.abs(painted - own).max() <= 2
+
+
 def test_after_black_another_scene_has_its_own_statistics(stylizer):  # noqa: F811
     other = np.random.default_rng(1).integers(0, 255, (45, 62, 3), np.uint8)
     painter = stylizer.painter(repair=0.0)
