@@ -14,8 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from faststy.kernels.instance_norm import _activate, _activation_grad
 from faststy.kernels.pieces import pictures
+from faststy.kernels.tiles import activate, activation_grad
 from faststy.kernels.tuning import (
     MERGE,
     POINTWISE_TILE,
@@ -42,7 +42,7 @@ def _bias_activation_fwd_kernel(
     else:
         bias = tl.load(bias_ptr + o % C, mask=mask, other=0).to(tl.float32)
     z = tl.load(x_ptr + i_m * size + o, mask=mask, other=0).to(tl.float32) + bias
-    tl.store(y_ptr + i_m * size + o, _activate(z, ACTIVATION), mask=mask)
+    tl.store(y_ptr + i_m * size + o, activate(z, ACTIVATION), mask=mask)
 
 
 @triton.jit
@@ -55,7 +55,7 @@ def _activation_bwd_kernel(
     mask = o < size - start
     dy = tl.load(dy_ptr + start + o, mask=mask, other=0).to(tl.float32)
     y = tl.load(y_ptr + start + o, mask=mask, other=0).to(tl.float32)
-    tl.store(dx_ptr + start + o, _activation_grad(y, dy, ACTIVATION), mask=mask)
+    tl.store(dx_ptr + start + o, activation_grad(y, dy, ACTIVATION), mask=mask)
 
 
 @triton.jit(do_not_specialize=["P", "channels", "units", "c_blocks", "splits", "chunk"])
@@ -79,7 +79,7 @@ def _bias_activation_sums_kernel(
         dx = tl.load(dy_ptr + at, mask=mask, other=0).to(tl.float32)
         if y_ptr is not None:
             y = tl.load(y_ptr + at, mask=mask, other=0).to(tl.float32)
-            dx = _activation_grad(y, dx, ACTIVATION)
+            dx = activation_grad(y, dx, ACTIVATION)
             tl.store(dx_ptr + at, dx, mask=mask)
         sums += dx
     mask = o_c < C

@@ -20,8 +20,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from faststy.kernels.instance_norm import _parameter
 from faststy.kernels.precision import factor_dtype, precision
+from faststy.kernels.tiles import parameter
 from faststy.kernels.tuning import MERGE, ceil_div, conv_plan, power_of_2
 
 INT32 = 2**31  # offsets below fit into it
@@ -77,8 +77,7 @@ def _convolved(
 def _conv3x3_kernel(
     x_ptrs,  # [N, H, W, C] each
     weight_ptr,  # [K, 3, 3, ALL]
-    scale_ptr, scale_stride,  # [K] (stride 0) or [N, K], or None
-    bias_ptr, bias_stride,  # the same
+    scale, bias,  # [K] or [N, K], or None: tuples, see tiles.py
     residual_ptr,  # [N, H, W, K] or None
     y_ptr,  # [N, H, W, K], written
     mean_ptr, m2_ptr,  # [N·down·across, K] or None, written: of what was convolved, tile by tile
@@ -110,11 +109,11 @@ def _conv3x3_kernel(
         m2 = tl.sum(deviation * deviation, 0)
         tl.store(m2_ptr + i_tile * K + o_k, m2, mask=o_k < K)
 
-    if scale_ptr is not None:
-        at = scale_ptr + i_n * scale_stride + o_k
+    if scale is not None:
+        at = scale[0] + i_n * scale[1] + o_k
         b_y *= tl.load(at, mask=o_k < K, other=0).to(tl.float32)[None, :]
-    if bias_ptr is not None:
-        at = bias_ptr + i_n * bias_stride + o_k
+    if bias is not None:
+        at = bias[0] + i_n * bias[1] + o_k
         b_y += tl.load(at, mask=o_k < K, other=0).to(tl.float32)[None, :]
     at = (o_y.to(OFFSET) * W + o_x)[:, None] * K + o_k[None, :]
     mask = inside[:, None] & (o_k < K)[None, :]
@@ -185,7 +184,7 @@ def conv3x3_fwd(
     parts = x.new_empty((2, tiles, k), dtype=torch.float32) if moments else (None, None)
     reach = (plan.block_y + 2) * w * max(*channels, k)  # of a tile and its borders
     _conv3x3_kernel[(tiles * k_blocks,)](
-        tuple(inputs), _channels_last(weight), *_parameter(scale), *_parameter(bias), residual, y,
+        tuple(inputs), _channels_last(weight), parameter(scale), parameter(bias), residual, y,
         parts[0], parts[1],
         h, w, down, across, k_blocks,
         CHANNELS=channels, ALL=sum(channels), K=k, SLOPE=slope,

@@ -5,8 +5,8 @@ x [N, C, H·W] gives [N, C, C]: small matrices from long sums. A program multipl
 channels over `chunk` pixels, BP at a time, on the tensor cores. Only tiles on and below the
 diagonal are computed. Where these are too few for the chip, `splits` programs share the pixels, and
 a second launch adds their parts, always in the same order. Where channels are too few for a tile,
-`groups` of pixels stand for further channels. As in instance_norm.py, strides by (sample, channel,
-pixel) serve both layouts.
+`groups` of pixels stand for further channels. Strides by (sample, channel, pixel) serve both
+layouts.
 
 Products are in the dtype of x, sums in float32. A product of float32 is tf32 where the user allows
 that in torch's own matrix products, and otherwise three tf32 products that make up a float32 one.

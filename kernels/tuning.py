@@ -172,7 +172,7 @@ BIAS_WAVES = 8  # programs per multiprocessor that sum up a gradient of a bias: 
 class Plan(NamedTuple):
     """How [N, C, H·W] is cut: units of block_c channels, tiles of block_c × block_p, chunks."""
 
-    kind: Literal["whole", "looped", "split"]  # see instance_norm.py
+    kind: Literal["whole", "looped", "split"]  # see instance_norm_large.py
     block_c: int
     block_p: int
     c_blocks: int
