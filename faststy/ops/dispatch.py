@@ -275,14 +275,14 @@ def _not_in_extension(op: str, device: str) -> str:
 
 @cache
 def _too_small(op: str) -> str | None:
-    """Why the GPU at hand cannot run the extension's `op`, or None."""
+    """Why a GPU that is here cannot run the extension's `op`, or None."""
     if not torch.cuda.is_available():
         return None  # it is asked for, not used
-    gpu = torch.cuda.get_device_properties()
-    if gpu.major < CAPABILITY:
-        return f"the C++ extension needs a GPU of compute capability {CAPABILITY}.0"
-    if gpu.shared_memory_per_multiprocessor < ROOM.get(op, 0):
-        return f"{gpu.name} has too little shared memory for the C++ extension's {op}"
+    for gpu in map(torch.cuda.get_device_properties, range(torch.cuda.device_count())):
+        if gpu.major < CAPABILITY:
+            return f"the C++ extension needs GPUs of compute capability {CAPABILITY}.0"
+        if gpu.shared_memory_per_multiprocessor < ROOM.get(op, 0):
+            return f"{gpu.name} has too little shared memory for the C++ extension's {op}"
     return None
 
 

@@ -124,8 +124,10 @@ def test_gpus_that_are_too_small(
     monkeypatch: pytest.MonkeyPatch, name: str, major: int, shared: int, reason: str | None
 ) -> None:
     gpu = SimpleNamespace(name=name, major=major, shared_memory_per_multiprocessor=shared)
+    large = SimpleNamespace(name="H200", major=9, shared_memory_per_multiprocessor=228 << 10)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda: gpu)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda i: (large, gpu)[i])
     dispatch._too_small.cache_clear()
     found = dispatch._too_small("conv3x3"), dispatch._too_small("combined_loss")
     dispatch._too_small.cache_clear()
