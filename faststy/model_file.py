@@ -19,6 +19,7 @@ from faststy.errors import FaststyError
 from faststy.files import mode_of, write_bytes
 from faststy.nn.generator import Generator, GeneratorConfig
 from faststy.nn.repairer import Repairer
+from faststy.tensors import seeded
 
 FORMAT = 2  # raised when an older faststy could not read a newer file
 TWO_GATES = 2  # the first with repairers of today's form
@@ -93,7 +94,7 @@ def load_model(path: str | os.PathLike[str]) -> Model:
     if not all(bool(t.isfinite().all()) for t in tensors.values() if t.is_floating_point()):
         raise FaststyError(f"{path}: its weights are not all finite; the model is broken")
     try:
-        with torch.random.fork_rng(devices=[]):  # new nets draw weights: the caller's state stays
+        with seeded(0):  # new nets draw weights: the caller's state stays
             config = GeneratorConfig(**info.generator)
             _check_size(config, info.repairer, tensors)
             generator = Generator(config)

@@ -122,6 +122,15 @@ class Picture:
         small = scale_down(whole, short_side)
         return dataclasses.replace(self, rgb=small.convert("RGB"), alpha=small.getchannel("A"))
 
+    def on_white(self) -> Picture:
+        """Opaque, as it looks on white paper: what is learned from a picture is what is seen."""
+        if self.alpha is None:
+            return self
+        white = Image.new("RGB", self.size, "white")
+        return dataclasses.replace(
+            self, rgb=Image.composite(self.rgb, white, self.alpha), alpha=None
+        )
+
     def filled(self) -> Picture:
         """Opaque, with the colours that nobody sees set to the mean: the nets would see them."""
         if self.alpha is None:
@@ -270,7 +279,7 @@ def encode_picture(picture: Picture | Image.Image, format: str) -> bytes:
             image = image.copy()
             image.putalpha(picture.alpha)
         else:
-            image = Image.composite(image, Image.new("RGB", image.size, "white"), picture.alpha)
+            image = picture.on_white().rgb
     if image.info:  # Pillow would write what it finds there, too
         image = image.copy()
         image.info = {}
@@ -373,7 +382,9 @@ def style_sample(count: int) -> range:
 
 def style_name(path: Path) -> str:
     """What a style learned from `path` is called: "," and ":" mix styles, and are in no name."""
-    return path.resolve().stem.replace(",", "_").replace(":", "_")
+    named = Path(os.path.abspath(path))  # a link has a name of its own
+    name = named.name if stat.S_ISDIR(mode_of(named)) else named.stem
+    return name.replace(",", "_").replace(":", "_")
 
 
 def scale_down(image: Image.Image, short_side: int | None) -> Image.Image:

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from faststy.errors import FaststyError
+
+_seeding = threading.Lock()  # torch has one generator for all threads
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """torch's random numbers on the host by `seed`; those of the caller stay as they were."""
+    with _seeding, torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # the forked one, and no GPU's
+        yield
 
 
 def to_tensor(image: Image.Image) -> Tensor:

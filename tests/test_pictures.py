@@ -26,6 +26,7 @@ from faststy.pictures import (
     list_pictures,
     read_picture,
     scale_down,
+    style_name,
     style_sample,
     write_picture,
 )
@@ -717,3 +718,22 @@ def test_a_tiff_that_pillow_takes_for_another_picture_is_refused():
         read_picture(planes(16))
     pixels = np.asarray(read_picture(planes(8)).rgb)
     np.testing.assert_array_equal(pixels, np.arange(24).reshape(3, 2, 4).transpose(1, 2, 0))
+
+
+def test_on_white_is_what_is_seen_on_paper():
+    rgb = Image.new("RGB", (2, 1), (200, 0, 100))
+    alpha = Image.new("L", (2, 1), 0)
+    alpha.putpixel((1, 0), 255)
+    seen = Picture(rgb, alpha).on_white()
+    assert seen.alpha is None
+    assert np.asarray(seen.rgb)[0].tolist() == [[255, 255, 255], [200, 0, 100]]
+    opaque = Picture(rgb)
+    assert opaque.on_white() is opaque
+
+
+def test_a_style_is_called_as_it_is_named(tmp_path):
+    (tmp_path / "J.M.W. Turner").mkdir()
+    (tmp_path / "SHA256-1.jpg").touch()
+    (tmp_path / "a, b.jpg").symlink_to("SHA256-1.jpg")
+    names = ("J.M.W. Turner", "a, b.jpg", "SHA256-1.jpg")
+    assert [style_name(tmp_path / name) for name in names] == ["J.M.W. Turner", "a_ b", "SHA256-1"]

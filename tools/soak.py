@@ -101,10 +101,10 @@ def soak(number: int, folder: Path) -> Outcome:
 @torch.no_grad()
 def judged(path: Path) -> tuple[str, float]:
     """The verdict on a model file, and the least contrast of its paintings."""
-    model = load_model(path)
-    nets = [net for net in (model.generator, model.repairer) if net is not None]
-    if not all(bool(value.isfinite().all()) for net in nets for value in net.state_dict().values()):
-        return "not finite", math.nan
+    try:
+        model = load_model(path)
+    except FaststyError as error:  # weights that are not finite
+        return str(error), math.nan
     least = math.inf
     for photo in assets.photos():
         x = load_tensor(photo, SIDE)[None].float().div(255)

@@ -44,7 +44,7 @@ def _numbers(context: click.Context, option: click.Parameter, text: str | None) 
               "of 8.")  # fmt: skip
 @click.option("--batch", type=int, help="Crops per step.")
 @click.option("--style-size", type=int, help="Short side of the style pictures.")
-@click.option("--seed", type=int, help="With --steps: same seed, same machine, same models.")
+@click.option("--seed", type=int, help="With --steps: same seed, machine and threads, same models.")
 @click.option("--device", type=str, help="auto, cpu, cuda, cuda:1, …")
 @click.option("--config", type=_options.PATH, help="All settings of `faststy train` "
               "from a TOML file; flags win.")  # fmt: skip

@@ -70,7 +70,7 @@ DEFAULT = {field.name: field.default for field in fields(TrainConfig)}
               f"[default: {DEFAULT['checkpoint_every']:g}]")  # fmt: skip
 @click.option("--tensorboard/--no-tensorboard", default=None, help="Also write event files for "
               "TensorBoard into the run's folder.")  # fmt: skip
-@click.option("--seed", type=int, help="With --steps: same seed, same machine, same model.  "
+@click.option("--seed", type=int, help="With --steps: same seed, machine and threads, same model.  "
               f"[default: {DEFAULT['seed']}]")  # fmt: skip
 @click.option("--device", type=str, help="auto, cpu, cuda, cuda:1, …  [default: auto]")
 @click.option("--precision", type=click.Choice(PRECISIONS), help="Of the "

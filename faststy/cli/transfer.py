@@ -75,7 +75,7 @@ def command(
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from faststy.pictures import format_of, read_picture, scale_down, write_picture
+    from faststy.pictures import format_of, read_picture, write_picture
 
     format_of(out)  # an output that cannot be written is said before the work
     check_output(out, (photo, style))
@@ -91,8 +91,8 @@ def command(
     where = device_named(device)
     net = load_encoder(encoder).to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
     source = source.scaled_down(size)
-    x = to_tensor(source.rgb).to(where)
-    s = to_tensor(scale_down(painting.rgb, style_size)).to(where)
+    x = to_tensor(source.filled().rgb).to(where)
+    s = to_tensor(painting.scaled_down(style_size).on_white().rgb).to(where)
     columns = (
         TextColumn("painting"),
         BarColumn(),

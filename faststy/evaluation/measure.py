@@ -201,7 +201,7 @@ def style_grams(
 
 def _grams(path: Path, short_side: int, encoder: nn.Module, device: torch.device) -> list[Tensor]:
     """Those of one picture. Raises FaststyError."""
-    picture = scale_down(read_picture(path).in_srgb().rgb, short_side)
+    picture = read_picture(path).in_srgb().scaled_down(short_side).on_white().rgb
     width, height = picture.size
     if min(width, height) < SMALLEST:
         raise FaststyError(f"{path}: too small for a style; {SMALLEST} px is the least")

@@ -12,6 +12,7 @@ from PIL import Image
 
 from faststy.evaluation.page import MEANING
 from faststy.page import embed, embed_style, glossary, page
+from faststy.pictures import style_name
 from faststy.sweep.tradeoff import Mark, tradeoff_svg
 from faststy.training.config import TrainConfig
 
@@ -38,7 +39,7 @@ def sweep_page(
         marks: the points on the curve.
         done: share of the sweep that is done, 0...1.
     """
-    title = Path(config.style[0]).resolve().stem.replace("_", " ")
+    title = style_name(Path(config.style[0])).replace("_", " ")
     values = ", ".join(f"{p.style_weight:g}" for p in points)
     steps = " to ".join(f"{n:,}" for n in sorted({f(p.steps for p in points) for f in (min, max)}))
     state = "" if done >= 1 else f" · {done:.0%} done"

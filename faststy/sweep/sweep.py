@@ -11,7 +11,7 @@ import itertools
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -89,7 +89,7 @@ OnProgress = Callable[[str, Progress], None]
 
 def sweep(
     config: TrainConfig,
-    style_weights: Sequence[float] | None = None,
+    style_weights: Iterable[float] | None = None,
     on_progress: OnProgress | None = None,
     *,
     resume: bool = False,
@@ -114,6 +114,8 @@ def sweep(
             "a sweep runs in one process, not under torchrun; start it without, or give each GPU a "
             "faststy train of its own"
         )
+    if style_weights is not None:
+        style_weights = list(style_weights)
     out = Path(config.out)
     refuse_closed(out)
     refuse_sources(out, config)
@@ -184,8 +186,12 @@ def sweep(
             photos = photos or _photos(config, JUDGED)
             record.points = _judge(runs, config, photos)
             shown = min(SHOWN, len(photos))
-            _show(record, config, [photos[i * len(photos) // shown] for i in range(shown)])
-            record.shown = record.least
+            try:
+                _show(record, config, [photos[i * len(photos) // shown] for i in range(shown)])
+            except FaststyError as error:  # it costs the next slices nothing
+                events[f"{error}; sweep --resume makes it again"] = None
+            else:
+                record.shown = record.least
             record.write()
     if config.cache is None:
         remove_cache(out / "cache")  # only needed to go on
@@ -330,7 +336,7 @@ def _point(out: Path, style_weight: float, run: str, model: str, **numbers: Any)
 
 def _checked(style_weights: Any) -> list[float]:
     """Finite, positive, from small to large and each once. Raises FaststyError."""
-    weights = sorted({float(weight) for weight in style_weights or ()})
+    weights = sorted({float(_key(float(weight))) for weight in style_weights})
     if not weights:
         raise FaststyError("style-weights are missing; give some λ, like 5,15,45")
     if not all(0 < weight < math.inf for weight in weights):

@@ -73,7 +73,8 @@ class TrainConfig:
         device: auto (CUDA where there is one), cpu, cuda, cuda:1, …
         precision: of the convolutions: float32, bfloat16, or auto for bfloat16 where the device is
             faster with it.
-        seed: 0 or more, below 2^63; on one machine the same seed and steps give the same model.
+        seed: 0 or more, below 2^63; on one machine, with as many threads, the same seed and steps
+            give the same model.
         checkpoint_every: seconds between checkpoints; more where one takes over a twentieth.
         tensorboard: also write event files into the run's folder.
     """
@@ -121,6 +122,8 @@ class TrainConfig:
             value = getattr(self, name)
             named = all(value) if isinstance(value, tuple) else value != ""
             self._require(named, name, "no empty name")
+            whole = "\0" not in "".join(value) if value else True
+            self._require(whole, name, "a name without a zero byte")
         for name in ("steps", "seconds", "checkpoint_every"):
             value = getattr(self, name)
             self._require(value is None or value > 0, name, "more than 0")
@@ -130,7 +133,7 @@ class TrainConfig:
         self._require(
             64 <= self.size <= 1024 and self.size % 8 == 0, "size", "64...1024, in steps of 8"
         )
-        self._require(self.style_size >= 64, "style_size", "at least 64")
+        self._require(64 <= self.style_size <= 65_536, "style_size", "64...65,536")
         usable = self.batch is None or 1 <= self.batch <= LARGEST_BATCH
         self._require(usable, "batch", f"in 1...{LARGEST_BATCH:,}")
         self._require(self.model in MODELS, "model", f"one of {', '.join(MODELS)}")
@@ -228,7 +231,7 @@ def read_config(path: Path | None, **overrides: Any) -> TrainConfig:
 
 def read_toml(path: Path) -> dict[str, Any]:
     """What a TOML file holds. Raises OSError, and ValueError for one that is none."""
-    return tomllib.loads(path.read_text(encoding="utf-8"))
+    return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # editors of Windows mark it
 
 
 def _typed(name: str, value: Any, annotation: str) -> Any:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import time
-from collections.abc import Callable, Generator
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -103,7 +103,23 @@ class TrainResult:
     interrupted: bool = False
 
 
-@torch.inference_mode(False)  # gradients, whatever the caller has switched off
+@contextmanager
+def _as_it_starts() -> Iterator[None]:
+    """torch as it is at its start, whatever a caller has switched: gradients, dtypes."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with (
+            torch.inference_mode(False),
+            torch.autocast("cpu", enabled=False),
+            torch.autocast("cuda", enabled=False),
+        ):
+            yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@_as_it_starts()
 def train(
     config: TrainConfig,
     on_progress: Callable[[Progress], None] | None = None,
@@ -252,9 +268,9 @@ def _train(
     def save() -> None:
         save_checkpoint(checkpoint, *state(step, seconds()))
 
-    def save_at_last() -> None:
+    def save_at_last() -> bool:
         log.over = True
-        log.attempt(step, "checkpoint", save)
+        return log.attempt(step, "checkpoint", save)
 
     def show() -> None:
         _show(trainer, photos, run, repaired=trainer.repairs() and sound)
@@ -351,8 +367,13 @@ def _train(
             tuple(log.events), finished, interrupted,
         )  # fmt: skip
 
-    save_at_last()  # what comes now may be killed, or find no picture left
+    saved = save_at_last()  # what comes now may be killed, or find no picture left
     finished = until >= 1 and not interrupted
+    if world.leads and not (saved or finished or interrupted):  # a model alone cannot go on
+        raise FaststyError(
+            f"{run}: the checkpoint cannot be saved; with room for it, the run can be resumed "
+            "(--resume, or resume=True)"
+        )
     if finished:  # also when all steps were done before it was killed
         seen = [whole(photo, config.size).to(device) for photo in _spread(photos, LAST_PHOTOS)]
         settled, sound = guards.settle(step, seen)

@@ -10,7 +10,7 @@ from torch import Tensor
 from faststy.errors import FaststyError
 from faststy.pictures import list_pictures
 from faststy.training.crops import Square, crops_of
-from faststy.training.dataset import below, crop_box, square_of
+from faststy.training.dataset import DRAWN_AGAIN, below, crop_box, is_flat, square_of
 from faststy.training.picture_cache import PictureCache
 
 PAIRS_PER_STEP = 2
@@ -85,10 +85,18 @@ class Pairs:
         """The same random crops of photos and their targets: two [N, 3, size, size] in 0...1."""
         squares: tuple[list[Square], list[Square]] = ([], [])
         for _ in range(PAIRS_PER_STEP):
-            pair = self.get(below(rng, len(self.paths)))
-            box = crop_box(pair[0].shape[1], pair[0].shape[2], self.size, ZOOM, rng)
-            flip = below(rng, 2) == 1
-            for side, picture in zip(squares, pair, strict=True):
-                side.append(square_of(picture, box, flip))
+            pair = self._pair_of_squares(rng)
+            for _ in range(DRAWN_AGAIN):  # see `photo_square`
+                if not is_flat(pair[0].pixels):
+                    break
+                pair = self._pair_of_squares(rng)
+            for side, square in zip(squares, pair, strict=True):
+                side.append(square)
         a, b = (crops_of(side, self.size) for side in squares)
         return a, b
+
+    def _pair_of_squares(self, rng: torch.Generator) -> tuple[Square, Square]:
+        before, after = self.get(below(rng, len(self.paths)))
+        box = crop_box(before.shape[1], before.shape[2], self.size, ZOOM, rng)
+        flip = below(rng, 2) == 1
+        return square_of(before, box, flip), square_of(after, box, flip)

@@ -24,24 +24,24 @@ import torch
 from torch import Tensor
 
 from faststy.errors import FaststyError
-from faststy.pictures import read_picture, scale_down
+from faststy.pictures import read_picture
 
 MEMORY = 1 << 30  # bytes of decoded pictures kept in memory, of all sources together
 RESERVE = 1 << 30  # bytes left free on the disk: a checkpoint matters more than a picture
 LEFT = 3600.0  # seconds after which a file that is not whole is of a process that was killed
 SMALLEST = 16  # px: there is nothing to learn from less, and the encoder needs 8
 HEADER = struct.Struct("<8sIII")  # magic, height, width, CRC-32 of the pixels
-MAGIC = b"faststy2"
+MAGIC = b"faststy3"
 PLACE = "[0-9a-f]" * 30  # the name of a file; its first two digits are its folder's
 
 
 def load_tensor(path: Path, short_side: int | None, data: bytes | None = None) -> Tensor:
-    """A picture as uint8 [3, H, W], sRGB, scaled down (never up) to `short_side`.
+    """A picture as uint8 [3, H, W], sRGB, on white, scaled down (never up) to `short_side`.
 
     `data` are the bytes of the file where they have been read already. Raises FaststyError.
     """
     picture = read_picture(path if data is None else data, name=str(path))
-    image = scale_down(picture.in_srgb().rgb, short_side)
+    image = picture.in_srgb().scaled_down(short_side).on_white().rgb
     if min(image.size) < SMALLEST:
         size = f"{image.width} x {image.height}"
         raise FaststyError(f"{path}: {size} px is too small to learn from; {SMALLEST} is the least")

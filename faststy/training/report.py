@@ -23,6 +23,7 @@ from PIL import Image
 from faststy.errors import FaststyError
 from faststy.files import write_text
 from faststy.page import embed, embed_style, page
+from faststy.pictures import style_name
 from faststy.training.axis import round_ticks
 from faststy.training.config import read_toml
 
@@ -130,7 +131,8 @@ def _page(
 ) -> str:
     styles = settings.get("style", [])
     styles = [styles] if isinstance(styles, str) else styles
-    title = ", ".join(Path(str(style)).stem.replace("_", " ") for style in styles) or folder.name
+    names = [style_name(Path(str(style))).replace("_", " ") for style in styles]
+    title = ", ".join(names) or folder.name
     parts = [
         f"<header><h1>{escape(title)}</h1>{_summary(rows)}</header>",
         _preview(folder / "preview.png"),

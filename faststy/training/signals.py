@@ -20,7 +20,8 @@ def stop_signals() -> Iterator[threading.Event]:
         return
     numbers = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
     previous = {number: signal.getsignal(number) for number in numbers}
-    previous = {n: handler for n, handler in previous.items() if handler is not signal.SIG_IGN}
+    theirs = (signal.SIG_IGN, None)  # None: set by no Python, which could not set it again
+    previous = {n: handler for n, handler in previous.items() if handler not in theirs}
 
     def stop(number: int, frame: FrameType | None) -> None:
         stopped.set()

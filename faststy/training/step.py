@@ -17,6 +17,7 @@ from faststy.nn.generator import Generator, GeneratorConfig
 from faststy.nn.lost_content import CONTENT_TAP, lost_content
 from faststy.nn.repairer import Repairer
 from faststy.pictures import style_sample
+from faststy.tensors import seeded
 from faststy.training import objective
 from faststy.training.adam import Adam
 from faststy.training.config import TrainConfig
@@ -102,8 +103,7 @@ class Trainer:
         self.world = world or Alone()
         self.precision = precision_named(config.precision, device)
         self.encoder = computing_in(self.precision, encoder)
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(config.seed)  # the forked one, and no GPU's
+        with seeded(config.seed):
             self.generator = Generator(GeneratorConfig.named(config.model, len(styles)))
             self.discriminator = Discriminator(len(styles))
             self.repairer = Repairer()

@@ -61,7 +61,7 @@ class Memory:
     rest: float | None = None  # and of the rest
     first: float | None = None  # style at the first poll
     learned: bool = False  # is the share the style's own yet?
-    held: bool = False  # for good
+    held: bool = False  # up to the end
     asked: int = 0  # step whose numbers are on their way, or 0
 
 
@@ -108,6 +108,8 @@ class StyleWeight:
         memory = self.memory
         memory.value, memory.asked = self.at(fraction), 0
         passed, memory.fraction = max(0.0, fraction - memory.fraction), fraction
+        done = fraction / self.schedule.generator_end
+        memory.held &= done > 1 - DECAY  # not in a run that was made longer
         rows = [row for row in self._reading.tolist() if all(map(math.isfinite, row))]
         if not rows or memory.held:
             return []
@@ -118,7 +120,6 @@ class StyleWeight:
         else:
             memory.style += (1 - SMOOTHING) * (style - memory.style)
             memory.rest += (1 - SMOOTHING) * (rest - memory.rest)
-        done = fraction / self.schedule.generator_end
         if done > 1 - DECAY:
             memory.learned = memory.held = True
             styled = memory.value * memory.style

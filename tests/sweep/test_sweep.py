@@ -382,3 +382,21 @@ def test_a_style_folder_may_hold_pictures_that_cannot_be_read(config, pictures, 
     assert {path.name for path in found.skipped} == {"a_broken.jpg", "broken.jpg"}
     pages = [found.page, found.points[0].run / "report.html"]
     assert all('alt="the style picture"' in page.read_text() for page in pages)
+
+
+def test_λ_come_as_any_numbers_and_are_told_apart_by_what_they_are_called(config, tmp_path):
+    sweep(config(), iter(np.array([5.0, 0.1 + 0.2, 0.3, 15.000000000000004])))
+    folders = {path.name for path in (tmp_path / "sweep").glob("style-weight-*")}
+    assert folders == {"style-weight-0.3", "style-weight-5", "style-weight-15"}
+    assert len(sweep(config(), [5, 15], resume=True).points) == 3
+
+
+def test_a_sheet_that_cannot_be_written_costs_no_training(config, tmp_path):
+    (tmp_path / "sweep" / module.SHEET).mkdir(parents=True)
+    (tmp_path / "sweep" / module.SHEET / "mine").touch()
+    result = sweep(config(), [5.0])
+    assert result.finished
+    assert [event for event in result.events if "sweep --resume makes it again" in event]
+    shutil.rmtree(tmp_path / "sweep" / module.SHEET)
+    assert sweep(config(), resume=True).events == ()
+    assert (tmp_path / "sweep" / module.SHEET).is_file()

@@ -119,14 +119,14 @@ def test_soak_judges_what_a_run_left_and_writes_a_table(soak, tmp_path):
     assert json.loads((tmp_path / "soak.json").read_text())["runs"][1]["contrast"] is None
 
 
-@pytest.mark.parametrize(("value", "verdict"), [(0.0, "flat"), (float("nan"), "not finite")])
+@pytest.mark.parametrize(("value", "verdict"), [(0.0, "flat"), (float("nan"), "not all finite")])
 def test_soak_knows_dead_models(soak, tmp_path, value, verdict):
     net = Generator(GeneratorConfig.named("nano", 1))
     for weight in net.parameters():
         weight.data.fill_(value)
     info = ModelInfo(styles=["a"], generator=asdict(net.config))
     save_model(Model(net, None, info), tmp_path / "m.safetensors")
-    assert soak["judged"](tmp_path / "m.safetensors")[0] == verdict
+    assert verdict in soak["judged"](tmp_path / "m.safetensors")[0]
 
 
 def small_run(place, seconds):

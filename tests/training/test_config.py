@@ -250,3 +250,16 @@ def test_config_needs_no_torch():
     program = "import sys, faststy.training.config; sys.exit('torch' in sys.modules)"
     root = Path(__file__).parents[2]
     assert subprocess.run([sys.executable, "-c", program], cwd=root).returncode == 0
+
+
+def test_a_file_with_a_byte_order_mark_is_read(tmp_path):
+    path = tmp_path / "a.toml"
+    path.write_bytes(b'\xef\xbb\xbfstyle = "a.jpg"\nsteps = 3\n')
+    assert read_config(path).steps == 3
+
+
+def test_names_with_a_zero_byte_are_refused():
+    with pytest.raises(
+        FaststyError, match=r"^cache is 'a\\x00b'; it must be a name without a zero"
+    ):
+        TrainConfig(style=("a",), cache="a\0b")

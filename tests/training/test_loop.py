@@ -9,6 +9,7 @@ import threading
 import time
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from faststy.errors import FaststyError
+from faststy.errors import FaststyError, UnwritableError
 from faststy.model_file import load_model
 from faststy.training import chore, guards, loop, picture_cache
 from faststy.training.checkpoint import checkpoint_path, newest_checkpoint
@@ -27,6 +28,8 @@ from faststy.training.loop import style_names, train
 from faststy.training.signals import stop_signals
 from faststy.training.step import Trainer
 from faststy.training.style_weight import StyleWeight
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -889,3 +892,57 @@ def test_what_is_told_at_the_start_is_told_once(config, monkeypatch):
     told = [event for line in lines if (event := json.loads(line).get("event"))]
     assert len(told) == 1
     assert told[0].startswith("begins as")
+
+
+def test_a_part_whose_checkpoint_cannot_be_saved_leaves_no_model_alone(
+    config, tmp_path, monkeypatch
+):
+    """A model without a checkpoint could never go on."""
+
+    def full(*_):
+        raise UnwritableError("the disk is full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "save_checkpoint", full)
+        with pytest.raises(FaststyError, match="the checkpoint cannot be saved; with room for it"):
+            train(config(steps=4), until=0.5)
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+    assert train(config(steps=4), resume=True).finished
+
+
+def test_the_callers_dtype_and_autocast_play_no_part(config, tmp_path):
+    expected = train(config(base="none", steps=3)).model.read_bytes()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            result = train(config(base="none", steps=3, out=str(tmp_path / "other")))
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert result.model.read_bytes() == expected
+
+
+def test_two_trainers_in_threads_begin_as_alone(config):
+    def digests(result):
+        trainer = Trainer(config(base="none", seed=3), torch.nn.Identity(), [target], CPU)
+        result.append(torch.cat([w.detach().flatten() for w in trainer.generator.parameters()]))
+
+    plane = torch.ones(1)
+    target = SimpleNamespace(grams=[plane], colours=plane, patches=1.0, variation=1.0)
+    alone, together = [], []
+    digests(alone)
+    threads = [threading.Thread(target=digests, args=(together,)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(together) == 4
+    assert all(torch.equal(each, alone[0]) for each in together)
+
+
+def test_a_signal_handler_that_python_did_not_set_is_left_alone(monkeypatch):
+    get = signal.getsignal
+    monkeypatch.setattr(signal, "getsignal", lambda n: None if n == signal.SIGHUP else get(n))
+    with stop_signals() as stopped:
+        signal.raise_signal(signal.SIGTERM)
+    assert stopped.is_set()

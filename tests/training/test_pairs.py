@@ -118,3 +118,16 @@ def test_folders_that_are_not_there(tmp_path):
     (tmp_path / "after").mkdir()
     with pytest.raises(FaststyError, match="no pictures in this folder"):
         Pairs.found(tmp_path, 64)
+
+
+def test_flat_crops_of_photos_are_drawn_again(tmp_path):
+    sheet = np.full((100, 700, 3), 255, np.uint8)
+    sheet[:, :300] = np.random.default_rng(0).integers(0, 256, (100, 300, 3))
+    sheet[3, 600] = 254  # flat all the same
+    save(tmp_path / "before" / "a.png", sheet)
+    save(tmp_path / "after" / "a.png", 255 - sheet)
+    pairs = Pairs.found(tmp_path, 64)
+    for step in range(20):
+        before, after = pairs.batch(generator(0, step))
+        assert (before.std((1, 2, 3)) > 0.01).all()
+        torch.testing.assert_close(after, 1 - before, atol=1e-5, rtol=0)

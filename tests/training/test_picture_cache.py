@@ -292,3 +292,14 @@ def test_what_is_removed_is_the_caches_own(folder, place):
     remove_cache(place / "new")
     remove_cache(place / "new")  # nothing there is no error
     assert not (place / "new").exists()
+
+
+def test_what_is_transparent_is_learned_as_white_paper(tmp_path):
+    drawing = Image.new("RGBA", (40, 40), (0, 0, 0, 0))
+    drawing.paste((0, 0, 0, 255), (10, 10, 30, 30))
+    drawing.save(tmp_path / "a.png")
+    for short_side in (None, 20):
+        pixels = picture_cache.load_tensor(tmp_path / "a.png", short_side)
+        half = pixels.shape[1] // 2
+        assert pixels[:, 0, 0].tolist() == [255, 255, 255]
+        assert pixels[:, half, half].tolist() == [0, 0, 0]

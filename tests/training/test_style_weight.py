@@ -151,3 +151,19 @@ def test_the_steps_of_the_repair_are_not_looked_at():
     before = asdict(each.memory)
     assert each.watch(POLL_EVERY, 0.9, {"repair": torch.tensor(1.0)}) == []
     assert asdict(each.memory) == before
+
+
+def test_in_a_run_that_was_made_longer_λ_rises_again():
+    short, long = controller(share=0.9), controller(share=0.9)
+    weights, _ = run(short, style=lambda step, weight: 1e-4)
+    memory, rows = short.state()
+    long.load_state(memory["style_weight"], rows)
+    long.schedule = Schedule(TrainConfig(style=("a",), steps=4 * STEPS, style_share=0.9))
+    told, risen = [], weights[-1]
+    for step in range(STEPS, 4 * STEPS):
+        fraction = step / (4 * STEPS)
+        told += long.watch(step + 1, fraction, terms(long.at(fraction), 1e-4))
+        assert long.at(fraction) >= risen
+        risen = long.at(fraction)
+    assert risen > 1.5 * weights[-1]
+    assert len(told) == 1
