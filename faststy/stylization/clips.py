@@ -389,14 +389,18 @@ class VideoClip(Clip):
         Of a clip with gaps, the frame that is seen at the start, though it began before, is first.
         """
         time = (-self._start if self._is_timeless else 0) - 1 / self.rate
-        seen: dict[int, Fraction] = {}  # seconds that the frames in the decoder are seen, by `pts`
+        shown = Fraction(0)  # when the last frame that was given begins
+        newest: Packet | None = None  # of the video, by `pts`
+        latest: Packet | None = None
         earlier: av.VideoFrame | None = None
         for packet in self._from_keyframe():
             if packet is not None and packet.stream is not self._stream:
                 self._keep(packet)
                 continue
-            if packet is not None and packet.pts is not None and packet.duration:
-                seen[packet.pts] = packet.duration * packet.time_base
+            if packet is not None and packet.pts is not None:
+                latest = packet
+                if newest is None or packet.pts >= (newest.pts or 0):
+                    newest = packet
             try:
                 frames = self._stream.decode(packet)
             except av.FFmpegError:
@@ -414,16 +418,38 @@ class VideoClip(Clip):
                     yield Fraction(0), earlier
                 earlier = None
                 if self.length is not None and time >= self.length:
+                    self._goes_on = True
                     continue
                 self._undecodable += frame.is_corrupt
-                last = None if frame.pts is None else seen.pop(frame.pts, None)
-                if last is not None and self.length is not None:
-                    last = min(last, self.length - time)
-                self.last = last
-                yield max(time, Fraction(0)), frame
+                shown = max(time, Fraction(0))
+                yield shown, frame
         if earlier is not None and self._goes_on:
             yield Fraction(0), earlier
         self._judge()
+        self.last = self._rest(shown, newest, latest)
+
+    def _rest(
+        self, shown: Fraction, newest: Packet | None, latest: Packet | None
+    ) -> Fraction | None:
+        """Seconds that the last frame, `shown` from there on, is seen; None: nothing says so.
+
+        Args:
+            newest: packet of the video, by `pts`.
+            latest: the one that was decoded last.
+        """
+        if self._goes_on and self.length is not None:
+            return self.length - shown
+        if newest is None:
+            return None
+        end = ((newest.pts or 0) + (newest.duration or 0)) * newest.time_base
+        told = _end_of(self._stream)
+        if told is not None and self.damage is None and self._file.format.name.startswith("mov"):
+            # Its packets say the time to the next one, which may be of an earlier picture.
+            end = max(told, end) if newest is latest else told
+        seconds = end - self.offset - shown
+        if self.length is not None:
+            seconds = min(seconds, self.length - shown)
+        return seconds if seconds > 0 else None  # of .wmv: packets say 0
 
     def _from_keyframe(self) -> Iterator[Packet | None]:
         """Packets without those of the video that no frame from the start on needs."""
@@ -521,11 +547,7 @@ class VideoClip(Clip):
             return None
         length, begin = Fraction(self._file.duration, av.time_base), self.offset - self._start
         read = [self._stream, *(s for s in self._file.streams if s.type in _COPIED)]
-        ends = [
-            ((stream.start_time or 0) + stream.duration) * stream.time_base - begin
-            for stream in read
-            if stream.duration and stream.time_base
-        ]
+        ends = [end - begin for stream in read if (end := _end_of(stream)) is not None]
         if ends:
             return min(length, max(ends))
         # It may be that of a stream that is not read; pictures and fonts have none.
@@ -734,6 +756,13 @@ def _has_lost_its_index(source: str | BinaryIO | _Pipe) -> bool:
                 break
             file.seek(min(end, file.tell() - len(header) + size))
     return kinds[:1] == [b"ftyp"] and b"mdat" in kinds and b"moov" not in kinds
+
+
+def _end_of(stream: av.stream.Stream) -> Fraction | None:
+    """Where it ends, in the times of its packets, as the header says; None: it does not."""
+    if not stream.duration or not stream.time_base:
+        return None
+    return ((stream.start_time or 0) + stream.duration) * stream.time_base
 
 
 def _is_cover(stream: av.stream.Stream) -> bool:

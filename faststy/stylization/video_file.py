@@ -48,7 +48,6 @@ _SETTINGS: dict[str, tuple[str, int, dict[str, str]]] = {
     "hevc_nvenc": ("cq", 27, {"preset": "p4", "rc": "vbr", "b": "0"}),
     "av1_nvenc": ("cq", 32, {"preset": "p4", "rc": "vbr", "b": "0"}),
 }
-USUAL = 0.1  # of the usual time that a frame is seen, the last one may be off and is as any other
 _SMALLEST = {"libsvtav1": 32}  # px a side; it waits for ever for smaller ones
 _MOST_CRF = {"libx264": 51, "libx265": 51}  # the others take up to 63
 _BITS_PER_PIXEL = 0.2  # for encoders without such a setting
@@ -116,6 +115,8 @@ class VideoFile:
         self.lost, self.lost_frames = 0, 0
         self._frames = 0
         self._held: Packet | None = None  # of the video, as it may be the last
+        self._delay = 0  # from decoding the first frame to showing it
+        self._seen: dict[int, int] = {}  # how long the frames in the encoder are seen, by `pts`
         self._writing = threading.RLock()
         self._is_closed = False
         try:
@@ -168,7 +169,8 @@ class VideoFile:
         _tag(frame, colors)
         unit = self._unit
         # Rounding, and files out of order, must not bring two frames to one time.
-        self._last = max(round(time / unit), self._last + 1)
+        before, self._last = self._last, max(round(time / unit), self._last + 1)
+        self._seen[before] = self._last - before
         frame.pts, frame.time_base = self._last, unit
         self._add_frames(video.encode(frame))
 
@@ -183,12 +185,12 @@ class VideoFile:
 
     def finish(self, last: Fraction | None = None) -> None:
         """Writes the end of the video, whose last frame is seen for `last` seconds."""
-        if last is not None and abs(last * self._clip.rate - 1) < USUAL:
-            last = None
+        last = last or 1 / self._clip.rate
         with self._writing:
             self.take_packets()
             self._is_closed = True
-            self._add_frames(self._video.encode(None), last, is_end=True)
+            self._seen[self._last] = max(1, round(last / self._unit))
+            self._add_frames(self._video.encode(None), is_end=True)
             for other in self._others.values():
                 self._add(other.rest())
                 self.lost += other.lost
@@ -326,19 +328,20 @@ class VideoFile:
             return _Encoded(stream, self._container)
         return f"{reason}, nor can it be changed"
 
-    def _add_frames(
-        self, packets: Iterable[Packet], last: Fraction | None = None, *, is_end: bool = False
-    ) -> None:
-        """Appends packets of the video but the newest, which waits: only the end knows the last."""
+    def _add_frames(self, packets: Iterable[Packet], *, is_end: bool = False) -> None:
+        """Appends packets of the video but the newest, whose frame is seen up to the next one."""
         held = [] if self._held is None else [self._held]
         found = [*held, *packets]
-        if is_end and last is not None and found:
-            latest = max(found, key=lambda packet: packet.pts or 0)
-            latest.duration = round(last / latest.time_base)
-            if self._container.format.name in ("mp4", "mov"):  # which end with what is decoded last
-                end = (latest.pts or 0) + latest.duration
-                found[-1].duration = end - (found[-1].dts or 0)
         self._held = None if is_end or not found else found.pop()
+        end = self._last + self._seen.get(self._last, 0)
+        for packet in found:
+            packet.duration = self._seen.pop(packet.pts or 0, packet.duration or 0)
+        if found and self._frames == 0:
+            self._delay = (found[0].pts or 0) - (found[0].dts or 0)
+        if is_end and found and self._container.format.name in ("mp4", "mov"):
+            latest = found[-1]  # their length is said by what is decoded last
+            latest.dts = max(latest.dts or 0, (latest.pts or 0) - self._delay)
+            latest.duration = max(latest.duration or 0, end - self._delay - latest.dts)
         self._add(found)
 
     def _add(self, packets: Iterable[Packet]) -> None:

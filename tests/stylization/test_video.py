@@ -41,6 +41,11 @@ def rgb(frame):
     return frame.to_ndarray(format="rgb24").astype(int)
 
 
+def length_of(path):
+    with av.open(str(path)) as file:
+        return file.duration / av.time_base
+
+
 def sound_of(path):
     """Samples of the first channel, float, and the time of the first one."""
     with av.open(str(path)) as file:
@@ -840,14 +845,32 @@ def test_the_last_picture_is_seen_as_long_as_it_was(tmp_path, suffix):
     pictures[0].save(
         tmp_path / "a.gif", save_all=True, append_images=pictures[1:], duration=[200, 200, 3000]
     )
+    first, second = tmp_path / f"b{suffix}", tmp_path / f"c{suffix}"
+    paint_video(Echo(), tmp_path / "a.gif", first)
+    paint_video(Echo(), first, second)
+    assert (length_of(first), length_of(second)) == (3.4, 3.4)
+    paint_video(Echo(), tmp_path / "a.gif", first, end=1.0)
+    assert length_of(first) == 1.0
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_film_ends_where_it_did_though_its_times_vary(film, tmp_path, suffix):
+    """The picture at 8 is seen for 1 s: that after the end begins there."""
+    source = film("a.mkv", frames=5, times=[0, 4, 8, 108, 112])
     target = tmp_path / f"b{suffix}"
-    paint_video(Echo(), tmp_path / "a.gif", target)
-    with av.open(str(target)) as file:
-        # Pictures wait for each other in the decoder of .mp4, which its length counts.
-        assert 3.4 <= file.duration / av.time_base <= 3.8
-    paint_video(Echo(), tmp_path / "a.gif", target, end=1.0)
-    with av.open(str(target)) as file:
-        assert 0.9 <= file.duration / av.time_base <= 1.4
+    paint_video(Echo(), source, target, end=1.08)
+    assert length_of(target) == 1.08
+    paint_video(Echo(), source, target, end=0.5)
+    assert length_of(target) == 0.5
+
+
+def test_a_film_of_a_steady_rate_is_one_again(film, tmp_path):
+    for suffix in FORMATS:
+        paint_video(Echo(), film("a.mkv", frames=10), tmp_path / f"b{suffix}")
+        with av.open(str(tmp_path / f"b{suffix}")) as file:
+            assert (file.streams.video[0].average_rate, file.duration) == (25, 400_000)
+            packets = list(file.demux(video=0))
+        assert {p.duration * p.time_base for p in packets if p.size} == {Fraction(1, 25)}
 
 
 @pytest.mark.parametrize("codec", ["libopus", "flac"])
