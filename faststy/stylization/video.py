@@ -18,7 +18,7 @@ from faststy.errors import FaststyError
 from faststy.files import reason_of, replacing, target_at
 from faststy.stylization.clips import StoppedError, open_clip
 from faststy.stylization.stylizer import Style, Stylizer
-from faststy.stylization.video_file import VideoFile
+from faststy.stylization.video_file import VideoFile, advice_for
 from faststy.tensors import is_out_of_memory
 
 HALF_LIFE = 0.4
@@ -153,8 +153,7 @@ def paint_video(
                 ) from error
             if isinstance(error, av.FFmpegError) and not isinstance(error, OSError):
                 raise FaststyError(
-                    f"{target}: cannot be written ({reason_of(error)}); "
-                    "use .mkv, or another --codec"
+                    f"{target}: cannot be written ({reason_of(error)}); {advice_for(str(target))}"
                 ) from error
             raise
         damage = clip.damage

@@ -60,6 +60,7 @@ _OWN_METADATA = (
     *("bps", "number_of_frames", "number_of_bytes", "alpha_mode"),
 )
 _NOT_COPIED = {("mov", "opus"), ("mov", "flac")}  # which FFmpeg refuses when all is said
+_MOST_TIMECODES = 255  # frames per second, which .mp4 and .mov count in 8 bits
 _PHONES = "com."  # tags like com.apple.quicktime.location.ISO6709
 
 
@@ -136,7 +137,7 @@ class VideoFile:
             self.abandon()
             raise FaststyError(
                 f"{name}: {Path(name).suffix} cannot hold {self.encoder} with the streams of "
-                f"{clip.name} ({reason_of(error)}); use .mkv, or another --codec"
+                f"{clip.name} ({reason_of(error)}); {advice_for(name)}"
             ) from error
         except BaseException:
             self.abandon()
@@ -200,9 +201,10 @@ class VideoFile:
             # What fails is not always what was given last: packets of all streams wait in turn.
             written = self._frames_written()
             if not written:
+                suffix = ".mp4" if format_of(self.name) == "matroska" else ".mkv"
                 raise FaststyError(
                     f"{self.name}: its end could not be written with the sound or subtitles of "
-                    f"{self._clip.name}; use .mkv"
+                    f"{self._clip.name}; use {suffix}"
                 )
             self.lost_frames = self._frames - written
             self.lost -= self.lost_frames
@@ -225,7 +227,7 @@ class VideoFile:
 
         def is_own(key: str) -> bool:  # BPS or BPS-eng, _STATISTICS_TAGS
             if key == "timecode":  # that of the first frame
-                return self._clip.is_part
+                return self._clip.is_part or self._clip.rate > _MOST_TIMECODES
             return key.partition("-")[0] in _OWN_METADATA or key.startswith("_statistics_")
 
         return {key: value for key, value in metadata.items() if not is_own(key.lower())}
@@ -252,8 +254,9 @@ class VideoFile:
             video = self._container.add_stream(self.encoder, rate=clip.rate, options=options)
         except ValueError as error:
             suffix = Path(self.name).suffix
-            other = "another --codec" if suffix == ".mkv" else ".mkv, or another --codec"
-            raise FaststyError(f"{self.name}: {suffix} cannot hold {codec}; use {other}") from error
+            raise FaststyError(
+                f"{self.name}: {suffix} cannot hold {codec}; {advice_for(self.name)}"
+            ) from error
         assert isinstance(video, av.VideoStream)
         video.width, video.height = clip.width // 2 * 2, clip.height // 2 * 2
         video.pix_fmt = pixels
@@ -490,6 +493,12 @@ def _chapters(clip: Clip) -> list[Chapter]:
             shown["start"], shown["end"] = round(max(start, Fraction(0)) / unit), round(end / unit)
             chapters.append(shown)
     return chapters
+
+
+def advice_for(name: str) -> str:
+    """What to use where the format of `name` does not go with the encoder."""
+    is_matroska = format_of(name) == "matroska"
+    return "use another --codec" if is_matroska else "use .mkv, or another --codec"
 
 
 def format_of(name: str | Path) -> str:

@@ -710,6 +710,8 @@ def test_mistakes_are_one_sentence_and_leave_nothing(film, tmp_path):
         ("b.mp4", {"codec": "nonsense"}, "there is no encoder for 'nonsense' here; use h264"),
         ("b.mp4", {"codec": "aac"}, "'aac' is no codec for video"),
         ("b.webm", {"codec": "h264"}, r"\.webm cannot hold h264; use \.mkv, or another --codec"),
+        ("b.mkv", {"codec": "gif"}, r"\.mkv cannot hold gif; use another --codec"),
+        ("b.mov", {"codec": "vp9"}, r"\.mov cannot hold libvpx-vp9 with .*; use \.mkv, or another"),
         ("b.mp4", {"codec": "h265", "crf": 52}, "--crf goes from 0 to 51 for libx265, got 52"),
         ("b.mp4", {"codec": "mpeg4", "crf": 3}, "--crf does not go with the encoder mpeg4"),
         ("old.mp4", {"start": 5.0}, "there is no frame in it at or after 5 s"),
@@ -803,13 +805,11 @@ def test_the_clip_is_closed_whatever_happens(film, tmp_path, monkeypatch):
 # ------------------------------------------------------------------ what muxers make of it
 
 
-def written(
-    path, frames=6, options=None, stream=None, codec="libx264", rate=25, pixels="yuv420p", **tags
-):
+def written(path, frames=6, options=None, stream=None, rate=25, **tags):
     """A film with tags of the file, and of its stream."""
     with av.open(str(path), "w", options=options or {}) as file:
         file.metadata.update(tags)
-        video = file.add_stream("libx264", rate=25)
+        video = file.add_stream("libx264", rate=rate)
         video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
         video.metadata.update(stream or {})
         for i in range(frames):
@@ -901,6 +901,14 @@ def test_a_timecode_is_that_of_the_first_frame(tmp_path):
     assert (whole.left_out, part.left_out) == ((), ("data stream 1",))
 
 
+@pytest.mark.parametrize("suffix", [".mov", ".mp4"])
+def test_a_timecode_that_cannot_count_the_frames_is_none(tmp_path, suffix):
+    """FFmpeg would say so when all is painted."""
+    source = written(tmp_path / "a.mkv", stream={"timecode": "01:00:00:00"}, rate=300)
+    assert paint_video(Echo(), source, tmp_path / f"b{suffix}").frames == 6
+    assert len(frames_of(tmp_path / f"b{suffix}")) == 6
+
+
 def test_webm_with_transparency_is_one_without(tmp_path):
     with av.open(str(tmp_path / "a.webm"), "w") as file:
         video = file.add_stream("libvpx-vp9", rate=25)
@@ -924,11 +932,16 @@ def test_an_encoder_of_rgb_is_told_that_it_is_rgb(film, tmp_path):
     assert np.abs(rgb(frame) - rgb(frames_of(source)[0][1]))[8:16, 8:16].max() <= 8
 
 
-def test_what_ffmpeg_refuses_at_the_end_is_one_sentence(film, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [("b.mp4", "use .mkv, or another --codec"), ("b.MKV", "use another --codec")],
+)
+def test_what_ffmpeg_refuses_at_the_end_is_one_sentence(film, tmp_path, monkeypatch, name, advice):
     def refuse(self, last=None):
         raise av.error.ArgumentError(22, "Invalid argument")
 
     monkeypatch.setattr(VideoFile, "finish", refuse)
-    with pytest.raises(FaststyError, match=r"b\.mp4: cannot be written \(Invalid argument\); use"):
-        paint_video(Echo(), film("a.mp4"), tmp_path / "b.mp4")
+    said = re.escape(f"{name}: cannot be written (Invalid argument); {advice}")
+    with pytest.raises(FaststyError, match=f"{said}$"):
+        paint_video(Echo(), film("a.mp4"), tmp_path / name)
     assert os.listdir(tmp_path) == ["a.mp4"]
