@@ -37,8 +37,8 @@ class VideoReport:
         encoder: FFmpeg's name of the one that wrote it.
         audio: "copied", the codec that it was changed to, or None without sound.
         left_out: what of the input is not in it, in words: streams of sound and subtitles, with the
-            reason, all other streams, transparency, more than 8 bits per colour, pictures missing
-            from a row.
+            reason, all other streams, tags, transparency, more than 8 bits per colour, pictures
+            missing from a row.
         damage: what of the input could not be read, or of its painting written, or None.
         stopped: it was stopped before its end.
     """

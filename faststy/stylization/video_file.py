@@ -19,7 +19,7 @@ from av.video.reformatter import VideoReformatter
 
 from faststy.errors import FaststyError
 from faststy.files import reason_of
-from faststy.stylization.clips import Clip, Colors
+from faststy.stylization.clips import METADATA, Clip, Colors
 from faststy.stylization.timeline import Packet
 
 if TYPE_CHECKING:
@@ -56,11 +56,12 @@ _FINEST_TIME = {"mpeg4": Fraction(1, 60_000)}  # its format has 16 bits for it
 # What says how the old file and its streams were made, the second ones by mkvmerge; WebM's word
 # for transparency, which is left out, would be believed.
 _OWN_METADATA = (
-    *("major_brand", "minor_version", "compatible_brands", "encoder", "duration"),
+    *("major_brand", "minor_version", "compatible_brands", "encoder", "software", "duration"),
     *("bps", "number_of_frames", "number_of_bytes", "alpha_mode"),
 )
 _NOT_COPIED = {("mov", "opus"), ("mov", "flac")}  # which FFmpeg refuses when all is said
 _MOST_TIMECODES = 255  # frames per second, which .mp4 and .mov count in 8 bits
+_NO_DATE = "1970-01-01T00:00:00"  # what is written where the date is not known
 _PHONES = "com."  # tags like com.apple.quicktime.location.ISO6709
 
 
@@ -69,7 +70,7 @@ class VideoFile:
 
     Attributes:
         left_out: the clip's streams of sound and subtitles that could not be taken along, with the
-            reason, in words.
+            reason, in words; its tags that the format does not hold, known once it is finished.
         lost: how many of their packets were damaged, so that they could not be decoded, or the
             format could not hold them; complete once it is finished.
         lost_frames: how many painted frames the format could not hold; known once it is finished.
@@ -107,7 +108,7 @@ class VideoFile:
         self.encoder = ENCODERS.get(codec, codec)
         tags = clip.container.metadata if clip.container is not None else {}
         options = {}
-        if format in ("mp4", "mov") and any(tag.startswith(_PHONES) for tag in tags):
+        if format in ("mp4", "mov") and any(tag.lower().startswith(_PHONES) for tag in tags):
             options["movflags"] = "use_metadata_tags"  # else it writes those alone that it knows
         self._container = av.open(file, "w", format=format, options=options)
         self._others: dict[int, _Copied | _Encoded] = {}
@@ -208,6 +209,9 @@ class VideoFile:
                 )
             self.lost_frames = self._frames - written
             self.lost -= self.lost_frames
+        tags = self._lost_tags()
+        if tags:
+            self.left_out.append(f"the tag{'s' if len(tags) > 1 else ''} {', '.join(tags)}")
 
     def _frames_written(self) -> int:
         """How many frames are in what was written; none where that is no video."""
@@ -215,6 +219,19 @@ class VideoFile:
         with suppress(av.FFmpegError, IndexError), av.open(self._file, "r") as written:
             return sum(packet.size > 0 for packet in written.demux(video=0))
         return 0
+
+    def _lost_tags(self) -> list[str]:
+        """The tags of the clip that the format does not hold: FFmpeg drops them without a word."""
+        container = self._clip.container
+        wanted = self._kept(container.metadata) if container is not None else {}
+        if not wanted:
+            return []
+        self._file.seek(0)
+        with suppress(av.FFmpegError, OSError), av.open(self._file, "r", **METADATA) as written:
+            parts = (written, *written.streams)  # a timecode becomes one of a stream
+            found = {_name_of(tag) for part in parts for tag in part.metadata}
+            return sorted(tag for tag in wanted if _name_of(tag) not in found)
+        return []
 
     def abandon(self) -> None:
         """Lets go of the file, whatever state it is in."""
@@ -230,7 +247,11 @@ class VideoFile:
                 return self._clip.is_part or self._clip.rate > _MOST_TIMECODES
             return key.partition("-")[0] in _OWN_METADATA or key.startswith("_statistics_")
 
-        return {key: value for key, value in metadata.items() if not is_own(key.lower())}
+        return {
+            key: value
+            for key, value in metadata.items()
+            if not is_own(key.lower()) and not value.startswith(_NO_DATE)
+        }
 
     def _add_video(self, codec: str, crf: int | None) -> av.VideoStream:
         clip = self._clip
@@ -525,6 +546,11 @@ def _ordinary_priority() -> Iterator[None]:
         for thread in os.listdir("/proc/self/task"):
             with suppress(OSError):
                 os.sched_setscheduler(int(thread), policy, parameters)
+
+
+def _name_of(tag: str) -> str:
+    """`tag` as any format has it, without the language behind it: TITLE-eng."""
+    return tag.lower().partition("-")[0]
 
 
 def _codec_of(stream: av.stream.Stream) -> str:

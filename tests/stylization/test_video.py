@@ -891,6 +891,17 @@ def test_what_a_phone_says_of_a_film_stays(tmp_path, suffix):
         assert {**tags, "title": "T"}.items() <= file.metadata.items()
 
 
+@pytest.mark.parametrize(
+    ("suffix", "lost"),
+    [(".mp4", ("the tag DIRECTOR",)), (".mov", ("the tags ALBUM_ARTIST, DIRECTOR",)), (".mkv", ())],
+)
+def test_tags_that_the_format_does_not_hold_are_told(tmp_path, suffix, lost):
+    tags = {"title": "T", "DIRECTOR": "D", "album_artist": "A", "timecode": "01:00:00:00"}
+    dates = {"creation_time": "1970-01-01T00:00:00.000000Z", "date": "2020"}
+    source = written(tmp_path / "a.mkv", **tags, **dates)
+    assert paint_video(Echo(), source, tmp_path / f"b{suffix}").left_out == lost
+
+
 def test_a_timecode_is_that_of_the_first_frame(tmp_path):
     source = written(tmp_path / "a.mov", stream={"timecode": "01:00:00:00"}, frames=20)
     whole = paint_video(Echo(), source, tmp_path / "b.mov")
