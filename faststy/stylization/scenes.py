@@ -82,6 +82,6 @@ def unfaded(frame: Tensor, gain: float) -> Tensor:
     """What a faded frame, uint8 [1, H, W, 3], may look like later: with `gain` times its contrast,
     and nearer to grey."""
     x = frame.float()
-    mean = x.mean()
+    mean = x.mean((1, 2), keepdim=True)  # of each channel: a red one would be clamped to flat
     middle = torch.lerp(mean, mean.new_tensor(127.5), 1 - 1 / gain)
     return ((x - mean) * gain + middle).round_().clamp_(0, 255).to(torch.uint8)

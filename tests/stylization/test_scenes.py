@@ -82,6 +82,18 @@ def test_noise_in_black_is_not_painted_in_full_contrast(stylizer):  # noqa: F811
         assert np.abs(painter(one).astype(int) - one).max() <= 16
 
 
+@pytest.mark.parametrize("colour", [(254, 0, 0), (0, 0, 0), (255, 255, 255), (1, 128, 254)])
+def test_a_film_that_begins_nearly_flat_begins(stylizer, colour):  # noqa: F811
+    painter = stylizer.painter()
+    flat = np.full((45, 62, 3), colour, np.uint8)
+    for i in range(3):
+        nearly = flat.copy()
+        nearly[i, i] ^= 1
+        assert np.abs(painter(nearly).astype(int) - nearly).max() <= 16
+        noise = np.random.default_rng(i).integers(-1, 2, flat.shape)
+        painter((flat + noise).clip(0, 255).astype(np.uint8))
+
+
 def test_a_film_in_fog_is_painted_in_time(stylizer):  # noqa: F811
     fog = np.rint(128 + 0.1 * (frame() - 128.0)).astype(np.uint8)
     painter = stylizer.painter(repair=0.0, half_life=2)
