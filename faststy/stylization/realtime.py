@@ -245,8 +245,7 @@ class FramePainter:
         if cut is not None:
             self._stale = True  # what is left is painted again
         elif entrances:
-            scene = self._looked_at
-            shares = [scenes.share_painted(scenes.contrast_in(e, scene)) for e in entrances[0]]
+            shares = scenes.shares_painted(entrances[0], self._looked_at)
             painted = _shown(frames[: len(photos)], painted, shares)
             self._entrance = entrances[0][-1]
             self._frames_since += len(photos)
@@ -284,14 +283,14 @@ class FramePainter:
 
     def _cut(self, entrances: Tensor) -> int | None:
         """The first frame of a batch that is of another scene than the one before it, if any."""
-        before = self._entrance
-        for i, entrance in enumerate(entrances):
-            if scenes.is_cut(self._looked_at, before, entrance):
-                self._waited = 0
-                self._dim = 0.0 if scenes.is_faded(before, self._looked_at) else math.inf
-                return i
-            before = entrance
-        return None
+        before = torch.cat([self._entrance[None], entrances[:-1]])
+        cuts = scenes.is_cut(self._looked_at, before, entrances)
+        if not cuts.any():
+            return None
+        first = int(cuts.argmax())
+        self._waited = 0
+        self._dim = 0.0 if scenes.is_faded(before[first], self._looked_at) else math.inf
+        return first
 
     def _finish(self, painted: Tensor, photo: Tensor, settings: _Settings) -> Tensor:
         """Repair, colours and strength, on uint8 [N, H, W, 3]."""

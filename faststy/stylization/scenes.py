@@ -25,30 +25,41 @@ NOTHING = 4.0  # levels: less is the noise of a black frame
 PATIENCE = 10  # frames without growth, after which a scene of little contrast is just that
 
 
-def jump(before: Tensor, after: Tensor) -> float:
-    """How far moments [2, C] moved, in deviations: 0 for none, near 1 for another scene."""
-    (mean, variance), (new_mean, new_variance) = before.numpy(), after.numpy()  # so few: sooner
+Flags = npt.NDArray[np.bool_]
+Numbers = npt.NDArray[np.float32]
+
+
+def jump(before: Tensor, after: Tensor) -> Numbers:
+    """How far moments [..., 2, C] moved, in deviations: 0 for none, near 1 for another scene."""
+    mean, variance = before.numpy()[..., 0, :], before.numpy()[..., 1, :]  # so few: sooner
+    new_mean, new_variance = after.numpy()[..., 0, :], after.numpy()[..., 1, :]
     deviation = np.sqrt((variance + new_variance) / 2) + 1e-6
-    return float((np.abs(new_mean - mean) / deviation + np.abs(_growth(before, after))).mean())
+    moved = np.abs(new_mean - mean) / deviation + np.abs(_growth(before, after))
+    return np.asarray(moved.mean(-1))
 
 
-def _growth(before: Tensor, after: Tensor) -> npt.NDArray[np.float32]:
-    """The logarithm of how many times the contrast of `before` each channel has, [C]."""
-    variance, new_variance = before.numpy()[1], after.numpy()[1]
-    growth: npt.NDArray[np.float32] = np.log((new_variance + 1e-6) / (variance + 1e-6)) / 2
-    return growth
+def _growth(before: Tensor, after: Tensor) -> Numbers:
+    """The logarithm of how many times the contrast of `before` each channel has, [..., C]."""
+    variance, new_variance = before.numpy()[..., 1, :], after.numpy()[..., 1, :]
+    return np.asarray(np.log((new_variance + 1e-6) / (variance + 1e-6)) / 2)
 
 
-def is_faded(moments: Tensor, scene: Tensor) -> bool:
-    """Whether a frame has next to nothing of the contrast of a frame of `scene`, as black."""
-    return bool(_growth(scene, moments).mean() < -FADED)
+def is_faded(moments: Tensor, scene: Tensor) -> Flags:
+    """Whether frames have next to nothing of the contrast of a frame of `scene`, as black."""
+    return np.asarray(_growth(scene, moments).mean(-1) < -FADED)
 
 
 def only_fades(moments: Tensor, scene: Tensor) -> bool:
     """Whether a frame is one of `scene` with less contrast, of which there is nothing to learn."""
     growth = _growth(scene, moments)
     loses_light = growth.mean() < -FADES and growth.std() < ALIKE
-    return is_faded(moments, scene) or bool(loses_light)
+    return bool(is_faded(moments, scene) or loses_light)
+
+
+def shares_painted(moments: Tensor, scene: Tensor) -> list[float]:
+    """How much of each painting is seen, of frames [N, 2, C]: by their part of the contrast."""
+    contrasts: list[float] = np.exp(_growth(scene, moments).mean(-1)).tolist()
+    return [share_painted(contrast) for contrast in contrasts]
 
 
 def share_painted(contrast: float) -> float:
@@ -56,21 +67,14 @@ def share_painted(contrast: float) -> float:
     return min(1.0, contrast / SHOWN)
 
 
-def contrast_in(moments: Tensor, scene: Tensor) -> float:
-    """How many times the contrast of a frame of `scene` another has."""
-    return math.exp(float(_growth(scene, moments).mean()))
-
-
-def is_cut(scene: Tensor, before: Tensor, after: Tensor) -> bool:
-    """Whether a frame is of another scene than the one before it; `scene` is of a frame that has
+def is_cut(scene: Tensor, before: Tensor, after: Tensor) -> Flags:
+    """Whether frames are of another scene than those before them; `scene` is of a frame that has
     contrast. What has none ends no scene: it may come back."""
-    if is_faded(after, scene):
-        return False
-    if is_faded(before, scene):
-        before = scene
-    if jump(before, after) <= CUT:
-        return False
-    return not _growth(before, after).std() < ALIKE  # what is NaN is none of this scene
+    black = torch.from_numpy(is_faded(before, scene))[..., None, None]
+    before = torch.where(black, scene, before)
+    stays = jump(before, after) <= CUT
+    fades = _growth(before, after).std(-1) < ALIKE  # what is NaN is none of this scene
+    return np.asarray(~(stays | fades | is_faded(after, scene)))
 
 
 def contrast(frame: Tensor) -> float:
